@@ -1,0 +1,236 @@
+"""Which windows of a video become clips, at which bucket's size. Pure functions of a video's facts and the recipe.
+
+Time zero is the first shown frame. The frame at time t is the shown frame with the greatest presentation time up to t.
+Times are integers in the stream's time base; nothing here trusts a header's frame rate or frame count.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from pipeline.recipe import Bucket, Recipe
+from stvae.geometry import Geometry
+
+ROUNDING_S = Fraction(1, 1000)
+"""Containers round presentation times to their time base; a frame counts as shown this much early at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """What demuxing a video tells, without decoding it."""
+
+    container: str
+    codec: str
+    coded_width: int
+    coded_height: int
+    rotation: int
+    """Degrees counter-clockwise (0, 90, 180, 270) that turn coded frames upright."""
+    sample_aspect: Fraction
+    """Width of a coded pixel over its height."""
+    time_base: Fraction
+    pts: tuple[int, ...]
+    """Presentation times of the shown frames, ascending."""
+    end_pts: int
+    """When the last shown frame ends."""
+    is_image: bool
+    hdr: str | None
+    decord_refusal: str | None
+    """Why decord would get this video wrong; None where it is known to be right."""
+
+    @property
+    def width(self) -> int:
+        """Displayed width: upright and with square pixels."""
+        return self._displayed()[0]
+
+    @property
+    def height(self) -> int:
+        """Displayed height: upright and with square pixels."""
+        return self._displayed()[1]
+
+    def _displayed(self) -> tuple[int, int]:
+        width, height = max(1, round(self.coded_width * self.sample_aspect)), self.coded_height
+        return (height, width) if self.rotation % 180 else (width, height)
+
+    @property
+    def duration_s(self) -> float:
+        """From the first shown frame to the end of the last."""
+        return float((self.end_pts - self.pts[0]) * self.time_base)
+
+    @property
+    def fps(self) -> float | None:
+        """Mean frames per second; None for an image."""
+        return None if self.is_image else self.fps_of(self.pts)
+
+    def fps_of(self, pts: tuple[int, ...]) -> float | None:
+        """True frames per second of some of the frames; the whole video's where they cannot tell better.
+
+        Time bases of a millisecond blur the rate of a short window, so within 1 % it is the whole video's.
+        """
+        whole = _rate(self.pts, self.time_base) or _rate((self.pts[0], self.end_pts), self.time_base)
+        part = _rate(pts, self.time_base)
+        if whole is None or part is None or abs(part / whole - 1) < 0.01:
+            part = whole
+        return None if part is None else _snap(part)
+
+
+def _rate(pts: tuple[int, ...], time_base: Fraction) -> Fraction | None:
+    if len(pts) < 2 or pts[-1] <= pts[0]:
+        return None
+    return (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base)
+
+
+def _snap(rate: Fraction) -> float:
+    """A measured rate, or the whole or NTSC rate that it differs from by less than one part in two thousand."""
+    for exact in (Fraction(round(rate)), Fraction(math.ceil(rate) * 1000, 1001)):
+        if exact and abs(rate / exact - 1) < Fraction(1, 2000):
+            return float(exact)
+    return float(rate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """How an upright, square-pixel frame becomes a bucket's frame: scaled to cover it, then cropped at the centre."""
+
+    scaled_height: int
+    scaled_width: int
+    crop_top: int
+    crop_left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """One planned clip of an item."""
+
+    index: int
+    bucket: Bucket
+    """The clip's own size; shorter than ``filled`` where a remainder was kept."""
+    filled: Bucket
+    """The recipe's bucket that it belongs to."""
+    pts: tuple[int, ...]
+    start_s: float
+    end_s: float
+    fps: float | None
+    frame_stride: int | None
+    """Source frames per clip frame, where that is constant."""
+    placement: Placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip:
+    """A window that the recipe leaves out."""
+
+    index: int
+    reason: str
+
+
+def plan_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
+    """Every window of a video in order, each a clip or a skip; never empty."""
+    pts, stops = _timeline(facts, recipe.fps)
+    bucket = choose_bucket(facts, len(pts), recipe, geometry)
+    if isinstance(bucket, str):
+        return [Skip(index=0, reason=bucket)]
+    planned: list[Window | Skip] = []
+    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
+        kept = length
+        if length < bucket.num_frames:
+            kept = geometry.rule_frames(length) if recipe.remainder == "shorten" else 0
+        window_pts = tuple(pts[start : start + kept])
+        if not kept:
+            planned.append(Skip(index=index, reason="remainder" if index else "too_short"))
+        elif repeats(window_pts) > recipe.max_repeats:
+            planned.append(Skip(index=index, reason="repeated_frames"))
+        else:
+            planned.append(_window(facts, recipe, index, bucket, window_pts, stops[start + kept - 1]))
+    return planned
+
+
+def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: Geometry) -> Bucket | str:
+    """The bucket of nearest aspect ratio, then most frames, among those that the video can fill; else why there is none."""
+    width, height = facts.width, facts.height
+    large = [b for b in recipe.buckets if max(b.height / height, b.width / width) <= recipe.max_upscale + 1e-9]
+    if not large:
+        return "too_small"
+    enough = [b for b in large if b.num_frames <= num_frames]
+    if not enough and recipe.remainder == "shorten" and geometry.rule_frames(num_frames):
+        fewest = min(b.num_frames for b in large)
+        enough = [b for b in large if b.num_frames == fewest]
+    if not enough:
+        return "too_short"
+    aspect = width / height
+    return min(
+        enough,
+        key=lambda b: (round(abs(math.log(aspect * b.height / b.width)), 6), -b.num_frames, -b.height * b.width),
+    )
+
+
+def repeats(pts: tuple[int, ...]) -> float:
+    """Share of frames that repeat the frame before."""
+    return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
+
+
+def place(width: int, height: int, bucket: Bucket) -> Placement:
+    """Shorter side to the bucket, longer side cropped evenly; rounding as in Open-Sora 1.2 (opensora/datasets/utils.py)."""
+    scale_h, scale_w = bucket.height / height, bucket.width / width
+    if scale_h > scale_w:
+        scaled_height, scaled_width = bucket.height, max(bucket.width, round(width * scale_h))
+    else:
+        scaled_height, scaled_width = max(bucket.height, round(height * scale_w)), bucket.width
+    return Placement(
+        scaled_height=scaled_height,
+        scaled_width=scaled_width,
+        crop_top=(scaled_height - bucket.height) // 2,
+        crop_left=(scaled_width - bucket.width) // 2,
+        height=bucket.height,
+        width=bucket.width,
+    )
+
+
+def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int]]:
+    """The frame of every step of the clip's clock, and when each step ends; all in the stream's time base."""
+    if fps is None or facts.is_image:
+        return list(facts.pts), [*facts.pts[1:], facts.end_pts]
+    rounding = min(facts.time_base / 2, ROUNDING_S)
+    first, step = facts.pts[0], 1 / (Fraction(fps).limit_denominator(100_000) * facts.time_base)
+    count = max(1, math.ceil((facts.end_pts - first - rounding / facts.time_base) / step))
+    early = first + rounding / facts.time_base
+    pts = [facts.pts[bisect.bisect_right(facts.pts, math.floor(early + k * step)) - 1] for k in range(count)]
+    return pts, [math.floor(early + (k + 1) * step) for k in range(count)]
+
+
+def _spans(num_frames: int, clip_frames: int, recipe: Recipe) -> list[tuple[int, int]]:
+    """(start, length) of every window over a timeline; the last may be shorter than a clip."""
+    if recipe.windows == "first":
+        return [(0, min(num_frames, clip_frames))]
+    stride = recipe.stride_frames or clip_frames
+    starts = list(range(0, max(1, num_frames - clip_frames + 1), stride))
+    spans = [(start, min(clip_frames, num_frames - start)) for start in starts]
+    rest = starts[-1] + stride
+    if starts[-1] + clip_frames < num_frames and rest < num_frames:
+        spans.append((rest, num_frames - rest))
+    return spans
+
+
+def _window(
+    facts: VideoFacts, recipe: Recipe, index: int, bucket: Bucket, pts: tuple[int, ...], stop_pts: int
+) -> Window:
+    own = Bucket(len(pts), bucket.height, bucket.width)
+    positions = [bisect.bisect_left(facts.pts, p) for p in pts]
+    strides = {b - a for a, b in pairwise(positions)}
+    fps = None if facts.is_image else recipe.fps or facts.fps_of(pts)
+    return Window(
+        index=index,
+        bucket=own,
+        filled=bucket,
+        pts=pts,
+        start_s=float((pts[0] - facts.pts[0]) * facts.time_base),
+        end_s=float((stop_pts - facts.pts[0]) * facts.time_base),
+        fps=fps,
+        frame_stride=strides.pop() if len(strides) == 1 else None,
+        placement=place(facts.width, facts.height, own),
+    )

@@ -1,0 +1,127 @@
+"""The index: every sidecar of a finished job compacted into a few Parquet files that readers open at once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import IntegrityError
+from pipeline.plan import Plan
+from pipeline.recipe import FORMAT_VERSION
+from pipeline.shards import sidecar_facts, sidecar_path
+from pipeline.store import Store
+
+ROWS_PER_PART = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """One compaction: paths of its parts, relative to the output."""
+
+    generation: int
+    samples: list[str]
+    rejects: list[str]
+    skips: list[str]
+    shards: str
+    num_samples: int
+    num_rejects: int
+    num_skips: int
+
+
+def newest_index(store: Store) -> Index | None:
+    """The newest finished compaction, or None while the first job is still running."""
+    found = [path for path in store.list_files("index") if path.endswith(".json")]
+    if not found:
+        return None
+    values: dict[str, Any] = json.loads(store.get(max(found)))
+    values.pop("format_version")
+    return Index(**values)
+
+
+def build_index(store: Store, plan: Plan) -> Index:
+    """Compact all sidecars; the same files for the same sidecars, whenever and however often it is called.
+
+    IntegrityError if a committed shard is missing or has another size than its sidecar says.
+    """
+    sidecars = [store.get(sidecar_path(unit.name)) for unit in plan.units]
+    shards = _check_shards(store, [sidecar_facts(sidecar) for sidecar in sidecars])
+    tables = [pq.read_table(io.BytesIO(sidecar)).replace_schema_metadata(None) for sidecar in sidecars]
+    table = pa.concat_tables(tables, promote_options="default")
+    is_sample = pc.field("shard").is_valid()
+    is_skip = pc.field("skip_reason").is_valid()
+    parts = {
+        "samples": table.filter(is_sample).sort_by([(c, "ascending") for c in ("bucket", "shard", "offset")]),
+        "rejects": table.filter(~is_sample & ~is_skip).sort_by(
+            [(c, "ascending") for c in ("source", "ordinal", "window")]
+        ),
+        "skips": table.filter(is_skip).sort_by([(c, "ascending") for c in ("source", "ordinal", "window")]),
+    }
+    generation = len(plan.columns) - 1
+    files = {
+        f"{name}-{n:05d}.parquet": data for name, rows in parts.items() for n, data in enumerate(_to_parquet(rows))
+    }
+    files["shards.txt"] = "".join(f"{shard}\n" for shard in shards).encode()
+    digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))).hexdigest()[:8]
+    folder = f"index/{generation:04d}-{digest}"
+    for name, data in files.items():
+        store.put_new(f"{folder}/{name}", data)
+    values = {
+        "format_version": FORMAT_VERSION,
+        "generation": generation,
+        "shards": f"{folder}/shards.txt",
+        **{name: [f"{folder}/{f}" for f in files if f.startswith(name)] for name in ("samples", "rejects", "skips")},
+        **{f"num_{name}": rows.num_rows for name, rows in parts.items()},
+    }
+    content = json.dumps(values, indent=1, sort_keys=True).encode()
+    path = f"index/{generation:04d}.json"
+    if not store.put_new(path, content) and store.get(path) != content:
+        raise IntegrityError(f"{store.url}/{path} does not agree with the sidecars")
+    index = newest_index(store)
+    assert index is not None
+    return index
+
+
+def remove_orphans(store: Store, plan: Plan, shards: set[str]) -> list[str]:
+    """Delete tars of attempts that lost: those whose own unit has committed another tar. Nothing else is touched."""
+    units = {unit.name for unit in plan.units}
+    orphans = [path for path in store.list_files("shards") if path not in shards and _unit_of(path) in units]
+    for path in orphans:
+        store.delete(path)
+    return orphans
+
+
+def committed_shards(store: Store, index: Index) -> set[str]:
+    """The tars that the index's samples are in."""
+    return set(store.get(index.shards).decode().splitlines())
+
+
+def _unit_of(shard: str) -> str:
+    return shard.removeprefix("shards/").removesuffix(".tar").rpartition("-")[0]
+
+
+def _check_shards(store: Store, facts: list[dict[str, str]]) -> list[str]:
+    sizes = store.list_files("shards")
+    expected = {f["shard"]: int(f["size_bytes"]) for f in facts if "shard" in f}
+    for shard, size_bytes in expected.items():
+        found = sizes.get(shard)
+        if found is None:  # listings may lag behind
+            found = store.size(shard)
+        if found != size_bytes:
+            raise IntegrityError(f"{store.url}/{shard}: expected {size_bytes} bytes, found {found}")
+    return sorted(expected)
+
+
+def _to_parquet(table: pa.Table) -> list[bytes]:
+    parts = []
+    for start in range(0, table.num_rows, ROWS_PER_PART):
+        sink = io.BytesIO()
+        pq.write_table(table.slice(start, ROWS_PER_PART), sink, compression="zstd", write_page_index=True)
+        parts.append(sink.getvalue())
+    return parts

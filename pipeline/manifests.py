@@ -1,0 +1,154 @@
+"""Parquet, CSV and JSONL manifests: surveyed once when planned, read by row range afterwards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
+from pipeline.store import canonical, open_filesystem
+
+SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
+PATH_COLUMNS = ("path", "url", "uri", "video", "file")
+CAPTION_COLUMNS = ("caption", "text")
+BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """A run of rows, and where its text lies in a CSV or JSONL file."""
+
+    start: int
+    stop: int
+    byte_start: int = 0
+    byte_stop: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What planning needs to know of a manifest."""
+
+    schema: pa.Schema
+    slices: list[Slice]
+    header: str = ""
+    """First line of a CSV file."""
+
+
+def survey(url: str, rows_per_slice: int) -> Survey:
+    """Columns with their types, and the manifest cut into slices. Reads text manifests once."""
+    fs, path = open_filesystem(url)
+    suffix = _suffix(url)
+    with fs.open(path, "rb") as f:
+        if suffix == "parquet":
+            parquet = pq.ParquetFile(f)
+            num_rows = parquet.metadata.num_rows
+            starts = range(0, num_rows, rows_per_slice)
+            slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
+            return Survey(schema=parquet.schema_arrow, slices=slices)
+        header = f.readline() if suffix == "csv" else b""
+        if header.count(b'"') % 2:
+            raise ConfigError(f"manifest '{canonical(url)}' has a line break inside a column name")
+        slices = _cut(f, len(header), rows_per_slice, quoted=suffix == "csv")
+    with fs.open(path, "rb") as f:
+        table = _parse(f, suffix, None)
+    return Survey(schema=table.schema, slices=slices, header=header.decode("utf-8-sig"))
+
+
+def rows(url: str, part: Slice, header: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    """The rows of a slice, in order, with the types that planning saw."""
+    fs, path = open_filesystem(url)
+    suffix = _suffix(url)
+    if suffix == "parquet":
+        with fs.open(path, "rb") as f:
+            yield from _parquet_rows(pq.ParquetFile(f), part)
+        return
+    data = header.encode() + fs.cat_file(path, start=part.byte_start, end=part.byte_stop)
+    yield from _parse(io.BytesIO(data), suffix, schema).to_pylist()
+
+
+def path_column(columns: list[str], recipe: Recipe, url: str) -> str:
+    """The column that says where a row's video is."""
+    return _column(columns, recipe.path_column, PATH_COLUMNS, "path", url) or ""
+
+
+def caption_column(columns: list[str], recipe: Recipe, url: str) -> str | None:
+    """The column that holds the caption, if there is one."""
+    return _column(columns, recipe.caption_column, CAPTION_COLUMNS, "caption", url)
+
+
+def _column(columns: list[str], given: str | None, usual: tuple[str, ...], what: str, url: str) -> str | None:
+    found = [name for name in ([given] if given else usual) if name in columns]
+    if len(found) > 1 or (not found and (given or what == "path")):
+        raise ConfigError(
+            f"manifest '{canonical(url)}': expected one {what} column named {given or ' or '.join(usual)}, "
+            f"found {found or 'none'} among {columns}; say which with --{what}-column"
+        )
+    return found[0] if found else None
+
+
+def _suffix(url: str) -> str:
+    return PurePosixPath(canonical(url)).suffix.lower().lstrip(".")
+
+
+def _parse(file: Any, suffix: str, schema: pa.Schema | None) -> pa.Table:
+    if suffix == "csv":
+        return pa.csv.read_csv(
+            file,
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(column_types=schema, strings_can_be_null=True),
+        )
+    return pa.json.read_json(
+        file,
+        read_options=pa.json.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=pa.json.ParseOptions(explicit_schema=schema, newlines_in_values=False),
+    )
+
+
+def _parquet_rows(parquet: pq.ParquetFile, part: Slice) -> Iterator[dict[str, Any]]:
+    start = 0
+    for group in range(parquet.metadata.num_row_groups):
+        stop = start + parquet.metadata.row_group(group).num_rows
+        if start < part.stop and stop > part.start:
+            first = max(part.start - start, 0)
+            table = parquet.read_row_group(group).slice(first, min(part.stop, stop) - start - first)
+            yield from table.to_pylist()
+        start = stop
+
+
+def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[Slice]:
+    """Slices of complete records. In CSV a line break between quotes is part of a value, so quotes are counted."""
+    cuts, count, inside = [offset], 0, 0
+    last = b"\n"
+    while block := file.read(BLOCK_BYTES):
+        data = np.frombuffer(block, dtype=np.uint8)
+        ends = data == ord("\n")
+        if quoted:
+            parity = (np.cumsum(data == ord('"')) + inside) & 1
+            ends &= parity == 0
+            inside = int(parity[-1])
+        positions = np.flatnonzero(ends) + 1
+        to_cut = rows_per_slice - 1 - count % rows_per_slice  # records of this block before the next cut
+        cuts += [offset + int(position) for position in positions[to_cut::rows_per_slice]]
+        count += len(positions)
+        offset += len(block)
+        last = block[-1:]
+    if last != b"\n":
+        count += 1
+    if cuts[-1] != offset:
+        cuts.append(offset)
+    starts = range(0, count, rows_per_slice)
+    return [
+        Slice(start=s, stop=min(s + rows_per_slice, count), byte_start=a, byte_stop=b)
+        for s, (a, b) in zip(starts, pairwise(cuts), strict=True)
+    ]

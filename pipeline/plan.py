@@ -1,0 +1,233 @@
+"""Which units exist, frozen at planning; which are committed, and which are left."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import manifests
+from pipeline.errors import ConfigError, SourceChanged
+from pipeline.recipe import Recipe
+from pipeline.sources import File, Kind, Source
+from pipeline.store import FileFacts, Store, canonical
+
+UNIT_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("source", pa.string()),
+        ("kind", pa.string()),
+        ("generation", pa.int32()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("byte_start", pa.int64()),
+        ("byte_stop", pa.int64()),
+        ("header", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("files", pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unit:
+    """The items whose samples go to one output shard."""
+
+    name: str
+    source: str
+    kind: Kind
+    generation: int
+    start: int
+    """Ordinal of the first item in its source."""
+    stop: int | None
+    """Ordinal after the last item; None to the end of a tar."""
+    byte_start: int = 0
+    byte_stop: int = 0
+    """Of the rows in a text manifest."""
+    header: str = ""
+    """First line of a CSV manifest."""
+    size: int = 0
+    etag: str = ""
+    files: tuple[File, ...] = ()
+
+    @property
+    def facts(self) -> FileFacts:
+        """Of the tar or manifest."""
+        return FileFacts(size=self.size, etag=self.etag)
+
+    @property
+    def cost(self) -> int:
+        """A guess at how long it takes, to start long units early; comparable within one kind of source."""
+        return (
+            self.size if self.kind == "tar" else sum(f.facts.size for f in self.files) or (self.stop or 0) - self.start
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as a row of the plan."""
+        files = [{"path": f.path, "size": f.facts.size, "etag": f.facts.etag} for f in self.files]
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"files": files}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Unit:
+        """The unit that ``to_json`` wrote."""
+        files = tuple(File(path=f["path"], facts=FileFacts(size=f["size"], etag=f["etag"])) for f in values["files"])
+        return cls(**values | {"files": files})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Every unit of an output, and the user columns of each generation."""
+
+    units: list[Unit]
+    columns: list[pa.Schema]
+
+
+def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
+    """The recorded plan, with a new generation for what the sources hold beyond it. Safe to call again.
+
+    SourceChanged if a planned source or file is not what it was.
+    """
+    while True:
+        plan = read_plan(store)
+        generation = len(plan.columns)
+        units, columns = _new_units(plan.units, sources, recipe, generation)
+        if not units:
+            return plan
+        _check_unique(plan.units + units)
+        store.put_new(f"plan/{generation:04d}.parquet", _to_parquet(units, columns))
+        # read back: another job may have frozen this generation first
+
+
+def read_plan(store: Store) -> Plan:
+    """Every generation recorded so far."""
+    units: list[Unit] = []
+    columns: list[pa.Schema] = []
+    while True:
+        try:
+            content = store.get(f"plan/{len(columns):04d}.parquet")
+        except FileNotFoundError:
+            return Plan(units=units, columns=columns)
+        table = pq.read_table(io.BytesIO(content))
+        columns.append(schema_from_text(table.schema.metadata[b"columns"].decode()))
+        units += [Unit.from_json(row) for row in table.to_pylist()]
+
+
+def committed_units(store: Store) -> set[str]:
+    """Names of the units that have a sidecar, from one listing. A name missing here may still be committed."""
+    return {path.removeprefix("metadata/").removesuffix(".parquet") for path in store.list_files("metadata")}
+
+
+def schema_to_text(schema: pa.Schema) -> str:
+    """An Arrow schema as text, for metadata and arguments."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def schema_from_text(text: str) -> pa.Schema:
+    """The schema that ``schema_to_text`` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def _to_parquet(units: list[Unit], columns: pa.Schema) -> bytes:
+    schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema), sink)
+    return sink.getvalue()
+
+
+def _new_units(
+    known: list[Unit], sources: list[Source], recipe: Recipe, generation: int
+) -> tuple[list[Unit], pa.Schema]:
+    units: list[Unit] = []
+    columns: dict[str, pa.DataType] = {"meta": pa.string()} | _promoted(recipe)
+    for source in sources:
+        before = [unit for unit in known if unit.source == source.name]
+        if source.kind == "folder":
+            units += _folder_units(source, before, recipe, generation)
+        elif before:
+            if source.facts != before[0].facts:
+                raise SourceChanged(
+                    f"source {source.name} was {before[0].facts} when it was planned and is {source.facts} now"
+                )
+        elif source.kind == "tar":
+            units.append(_unit(source, generation, start=0, stop=None))
+        else:
+            survey = manifests.survey(source.url, recipe.unit_clips)
+            _add_columns(columns, survey.schema, recipe, source)
+            units += [
+                _unit(source, generation, **dataclasses.asdict(part), header=survey.header) for part in survey.slices
+            ]
+    return units, pa.schema(list(columns.items()))
+
+
+def _folder_units(source: Source, before: list[Unit], recipe: Recipe, generation: int) -> Iterator[Unit]:
+    """Files that are in no unit yet, in runs; SourceChanged if one that is in a unit has changed."""
+    planned = {file.path: file.facts for unit in before for file in unit.files}
+    new = []
+    for file in source.files:
+        if file.path not in planned:
+            new.append(file)
+        elif planned[file.path] != file.facts:
+            raise SourceChanged(
+                f"{canonical(source.url)}/{file.path} was {planned[file.path]} when it was planned and is {file.facts} now"
+            )
+    first = len(planned)
+    for start in range(0, len(new), recipe.unit_clips):
+        files = tuple(new[start : start + recipe.unit_clips])
+        yield _unit(source, generation, start=first + start, stop=first + start + len(files), files=files)
+
+
+def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fields: Any) -> Unit:
+    stem = canonical(source.name if "://" in source.name else source.url).rpartition("/")[2].rpartition(".")[0]
+    slug = re.sub(r"[^a-z0-9]+", "-", (stem or source.name.rpartition("/")[2]).lower()).strip("-")[:40] or "unit"
+    text = "\0".join(map(str, (source.name, start, stop, generation)))
+    return Unit(
+        name=f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        source=source.name,
+        kind=source.kind,
+        generation=generation,
+        start=start,
+        stop=stop,
+        size=source.facts.size,
+        etag=source.facts.etag,
+        **fields,
+    )
+
+
+def _check_unique(units: Iterable[Unit]) -> None:
+    names: dict[str, Unit] = {}
+    for unit in units:
+        other = names.setdefault(unit.name, unit)
+        if other is not unit:
+            raise ConfigError(f"two units would be named {unit.name}: of {unit.source} and {other.source}")
+
+
+def _promoted(recipe: Recipe) -> dict[str, pa.DataType]:
+    types = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
+    pairs = (column.partition(":") for column in recipe.columns)
+    return {f"meta_{name}": types[kind] for name, _, kind in pairs}
+
+
+def _add_columns(columns: dict[str, pa.DataType], schema: pa.Schema, recipe: Recipe, source: Source) -> None:
+    """A manifest's own columns beside those of the other sources; ConfigError where two types clash."""
+    taken = {
+        manifests.path_column(schema.names, recipe, source.url),
+        manifests.caption_column(schema.names, recipe, source.url),
+    }
+    for field in schema:
+        if field.name in taken:
+            continue
+        name = f"meta_{field.name}"
+        if columns.setdefault(name, field.type) != field.type:
+            raise ConfigError(
+                f"column '{field.name}' is {field.type} in {source.name} and {columns[name]} in another source; "
+                "give both the same type"
+            )

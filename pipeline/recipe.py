@@ -1,0 +1,175 @@
+"""What a job does: ``Recipe`` (changes the bytes of the output, fingerprinted) and ``Run`` (does not)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+from stvae.geometry import Geometry, ShapeError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """The size of a clip in pixels, and so one latent shape. Written HxWxT: ``480x848x51``."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}x{self.num_frames}"
+
+    @classmethod
+    def parse(cls, text: str) -> Bucket:
+        """The bucket written HxWxT; ConfigError otherwise."""
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
+        if not match:
+            raise ConfigError(f"bucket '{text}' is not HEIGHTxWIDTHxFRAMES, for example 480x848x51")
+        height, width, num_frames = map(int, match.groups())
+        return cls(num_frames, height, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that changes the bytes of the output. Two jobs with equal recipes may share an output."""
+
+    codec: str
+    """sha256 of the codec's configuration and weights."""
+    buckets: tuple[Bucket, ...]
+    micro_batch: tuple[int, ...]
+    """Clips per call of the codec, one number per bucket."""
+    fps: float | None = None
+    """Frames per second of the clips, taken by presentation time; None takes every frame of the source."""
+    windows: Literal["first", "all", "stride"] = "first"
+    stride_frames: int | None = None
+    """Frames between the starts of two windows, for ``windows="stride"``."""
+    remainder: Literal["skip", "shorten"] = "skip"
+    """What happens to frames that do not fill a bucket: skipped, or kept as fewer frames by the codec's frame rule."""
+    max_upscale: float = 1.0
+    """A bucket is not used for items that would have to be enlarged more than this."""
+    max_repeats: float = 0.25
+    """A clip is skipped if a larger share of its frames merely repeats the frame before."""
+    resize: Literal["bicubic", "opensora"] = "bicubic"
+    store: Literal["moments", "mean"] = "moments"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    spatial_posterior: Literal["mode", "sample"] = "mode"
+    decoder: Literal["pyav", "decord"] = "pyav"
+    path_column: str | None = None
+    """Of manifests; None finds the one column named path, url, uri, video or file."""
+    caption_column: str | None = None
+    """Of manifests; None finds the one column named caption or text, if there is one."""
+    columns: tuple[str, ...] = ()
+    """Fields of JSON found beside items that become columns: ``name:type``, type in int, float, str, bool."""
+    unit_clips: int = 128
+    """Items per output shard, for folders and manifests."""
+    max_pixels: int = 8192 * 8192
+    max_duration_s: float = 6 * 3600.0
+    max_item_bytes: int = 8 << 30
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            raise ConfigError("no buckets: give at least one, for example --buckets 480x848x51")
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ConfigError(f"a bucket is given twice: {', '.join(map(str, self.buckets))}")
+        if len(self.micro_batch) != len(self.buckets) or min(self.micro_batch) < 1:
+            raise ConfigError(
+                f"micro_batch needs one number of at least 1 for each of {len(self.buckets)} buckets, "
+                f"got {list(self.micro_batch)}"
+            )
+        if (self.windows == "stride") != (self.stride_frames is not None):
+            raise ConfigError("--windows stride and --stride-frames go together")
+        for name in ("fps", "stride_frames", "max_upscale", "unit_clips"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        for column in self.columns:
+            if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
+                raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
+
+    def check_buckets(self, geometry: Geometry) -> None:
+        """Refuse buckets that the codec cannot encode, naming the nearest size that fits."""
+        for bucket in self.buckets:
+            try:
+                geometry.check((bucket.num_frames, bucket.height, bucket.width))
+            except ShapeError as error:
+                raise ConfigError(f"bucket {bucket} does not fit the codec: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: what ``dataset.json`` records and ``fingerprint`` hashes."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {
+            "buckets": [str(bucket) for bucket in self.buckets],
+            "micro_batch": list(self.micro_batch),
+            "columns": list(self.columns),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Recipe:
+        """The recipe that ``to_json`` wrote."""
+        return cls(
+            **values
+            | {
+                "buckets": tuple(Bucket.parse(text) for text in values["buckets"]),
+                "micro_batch": tuple(values["micro_batch"]),
+                "columns": tuple(values["columns"]),
+            }
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash over every field and the format version."""
+        text = json.dumps([FORMAT_VERSION, self.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Lines ``name: recorded -> ours`` for every field that differs between two recipes' plain values."""
+    names = sorted(recorded.keys() | ours.keys())
+    return [f"{n}: {recorded.get(n)} -> {ours.get(n)}" for n in names if recorded.get(n) != ours.get(n)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Where the work is and how it is done. Free to change when a job is run again."""
+
+    output: str
+    codec: str
+    """Name, path or URL of the codec."""
+    sources: tuple[str, ...]
+    """As given: ``URL`` or ``NAME=URL``."""
+    local: bool = False
+    """In this process, without Ray."""
+    ray_address: str = "local"
+    """Of the cluster to join; ``local`` starts one on this machine, ``auto`` joins the one that started this job."""
+    actors: int = 1
+    """Most encoders at once; one per GPU."""
+    gpus: float = 0.0
+    """GPUs of one encoder."""
+    cpus: int = 1
+    """CPUs of one encoder: as many children decode for it, and as many threads compute where it has no GPU."""
+    decode_timeout_s: float = 60.0
+    """A child that takes longer over one request is killed."""
+    decode_memory_bytes: int = 4 << 30
+    """Of one decoding child, beyond what it starts with."""
+    max_rejects: float = 0.05
+    single_writer: bool = False
+    """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
+    progress_timeout_s: float = 7200.0
+    """Ray gives the job up when no unit has moved for this long."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the actors' constructor. Never written to the output: sources may carry credentials."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Run:
+        """The run that ``to_json`` wrote."""
+        return cls(**values | {"sources": tuple(values["sources"])})

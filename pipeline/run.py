@@ -1,0 +1,157 @@
+"""The whole path, from sources to a finished output. Start reading here.
+
+sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> index, summary
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset
+from pipeline.encode import Report, ShardEncoder
+from pipeline.errors import StoreError
+from pipeline.index import Index, build_index, committed_shards, newest_index, remove_orphans
+from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
+from pipeline.recipe import Recipe, Run
+from pipeline.report import Progress, Summary, stopped, summarize
+from pipeline.shards import sidecar_path
+from pipeline.sources import find_sources
+from pipeline.store import Store
+from stvae.card import Card
+
+UNITS_IN_FLIGHT = 2
+
+
+def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> Summary:
+    """Encode every item of ``run.sources`` once into ``run.output``. Safe to call again after anything.
+
+    ``say`` gets lines for people. Raises LatentmillError where the job cannot go on; what is committed stays.
+    """
+    recipe.check_buckets(card.geometry)
+    sources = find_sources(run.sources)
+    store = Store(run.output, single_writer=run.single_writer)
+    store.probe()
+    engine = _in_process if run.local else _on_ray
+    open_dataset(store, recipe, card, describe_environment(run, _device(run)))
+    plan = freeze_plan(store, sources, recipe)
+    todo = _missing(plan, store)
+    say(f"{len(plan.units)} units planned, {len(plan.units) - len(todo)} committed, {len(todo) or 'nothing'} to do")
+    job = secrets.token_hex(6)
+    progress = Progress(run, len(todo), say)
+    try:
+        if todo:
+            urls = {source.name: source.url for source in sources}
+            for report in engine(_in_order(todo, job), recipe, run, plan, urls):
+                progress.add(report)
+                if progress.too_many_rejects():
+                    break
+    finally:
+        progress.save(store, job)
+    if progress.too_many_rejects():
+        summary = stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
+    else:
+        index = _finish(store, plan)
+        summary = summarize(store, index, run, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
+    summary.save(store)
+    return summary
+
+
+def _device(run: Run) -> str:
+    """Model of what will compute, asked where the encoders will be."""
+    if not run.gpus:
+        return cpu_model()
+    if run.local:
+        return gpu_model()
+    ray = _ray(run)
+    name: str = ray.get(ray.remote(num_gpus=run.gpus)(gpu_model).remote())
+    return name
+
+
+def _missing(plan: Plan, store: Store) -> list[Unit]:
+    committed = committed_units(store)
+    return [unit for unit in plan.units if unit.name not in committed]
+
+
+def _in_order(units: list[Unit], job: str) -> list[Unit]:
+    """The longest tenth first, so that none of them ends the job alone; the rest in this job's own order."""
+    rest = sorted(units, key=lambda unit: -unit.cost)
+    longest = [rest.pop(0) for _ in range(len(units) // 10)]
+    random.Random(job).shuffle(rest)
+    return longest + rest
+
+
+def _in_process(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> Iterator[Report]:
+    """The same encoder as on Ray, in this process: two units in flight."""
+    encoder = ShardEncoder(**_arguments(recipe, run, plan, urls))
+    pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
+    try:
+        for done in as_completed([pool.submit(encoder.encode_unit, unit) for unit in units]):
+            yield done.result()
+    finally:
+        encoder.close()  # first, so that after a failure or Ctrl-C the units in flight end at once
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> Iterator[Report]:
+    """One actor per GPU through Ray Data; only reports come back."""
+    ray = _ray(run)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = run.progress_timeout_s
+    context.max_consecutive_actor_init_deaths = 3
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=min(run.actors, len(units)),
+        max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
+        max_concurrent_calls_per_actor=UNITS_IN_FLIGHT,
+        enable_true_multi_threading=True,
+    )
+    rows = (
+        ray.data.from_items([{"unit": json.dumps(unit.to_json())} for unit in units], override_num_blocks=len(units))
+        .map_batches(
+            ShardEncoder,
+            batch_size=1,
+            fn_constructor_kwargs=_arguments(recipe, run, plan, urls),
+            compute=pool,
+            num_cpus=run.cpus,
+            num_gpus=run.gpus or None,
+        )
+        .iter_rows()
+    )
+    for row in rows:
+        yield Report(**json.loads(row["report"]))
+
+
+def _arguments(recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> dict[str, Any]:
+    columns = [schema_to_text(schema) for schema in plan.columns]
+    return {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls}
+
+
+def _ray(run: Run) -> Any:
+    """Ray, connected to the cluster that the run names or to one of its own."""
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(
+            address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
+        )
+    return ray
+
+
+def _finish(store: Store, plan: Plan) -> Index:
+    """The index over every sidecar, once every planned unit has one."""
+    for unit in _missing(plan, store):  # a listing may lag behind
+        if store.size(sidecar_path(unit.name)) is None:
+            raise StoreError(f"unit {unit.name} is not committed; run the same command again")
+    index = newest_index(store)
+    if index is None or index.generation < len(plan.columns) - 1:
+        index = build_index(store, plan)
+    remove_orphans(store, plan, committed_shards(store, index))
+    store.sweep()
+    return index

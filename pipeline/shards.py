@@ -1,0 +1,279 @@
+"""One output shard: a deterministic tar of latents, and the sidecar whose appearance commits it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import columns
+from pipeline.clips import Skip, VideoFacts, Window
+from pipeline.decode import Clip, RejectedWindow
+from pipeline.errors import Rejected
+from pipeline.items import Item
+from pipeline.plan import Unit
+from pipeline.recipe import Recipe
+from pipeline.store import Store
+from pipeline.tars import TarWriter
+from stvae.card import Card
+
+FLOAT16_MAX = 65504.0
+TENSOR_ALIGNMENT = 64
+SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
+
+Array = npt.NDArray[Any]
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of a unit's windows."""
+
+    samples: int = 0
+    frames: int = 0
+    skips: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    """By ``stage/kind``."""
+
+
+def sample_id(unit: Unit, item: Item, window: int) -> str:
+    """20 hex digits that name one window of one item, whatever its key may contain."""
+    text = json.dumps([unit.source, item.ordinal, item.key, window, 0])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class ShardWriter:
+    """Collects a unit's samples, skips and rejects; ``commit`` makes them visible, all at once."""
+
+    def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
+        self.counts = Counts()
+        self._path = path
+        self._unit = unit
+        self._recipe = recipe
+        self._card = card
+        self._schema = columns.schema(user_columns)
+        self._tar = TarWriter(path)
+        self._rows: list[Row] = []
+        self._moments = np.zeros((2, card.latent_channels))  # sum and sum of squares per channel
+        self._cells = 0
+
+    def add_sample(self, item: Item, facts: VideoFacts, clip: Clip, latent: Array, encode_path: str) -> None:
+        """A clip's latent, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``, in the recipe's type; a reject if it does not fit it."""
+        window = clip.window
+        row = self._row(item, window.index, facts) | _clip_columns(clip, facts)
+        try:
+            stored, payload, header_bytes, suffix = pack_latent(latent, self._recipe.dtype)
+        except Rejected as rejected:
+            self._reject(row, rejected.stage, rejected.kind, rejected.message)
+            return
+        name = row["id"]
+        offset = self._tar.add(f"{name}.latent.{suffix}", payload)
+        mean = stored[: self._card.latent_channels].astype(np.float64)
+        self._moments += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
+        self._cells += int(np.prod(mean.shape[1:]))
+        row |= {
+            "offset": offset,
+            "nbytes": len(payload),
+            "tensor_offset": offset + header_bytes,
+            "tensor_nbytes": len(payload) - header_bytes,
+            "dtype": self._recipe.dtype,
+            "kind": self._recipe.store,
+            "crc32c": int(google_crc32c.value(payload[header_bytes:])),
+            "latent_mean": float(mean.mean()),
+            "latent_std": float(mean.std()),
+            "latent_absmax": float(np.abs(mean).max()),
+            "encode_path": encode_path,
+        } | self._latent_columns(window, stored.shape)
+        self._tar.add(f"{name}.json", _sample_json(row, self._card))
+        self._rows.append(row)
+        self.counts.samples += 1
+        self.counts.frames += window.bucket.num_frames
+
+    def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
+        """A window that the recipe leaves out."""
+        self._rows.append(self._row(item, skip.index, facts) | {"skip_reason": skip.reason})
+        self.counts.skips[skip.reason] += 1
+
+    def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
+        """A window that is at fault."""
+        self._reject(self._row(item, rejected.index, facts), rejected.stage, rejected.kind, rejected.message)
+
+    def commit(self, store: Store, notes: dict[str, str]) -> str:
+        """Upload the tar, then the sidecar: the commit. What happened: ``committed`` or ``lost`` (another attempt won)."""
+        sha256, size_bytes = self._tar.close()
+        shard = f"shards/{self._unit.name}-{sha256[:8]}.tar" if self.counts.samples else None
+        if shard:
+            store.put_new(shard, self._path)  # there already: the same bytes, since its name is their hash
+        sidecar = self._sidecar(shard, {"sha256": sha256, "size_bytes": str(size_bytes)} | notes)
+        path = sidecar_path(self._unit.name)
+        if store.put_new(path, sidecar) or (theirs := store.get(path)) == sidecar:
+            return "committed"
+        if shard and sidecar_facts(theirs).get("shard") != shard:
+            store.delete(shard)
+        return "lost"
+
+    def __enter__(self) -> ShardWriter:
+        self._tar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tar.__exit__(*error)
+
+    def _row(self, item: Item, window: int, facts: VideoFacts | None) -> Row:
+        row: Row = dict.fromkeys(self._schema.names)
+        row |= {
+            "id": sample_id(self._unit, item, window),
+            "source": self._unit.source,
+            "ordinal": item.ordinal,
+            "key": item.key,
+            "window": window,
+            "uri": item.uri,
+            "caption": item.caption,
+            "source_size": item.facts and item.facts.size,
+            "source_etag": item.facts and item.facts.etag,
+            "recipe": self._recipe.fingerprint,
+        }
+        if facts is not None:
+            row |= {
+                "src_width": facts.width,
+                "src_height": facts.height,
+                "src_fps": facts.fps,
+                "src_num_frames": len(facts.pts),
+                "src_duration_s": facts.duration_s,
+                "codec": facts.codec,
+                "rotation": facts.rotation,
+                "hdr": facts.hdr,
+            }
+        return row | item.meta
+
+    def _reject(self, row: Row, stage: str, kind: str, message: str) -> None:
+        self._rows.append(row | {"reject_stage": stage, "reject_kind": kind, "reject_message": message})
+        self.counts.rejects[f"{stage}/{kind}"] += 1
+
+    def _latent_columns(self, window: Window, shape: tuple[int, ...]) -> Row:
+        geometry = self._card.geometry
+        sizes = (self._card.latent_channels, *shape[1:])
+        return dict(zip(("latent_c", "latent_t", "latent_h", "latent_w"), sizes, strict=True)) | {
+            "pad_t": 0,
+            "pad_h": 0,
+            "pad_w": 0,
+            "pad_frames": geometry.pad_frames(window.bucket.num_frames),
+            "chunk_frames": geometry.chunk_frames,
+            "latents_per_chunk": geometry.latents_per_chunk,
+        }
+
+    def _sidecar(self, shard: str | None, facts: dict[str, str]) -> bytes:
+        self._rows.sort(key=lambda row: (row["ordinal"], row["window"]))
+        for row in self._rows:
+            if row["offset"] is not None:
+                row["shard"] = shard
+        total, squares = (np.asarray(sums).tolist() for sums in self._moments)
+        metadata = {
+            "unit": self._unit.name,
+            "num_samples": str(self.counts.samples),
+            "num_skips": str(self.counts.skips.total()),
+            "num_rejects": str(self.counts.rejects.total()),
+            "latent_count": str(self._cells),
+            "latent_sum": json.dumps(total),
+            "latent_sum_of_squares": json.dumps(squares),
+        }
+        if shard:
+            metadata |= {"shard": shard} | facts
+        table = pa.Table.from_pylist(self._rows, schema=self._schema.with_metadata(metadata))
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        return sink.getvalue()
+
+
+def sidecar_path(unit_name: str) -> str:
+    """Where a unit's sidecar is, relative to the output."""
+    return f"metadata/{unit_name}.parquet"
+
+
+def sidecar_facts(sidecar: bytes) -> dict[str, str]:
+    """A sidecar's own facts: its unit, tar (``shard``, ``sha256``, ``size_bytes``), counts and sums."""
+    metadata = pq.read_schema(io.BytesIO(sidecar)).metadata
+    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+
+
+def pack_latent(latent: Array, dtype: str) -> tuple[Array, bytes, int, str]:
+    """A latent in its stored type: the values, the member's payload, bytes of its header, and the member's suffix.
+
+    float16 becomes ``.npy``, which every reader knows; bfloat16 and float32 become ``.safetensors`` with the tensor
+    named ``latent`` at a multiple of 64. Rejected where a value is not finite or outside the type's range.
+    """
+    if not np.isfinite(latent).all():
+        raise Rejected("encode", "nonfinite", "the latent has NaN or infinite values")
+    if dtype == "float16":
+        if np.abs(latent).max() > FLOAT16_MAX:
+            raise Rejected("encode", "out_of_range", f"the latent has values beyond float16 ({np.abs(latent).max():g})")
+        stored = np.ascontiguousarray(latent, dtype=np.float16)
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
+        payload = buffer.getvalue()
+        return stored, payload, len(payload) - stored.nbytes, "npy"
+    stored = np.ascontiguousarray(latent, dtype=np.float32)
+    data = stored.tobytes()
+    if dtype == "bfloat16":
+        bits = stored.view(np.uint32)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
+        data = rounded.tobytes()
+        stored = (rounded.astype(np.uint32) << 16).view(np.float32)
+    entry = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(latent.shape), "data_offsets": [0, len(data)]}
+    header = json.dumps({"latent": entry}).encode()
+    header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT)
+    return stored, len(header).to_bytes(8, "little") + header + data, 8 + len(header), "safetensors"
+
+
+def _clip_columns(clip: Clip, facts: VideoFacts) -> Row:
+    window = clip.window
+    place, bucket = window.placement, window.bucket
+    scale = place.scaled_height / facts.height, place.scaled_width / facts.width
+    return {
+        "bucket": str(bucket),
+        "num_frames": bucket.num_frames,
+        "height": bucket.height,
+        "width": bucket.width,
+        "fps": window.fps,
+        "start_s": window.start_s,
+        "end_s": window.end_s,
+        "frame_stride": window.frame_stride,
+        "decoder": clip.decoder,
+        "crop_top": round(place.crop_top / scale[0]),
+        "crop_left": round(place.crop_left / scale[1]),
+        "crop_height": round(place.height / scale[0]),
+        "crop_width": round(place.width / scale[1]),
+    }
+
+
+def _sample_json(row: Row, card: Card) -> bytes:
+    """What a reader of the tar alone needs: the row without its place, and how to normalise the latent."""
+    hidden = {"shard", "offset", "nbytes", "tensor_offset", "tensor_nbytes"}
+    values = {name: value for name, value in row.items() if value is not None and name not in hidden}
+    values["normalisation"] = {"formula": "(raw - shift) * scale", "shift": card.shift, "scale": card.scale}
+    return json.dumps(_strict(values), allow_nan=False, ensure_ascii=False).encode()
+
+
+def _strict(value: Any) -> Any:
+    """A value of a user column as strict JSON: NaN and infinity as null, bytes as base64, times as ISO text."""
+    if isinstance(value, dict):
+        return {str(key): _strict(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value if isinstance(value, str | int | None) else str(value)

@@ -1,0 +1,155 @@
+"""The sources that URLs, patterns and folders stand for.
+
+A source is one tar, one manifest, or one folder of files. Its name is its canonical URL (no credentials, no query), or
+what the user calls it with ``NAME=URL``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import braceexpand
+
+from pipeline import manifests
+from pipeline.errors import ConfigError
+from pipeline.store import FileFacts, canonical, open_filesystem, scheme_of
+
+VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
+IMAGE_SUFFIXES = frozenset("jpg jpeg png webp".split())
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+NO_FACTS = FileFacts(size=0, etag="")
+Kind = Literal["tar", "manifest", "folder"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A media file of a folder as planning saw it."""
+
+    path: str
+    """Relative to the folder."""
+    facts: FileFacts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One tar, manifest or folder as planning saw it."""
+
+    name: str
+    kind: Kind
+    url: str
+    """As given, with what is needed to open it. Never written to the output."""
+    facts: FileFacts = NO_FACTS
+    """Of a tar or manifest."""
+    files: tuple[File, ...] = ()
+    """Of a folder, by path."""
+
+
+def find_sources(specs: Sequence[str]) -> list[Source]:
+    """Every source that the given URLs, patterns and folders stand for. ConfigError where one matches nothing."""
+    found: dict[str, Source] = {}
+    for spec in specs:
+        for source in _find(spec):
+            if source.name in found:
+                raise ConfigError(f"source '{source.name}' is given twice; name one of them with NAME=URL")
+            found[source.name] = source
+    return list(found.values())
+
+
+def _find(spec: str) -> list[Source]:
+    match = re.fullmatch(r"([\w.-]+)=(.+)", spec)
+    name, url = match.groups() if match else (None, spec)
+    scheme_of(url)
+    kinds = {path: _kind(path) for path in _expand(url)}
+    unknown = [canonical(path) for path, kind in kinds.items() if kind is None]
+    if unknown or not kinds:
+        raise ConfigError(f"no videos, tars, manifests or folder at '{(unknown or [canonical(url)])[0]}'")
+    folders: dict[str, list[str]] = {}
+    for path, kind in kinds.items():
+        if kind == "media":
+            folders.setdefault(path.rpartition("/")[0] or ".", []).append(path)
+    opened = [path for path, kind in kinds.items() if kind != "media"]
+    many = len(opened) + len(folders) > 1
+
+    def named(path: str) -> str:
+        if name is None:
+            return canonical(path)
+        return f"{name}/{PurePosixPath(canonical(path)).name}" if many else name
+
+    return [_open_source(named(path), kinds[path], path) for path in opened] + [
+        Source(name=named(folder), kind="folder", url=folder, files=_given_files(paths))
+        for folder, paths in folders.items()
+    ]
+
+
+def _expand(url: str) -> list[str]:
+    """The URLs that a pattern with braces or wildcards stands for; one that exists literally stands for itself."""
+    local = scheme_of(url) == "file"
+    if local and os.path.exists(url.removeprefix("file://")):
+        return [url]
+    expanded = list(braceexpand.braceexpand(url))
+    if scheme_of(url) in ("http", "https"):
+        return expanded
+    paths = []
+    for pattern in expanded:
+        if re.search(r"[*?\[]", pattern):
+            fs, path = open_filesystem(pattern)
+            paths += [str(p) if local else fs.unstrip_protocol(p) for p in sorted(fs.glob(path))]
+        else:
+            paths.append(pattern)
+    return paths
+
+
+def _kind(url: str) -> str | None:
+    suffix = _suffix(canonical(url))
+    if suffix == "tar":
+        return "tar"
+    if suffix in manifests.SUFFIXES:
+        return "manifest"
+    if suffix in MEDIA_SUFFIXES:
+        return "media"
+    fs, path = open_filesystem(url)
+    return "folder" if scheme_of(url) not in ("http", "https") and fs.isdir(path) else None
+
+
+def _open_source(name: str, kind: str | None, url: str) -> Source:
+    if kind == "folder":
+        return Source(name=name, kind="folder", url=url, files=_list_media(url))
+    return Source(name=name, kind="tar" if kind == "tar" else "manifest", url=url, facts=_file_facts(url))
+
+
+def _file_facts(url: str) -> FileFacts:
+    fs, path = open_filesystem(url)
+    try:
+        return FileFacts.of(fs.info(path))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file at '{canonical(url)}'") from None
+
+
+def _list_media(url: str) -> tuple[File, ...]:
+    """Media files below a folder, sorted by path; symbolic links are not followed."""
+    fs, root = open_filesystem(url)
+    found = fs.find(root, detail=True)
+    start = len(root.rstrip("/")) + 1
+    files = {
+        name[start:]: FileFacts.of(info)
+        for name, info in found.items()
+        if _suffix(name) in MEDIA_SUFFIXES and not info.get("islink")
+    }
+    if not files:
+        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if any(_suffix(n) == "tar" for n in found) else ""
+        raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
+    return tuple(File(path=path, facts=files[path]) for path in sorted(files))
+
+
+def _given_files(urls: list[str]) -> tuple[File, ...]:
+    return tuple(File(path=url.rpartition("/")[2], facts=_file_facts(url)) for url in sorted(urls))
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower().lstrip(".")

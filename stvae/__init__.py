@@ -1,0 +1,20 @@
+"""Spatio-temporal VAEs ("codecs") that turn video into latents and back. Importing this package imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stvae.card import Card, read_card
+
+if TYPE_CHECKING:
+    from stvae.codec import Codec
+
+__all__ = ["Card", "load_codec", "read_card"]
+
+
+def load_codec(codec: str | Path, **options: Any) -> Codec:
+    """The codec of a checkpoint folder, given by name, path or URL; see ``stvae.codec.load_codec`` for the options."""
+    from stvae.codec import load_codec as load
+
+    return load(codec, **options)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.recipe import Bucket, Recipe, Run
+from stvae import Card, read_card
+from tests.s3_server import s3_bucket
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = GOLDEN / "opensora-v12-tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_card() -> Card:
+    return read_card(str(TINY))
+
+
+@pytest.fixture
+def recipe(tiny_card: Card) -> Recipe:
+    """Two small buckets, square and wide, everything else by default."""
+    buckets = (Bucket(17, 32, 32), Bucket(17, 32, 56))
+    return Recipe(codec=tiny_card.sha256, buckets=buckets, micro_batch=(1, 1), unit_clips=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(output=str(tmp_path / "out"), codec=str(TINY), sources=(), local=True, cpus=2, max_rejects=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def s3() -> Iterator[str]:
+    """URL of an empty bucket on a real S3 server."""
+    with s3_bucket() as url:
+        yield url

@@ -1,0 +1,104 @@
+"""What a finished output must be, read with plain tarfile, Parquet and JSON rather than with our own readers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PROMISED = ("shards", "metadata", "index", "plan", "dataset.json")
+"""What is the same bytes after any disturbance."""
+
+Read = Callable[[str], bytes]
+
+
+def tree(output: Path) -> dict[str, str]:
+    """sha256 of every promised file."""
+    files = [
+        p for name in PROMISED for p in ([output / name] if (output / name).is_file() else (output / name).rglob("*"))
+    ]
+    return {str(p.relative_to(output)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.is_file()}
+
+
+def assert_sound(output: Path) -> list[dict[str, Any]]:
+    """Every promise that a finished output makes about itself; its rows."""
+    units = [row for path in sorted((output / "plan").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    sidecars = {unit["name"]: output / "metadata" / f"{unit['name']}.parquet" for unit in units}
+    assert {path.name for path in (output / "metadata").iterdir()} == {path.name for path in sidecars.values()}
+    rows, shards = [], set()
+    for name, path in sidecars.items():
+        table = pq.read_table(path)
+        facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        rows += table.to_pylist()
+        assert facts["unit"] == name
+        if "shard" in facts:
+            shards.add(facts["shard"])
+            _check_shard(output, facts, table.to_pylist())
+    windows = Counter((row["source"], row["ordinal"], row["window"]) for row in rows)
+    assert windows and max(windows.values()) == 1, "a window is accounted for twice"
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        outcomes = [row["shard"] is not None, row["skip_reason"] is not None, row["reject_kind"] is not None]
+        assert sum(outcomes) == 1, row
+        assert (row["reject_kind"] is None) == (row["reject_stage"] is None) == (row["reject_message"] is None)
+    on_disk = (
+        {f"shards/{path.name}" for path in (output / "shards").iterdir()} if (output / "shards").exists() else set()
+    )
+    assert on_disk == shards, "a tar that no sidecar names, or one that is missing"
+    _check_index(output, rows, shards)
+    assert not list((output / ".partial").glob("*")), "files of writers that no longer run"
+    return rows
+
+
+def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
+    data = (output / facts["shard"]).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == facts["sha256"] and len(data) == int(facts["size_bytes"])
+    assert facts["shard"].endswith(f"-{facts['sha256'][:8]}.tar")
+    samples = sorted((row for row in rows if row["shard"]), key=lambda row: row["offset"])
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = tar.getmembers()
+    assert len(members) == 2 * len(samples) == 2 * int(facts["num_samples"])
+    sums = np.zeros((2, samples[0]["latent_c"]))
+    for row, latent, text in zip(samples, members[::2], members[1::2], strict=True):
+        assert latent.name.startswith(f"{row['id']}.latent.") and text.name == f"{row['id']}.json"
+        assert (latent.offset_data, latent.size) == (row["offset"], row["nbytes"])
+        assert (latent.mtime, latent.uid, latent.gid, latent.uname) == (0, 0, 0, "")
+        tensor = data[row["tensor_offset"] : row["tensor_offset"] + row["tensor_nbytes"]]
+        assert google_crc32c.value(tensor) == row["crc32c"]
+        values = json.loads(data[text.offset_data : text.offset_data + text.size])
+        assert values["key"] == row["key"] and values.get("caption") == row["caption"]
+        if row["dtype"] == "float16":
+            array = np.load(io.BytesIO(data[row["offset"] : row["offset"] + row["nbytes"]]), allow_pickle=False)
+            assert array.tobytes() == tensor and np.isfinite(array).all()
+            channels = row["latent_c"] * (2 if row["kind"] == "moments" else 1)
+            assert array.shape == (channels, row["latent_t"], row["latent_h"], row["latent_w"])
+            mean = array[: row["latent_c"]].astype(np.float64)
+            sums += mean.sum(axis=(1, 2, 3)), (mean**2).sum(axis=(1, 2, 3))
+    if samples[0]["dtype"] == "float16":
+        assert np.allclose(sums, [json.loads(facts["latent_sum"]), json.loads(facts["latent_sum_of_squares"])])
+
+
+def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> None:
+    newest = max((output / "index").glob("*.json"))
+    index = json.loads(newest.read_text())
+    assert (output / index["shards"]).read_text().split() == sorted(shards)
+    found: list[dict[str, Any]] = []
+    for name in ("samples", "rejects", "skips"):
+        part = [row for path in index[name] for row in pq.read_table(output / path).to_pylist()]
+        assert len(part) == index[f"num_{name}"]
+        found += part
+    samples = pa.Table.from_pylist([row for row in found if row["shard"]]) if shards else None
+    if samples is not None:
+        order = [(row["bucket"], row["shard"], row["offset"]) for row in samples.to_pylist()]
+        assert order == sorted(order)
+    assert {row["id"]: row for row in found} == {row["id"]: row | dict.fromkeys(found[0], None) | row for row in rows}

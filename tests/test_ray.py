@@ -1,0 +1,111 @@
+"""Real Ray: a local cluster of the job's own, and a job submitted to a head that runs already."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.clips_maker import make_clip
+from tests.conftest import TINY
+from tests.oracle import assert_sound, tree
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(6):
+        make_clip(folder / f"{i}.mp4", 40, seed=i)
+    (folder / "bad.mp4").write_text("not a video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_process(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The promised files of the same job without Ray."""
+    output = tmp_path_factory.mktemp("reference") / "out"
+    subprocess.run([*command(videos, output), "--local"], check=True, stdout=subprocess.DEVNULL)
+    return tree(output)
+
+
+def command(videos: Path, output: Path) -> list[str]:
+    arguments = ["--source", str(videos), "--output", str(output), "--codec", str(TINY), "--buckets", "32x56x17"]
+    arguments += ["--windows", "all", "--unit-clips", "2", "--cpus", "2", "--max-rejects", "1"]
+    return [sys.executable, str(ROOT / "jobs" / "encode_dataset.py"), *arguments]
+
+
+def test_actors_write_the_same_bytes_as_one_process(videos: Path, tmp_path: Path, in_process: dict[str, str]) -> None:
+    job = subprocess.run(command(videos, tmp_path / "out"), capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert "4/4 units" in job.stdout
+    assert_sound(tmp_path / "out")
+    assert tree(tmp_path / "out") == in_process
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """Address of the job server of a head node that was started by hand, as on a cluster."""
+    ports = [_free_port() for _ in range(2)]
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
+    with (tmp_path / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--disable-usage-stats", *options],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{ports[1]}"
+    try:
+        deadline_s = time.monotonic() + 90
+        while True:
+            try:
+                urlopen(f"{address}/api/jobs/", timeout=5).close()  # noqa: S310
+                break
+            except (URLError, OSError):
+                assert process.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        # its own way to end takes half a minute; the children are this test's as much as the head is
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [*map(int, children), process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def test_ray_job_submit_runs_the_same_command(
+    videos: Path, tmp_path: Path, head: str, in_process: dict[str, str]
+) -> None:
+    output = tmp_path / "out"
+    entrypoint = ["python", "jobs/encode_dataset.py", *command(videos, output)[2:]]
+    submit = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *entrypoint]
+    job = subprocess.run(
+        submit, capture_output=True, text=True, check=False, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, timeout=240
+    )
+    assert job.returncode == 0, job.stdout[-5000:] + job.stderr[-5000:]
+    assert json.loads((output / "summary.json").read_text())["exit_code"] == 0
+    assert_sound(output)
+    assert tree(output) == in_process

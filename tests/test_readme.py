@@ -1,0 +1,86 @@
+"""The README's code and commands, as written but for the places they name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.encode_dataset import main, parse_arguments
+from tests.clips_maker import make_clip
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for i in range(8):
+        make_clip(folder / "videos" / f"{i}.mp4", 51, seed=i)
+    rows = [{"path": f"videos/{i}.mp4", "caption": f"number {i}", "aesthetic": 5.0 + i} for i in range(8)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "--local",
+        "--source",
+        str(folder / "m.jsonl"),
+        "--output",
+        str(folder / "latents"),
+        "--codec",
+        str(TINY),
+    ]
+    assert main([*arguments, "--buckets", "32x56x51", "--cpus", "2"]) == 0
+    return folder / "latents"
+
+
+def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
+    for old, new in replacements.items():
+        assert old in block, f"the README no longer says {old}"
+        block = block.replace(old, new)
+    exec(block, names)  # noqa: S102
+    return names
+
+
+def test_the_training_loop(output: Path) -> None:
+    (block,) = [b for b in PYTHON_BLOCKS if "LatentDataset" in b]
+    names = run(
+        block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output), "batch_size=8": "batch_size=2"}
+    )
+    assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 9 and len(names["data"]) == 7
+
+
+def test_the_webdataset_recipe(output: Path) -> None:
+    (block,) = [b for b in PYTHON_BLOCKS if "webdataset" in b]
+    index = json.loads((output / "index" / "0000.json").read_text())
+    names = run(block, {"index": index}, {'"latents/"': f'"{output}/"'})
+    assert names["mean"].shape == names["logvar"].shape == (4, 15, 4, 7) and len(names["shift"]) == 4
+
+
+def test_the_codec_alone() -> None:
+    (block,) = [b for b in PYTHON_BLOCKS if "load_codec" in b]
+    pixels = torch.zeros(1, 3, 18, 32, 32, dtype=torch.uint8)
+    places = {"/models/OpenSora-VAE-v1.2": str(TINY), '"cuda"': '"cpu"', '"bfloat16"': '"float32"'}
+    names = run(block, {"pixels": pixels, "num_frames": 18}, places)
+    assert names["frames"].shape == pixels.shape and names["codec"].latent_size((51, 480, 848)) == (15, 60, 106)
+
+
+def test_the_encode_command_parses() -> None:
+    (block,) = [b for b in SHELL_BLOCKS if "jobs/encode_dataset.py" in b]
+    command = shlex.split(block[block.index("python jobs") :].replace("\\\n", " "))
+    arguments = parse_arguments(command[2:])
+    assert arguments.fps == "24" and arguments.gpus == 1 and arguments.actors == 8
+
+
+def test_every_module_is_in_the_tree() -> None:
+    tree = README[README.index("## The tree") :]
+    for folder in ("stvae", "pipeline", "jobs"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.name in tree or path.stem in ("__init__", "errors"), path

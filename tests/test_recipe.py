@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import Bucket, Recipe, Run, differing_fields
+from stvae import Card
+
+OTHER_VALUES = {
+    "codec": "0" * 64,
+    "buckets": (Bucket(34, 32, 32), Bucket(17, 32, 56)),
+    "micro_batch": (2, 1),
+    "fps": 24.0,
+    "windows": "all",
+    "stride_frames": 8,
+    "remainder": "shorten",
+    "max_upscale": 2.0,
+    "max_repeats": 0.5,
+    "resize": "opensora",
+    "store": "mean",
+    "dtype": "float32",
+    "compute_dtype": "bfloat16",
+    "spatial_posterior": "sample",
+    "decoder": "decord",
+    "path_column": "p",
+    "caption_column": "c",
+    "columns": ("score:float",),
+    "unit_clips": 7,
+    "max_pixels": 10**6,
+    "max_duration_s": 60.0,
+    "max_item_bytes": 10**9,
+}
+
+
+def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Recipe) -> None:
+    assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(Recipe)}, "a new field is not listed here"
+    for name, value in OTHER_VALUES.items():
+        changes = {name: value} | ({"windows": "stride"} if name == "stride_frames" else {})
+        other = dataclasses.replace(recipe, **changes)
+        assert other.fingerprint != recipe.fingerprint, name
+        assert any(line.startswith(f"{name}: ") for line in differing_fields(recipe.to_json(), other.to_json()))
+
+
+def test_recipe_and_run_survive_json(recipe: Recipe, run: Run) -> None:
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Run.from_json(run.to_json()) == run
+
+
+def test_buckets_are_written_height_width_frames() -> None:
+    assert Bucket.parse("480x848x51") == Bucket(num_frames=51, height=480, width=848)
+    assert str(Bucket(num_frames=51, height=480, width=848)) == "480x848x51"
+    with pytest.raises(ConfigError, match="'480x848' is not HEIGHTxWIDTHxFRAMES"):
+        Bucket.parse("480x848")
+
+
+def test_a_bucket_that_the_codec_cannot_encode_is_refused_with_the_nearest(recipe: Recipe, tiny_card: Card) -> None:
+    other = dataclasses.replace(recipe, buckets=(Bucket(17, 36, 64),), micro_batch=(1,))
+    with pytest.raises(ConfigError, match=r"bucket 36x64x17 .* nearest that fits is 32"):
+        other.check_buckets(tiny_card.geometry)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"buckets": ()}, "no buckets"),
+        ({"micro_batch": (1,)}, "each of 2 buckets"),
+        ({"buckets": (Bucket(17, 32, 32),) * 2}, "given twice"),
+        ({"windows": "stride"}, "go together"),
+        ({"fps": -1.0}, "fps must be positive"),
+        ({"columns": ("score",)}, "name:type"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(recipe: Recipe, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
