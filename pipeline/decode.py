@@ -6,6 +6,7 @@ descriptors; it has no credentials in its environment, a bound on memory and pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import mmap
@@ -35,6 +36,7 @@ ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 VERDICTS_OF_THE_MACHINE = ("timeout", "memory", "crash")
 """Kinds of reject that another machine or another moment might not give; tried once more."""
 START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 10.0
 MESSAGE_BYTES = 1 << 17
 
 Frames = npt.NDArray[np.uint8]
@@ -301,5 +303,12 @@ class _Server:
 
     def close(self) -> None:
         """Hang up: the server ends, and its children with it."""
+        with contextlib.suppress(OSError):
+            # not just closed: a thread that waits for an answer would keep the connection open
+            self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
-        self._process.wait()
+        try:
+            self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

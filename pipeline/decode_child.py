@@ -221,7 +221,6 @@ def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None
 def main() -> None:
     """Server for one backend: ``pyav`` (with torch, resizes) or ``decord`` (without torch, native size)."""
     backend, control_fd = sys.argv[1], int(sys.argv[2])
-    av.logging.set_level(av.logging.PANIC)
     shrink: Shrink | None = None
     if backend == "pyav":
         import torch

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import IntegrityError
 from pipeline.plan import Plan
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.shards import sidecar_facts, sidecar_path
 from pipeline.store import Store
+from pipeline.tables import read_parquet, write_parquet
 
 ROWS_PER_PART = 1_000_000
 
@@ -52,7 +51,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     """
     sidecars = [store.get(sidecar_path(unit.name)) for unit in plan.units]
     shards = _check_shards(store, [sidecar_facts(sidecar) for sidecar in sidecars])
-    tables = [pq.read_table(io.BytesIO(sidecar)).replace_schema_metadata(None) for sidecar in sidecars]
+    tables = [read_parquet(sidecar).replace_schema_metadata(None) for sidecar in sidecars]
     table = pa.concat_tables(tables, promote_options="default")
     is_sample = pc.field("shard").is_valid()
     is_skip = pc.field("skip_reason").is_valid()
@@ -119,9 +118,4 @@ def _check_shards(store: Store, facts: list[dict[str, str]]) -> list[str]:
 
 
 def _to_parquet(table: pa.Table) -> list[bytes]:
-    parts = []
-    for start in range(0, table.num_rows, ROWS_PER_PART):
-        sink = io.BytesIO()
-        pq.write_table(table.slice(start, ROWS_PER_PART), sink, compression="zstd", write_page_index=True)
-        parts.append(sink.getvalue())
-    return parts
+    return [write_parquet(table.slice(start, ROWS_PER_PART)) for start in range(0, table.num_rows, ROWS_PER_PART)]

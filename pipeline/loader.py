@@ -7,7 +7,6 @@ knows. One batch has one bucket, so one latent shape and one pixel size.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from pipeline.dataset import read_dataset
 from pipeline.errors import ConfigError
 from pipeline.index import newest_index
 from pipeline.store import Store
+from pipeline.tables import read_parquet
 from pipeline.where import parse_where
 from stvae.card import Card
 
@@ -234,7 +233,7 @@ def _read_samples(store: Store) -> pa.Table:
     )
     if not paths:
         raise ConfigError(f"{store.url} has no committed samples")
-    tables = [pq.read_table(io.BytesIO(store.get(path))).replace_schema_metadata(None) for path in paths]
+    tables = [read_parquet(store.get(path)).replace_schema_metadata(None) for path in paths]
     table = pa.concat_tables(tables, promote_options="default")
     return table.filter(pa.compute.field("shard").is_valid())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.store import canonical, open_filesystem
+from pipeline.tables import arrow_file
 
 SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
@@ -51,7 +51,7 @@ def survey(url: str, rows_per_slice: int) -> Survey:
     suffix = _suffix(url)
     with fs.open(path, "rb") as f:
         if suffix == "parquet":
-            parquet = pq.ParquetFile(f)
+            parquet = pq.ParquetFile(f, pre_buffer=False)
             num_rows = parquet.metadata.num_rows
             starts = range(0, num_rows, rows_per_slice)
             slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
@@ -60,8 +60,7 @@ def survey(url: str, rows_per_slice: int) -> Survey:
         if header.count(b'"') % 2:
             raise ConfigError(f"manifest '{canonical(url)}' has a line break inside a column name")
         slices = _cut(f, len(header), rows_per_slice, quoted=suffix == "csv")
-    with fs.open(path, "rb") as f:
-        table = _parse(f, suffix, None)
+    table = _parse(fs.cat_file(path), suffix, None)
     return Survey(schema=table.schema, slices=slices, header=header.decode("utf-8-sig"))
 
 
@@ -71,10 +70,10 @@ def rows(url: str, part: Slice, header: str, schema: pa.Schema) -> Iterator[dict
     suffix = _suffix(url)
     if suffix == "parquet":
         with fs.open(path, "rb") as f:
-            yield from _parquet_rows(pq.ParquetFile(f), part)
+            yield from _parquet_rows(pq.ParquetFile(f, pre_buffer=False), part)
         return
     data = header.encode() + fs.cat_file(path, start=part.byte_start, end=part.byte_stop)
-    yield from _parse(io.BytesIO(data), suffix, schema).to_pylist()
+    yield from _parse(data, suffix, schema).to_pylist()
 
 
 def path_column(columns: list[str], recipe: Recipe, url: str) -> str:
@@ -101,15 +100,15 @@ def _suffix(url: str) -> str:
     return PurePosixPath(canonical(url)).suffix.lower().lstrip(".")
 
 
-def _parse(file: Any, suffix: str, schema: pa.Schema | None) -> pa.Table:
+def _parse(content: bytes, suffix: str, schema: pa.Schema | None) -> pa.Table:
     if suffix == "csv":
         return pa.csv.read_csv(
-            file,
+            arrow_file(content),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(column_types=schema, strings_can_be_null=True),
         )
     return pa.json.read_json(
-        file,
+        arrow_file(content),
         read_options=pa.json.ReadOptions(block_size=BLOCK_BYTES),
         parse_options=pa.json.ParseOptions(explicit_schema=schema, newlines_in_values=False),
     )
@@ -121,7 +120,8 @@ def _parquet_rows(parquet: pq.ParquetFile, part: Slice) -> Iterator[dict[str, An
         stop = start + parquet.metadata.row_group(group).num_rows
         if start < part.stop and stop > part.start:
             first = max(part.start - start, 0)
-            table = parquet.read_row_group(group).slice(first, min(part.stop, stop) - start - first)
+            # one thread, this one: see tables.py
+            table = parquet.read_row_group(group, use_threads=False).slice(first, min(part.stop, stop) - start - first)
             yield from table.to_pylist()
         start = stop
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import manifests
 from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import File, Kind, Source
 from pipeline.store import FileFacts, Store, canonical
+from pipeline.tables import read_parquet, write_parquet
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -116,7 +115,7 @@ def read_plan(store: Store) -> Plan:
             content = store.get(f"plan/{len(columns):04d}.parquet")
         except FileNotFoundError:
             return Plan(units=units, columns=columns)
-        table = pq.read_table(io.BytesIO(content))
+        table = read_parquet(content)
         columns.append(schema_from_text(table.schema.metadata[b"columns"].decode()))
         units += [Unit.from_json(row) for row in table.to_pylist()]
 
@@ -138,9 +137,7 @@ def schema_from_text(text: str) -> pa.Schema:
 
 def _to_parquet(units: list[Unit], columns: pa.Schema) -> bytes:
     schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema), sink)
-    return sink.getvalue()
+    return write_parquet(pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema))
 
 
 def _new_units(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import time
 from collections import Counter
@@ -12,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.encode import Report
 from pipeline.index import Index
 from pipeline.recipe import Run
 from pipeline.store import Store
+from pipeline.tables import read_parquet
 
 LINE_EVERY_S = 2.0
 REJECTS_JUDGED_AFTER = 200
@@ -170,7 +169,7 @@ def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Sum
 
 
 def _read(store: Store, parts: list[str], names: list[str]) -> list[dict[str, Any]]:
-    tables = [pq.read_table(io.BytesIO(store.get(part)), columns=names) for part in parts]
+    tables = [read_parquet(store.get(part), names) for part in parts]
     rows: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist() if tables else []
     return rows
 

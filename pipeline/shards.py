@@ -26,6 +26,7 @@ from pipeline.items import Item
 from pipeline.plan import Unit
 from pipeline.recipe import Recipe
 from pipeline.store import Store
+from pipeline.tables import arrow_file, write_parquet
 from pipeline.tars import TarWriter
 from stvae.card import Card
 
@@ -191,10 +192,7 @@ class ShardWriter:
         }
         if shard:
             metadata |= {"shard": shard} | facts
-        table = pa.Table.from_pylist(self._rows, schema=self._schema.with_metadata(metadata))
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        return sink.getvalue()
+        return write_parquet(pa.Table.from_pylist(self._rows, schema=self._schema.with_metadata(metadata)))
 
 
 def sidecar_path(unit_name: str) -> str:
@@ -204,7 +202,7 @@ def sidecar_path(unit_name: str) -> str:
 
 def sidecar_facts(sidecar: bytes) -> dict[str, str]:
     """A sidecar's own facts: its unit, tar (``shard``, ``sha256``, ``size_bytes``), counts and sums."""
-    metadata = pq.read_schema(io.BytesIO(sidecar)).metadata
+    metadata = pq.read_schema(arrow_file(sidecar)).metadata
     return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
 
 

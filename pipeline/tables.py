@@ -1,0 +1,32 @@
+"""Parquet, CSV and JSON Lines in memory, read by Arrow without ever handing it a Python file.
+
+Arrow's worker threads keep a file a little longer than the call that read it. Letting go of a Python file needs the
+interpreter: a process then hangs or aborts as it ends (apache/arrow issues 33975 and 50482), and ``read_json`` may wait
+for such a thread while it keeps the interpreter to itself. Memory of Arrow's own needs no interpreter.
+"""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def arrow_file(content: bytes) -> pa.NativeFile:
+    """A copy of the bytes as a file that is Arrow's alone."""
+    sink = pa.BufferOutputStream()
+    sink.write(content)
+    return pa.BufferReader(sink.getvalue())
+
+
+def read_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in a Parquet file, or some of its columns."""
+    return pq.ParquetFile(arrow_file(content)).read(columns)
+
+
+def write_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file with zstd and a page index; equal bytes for equal tables."""
+    sink = io.BytesIO()  # written by the calling thread only
+    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    return sink.getvalue()
