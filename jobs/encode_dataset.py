@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.calibrate import calibrate
 from pipeline.dataset import default_threads
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
@@ -58,7 +59,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     recipe.add_argument(
         "--dtype", choices=["float16", "bfloat16", "float32"], default="float16", help="of the stored latents"
     )
-    recipe.add_argument("--compute-dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    recipe.add_argument(
+        "--compute-dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the codec (default auto: bfloat16 with --gpus, else float32; an output keeps what it was begun with)",
+    )
+    recipe.add_argument("--compile", action="store_true", help="put the encoder through torch.compile")
+    recipe.add_argument(
+        "--conditioning",
+        choices=["none", "first", "first-last"],
+        default="none",
+        help="frames of every clip to encode once more, alone, for image-to-video",
+    )
     recipe.add_argument("--spatial-posterior", choices=["mode", "sample"], default="mode")
     recipe.add_argument("--decoder", choices=["pyav", "decord"], default="pyav")
     recipe.add_argument("--path-column", help="of manifests (default: path, url, uri, video or file)")
@@ -75,6 +88,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--actors", type=int, default=1, help="most encoders at once, one per GPU (default 1)")
     run.add_argument("--gpus", type=float, default=0.0, help="GPUs per encoder (default 0: on the CPU)")
     run.add_argument("--cpus", type=int, default=default_threads(), help="CPUs per encoder (default: all)")
+    run.add_argument(
+        "--calibrate", action="store_true", help="encode nothing; try sizes of micro-batch and propose the best"
+    )
     run.add_argument("--max-rejects", type=float, default=0.05, help="stop above this share of rejects (default 0.05)")
     run.add_argument("--decode-timeout-s", type=float, default=60.0)
     run.add_argument(
@@ -93,6 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         card = read_card(arguments.codec)
+        if arguments.calibrate:
+            calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
+            return 0
         summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
     except (WeightsError, UnknownCodec) as error:
         _say(f"error: {error}")
@@ -128,6 +147,8 @@ def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:
         store=arguments.store,
         dtype=arguments.dtype,
         compute_dtype=arguments.compute_dtype,
+        compile=arguments.compile,
+        conditioning=arguments.conditioning,
         spatial_posterior=arguments.spatial_posterior,
         decoder=arguments.decoder,
         path_column=arguments.path_column,

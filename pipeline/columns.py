@@ -26,6 +26,14 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("kind", _TEXT),
         ("crc32c", pa.uint32()),
     ],
+    "conditioning": [
+        (f"{frame}_{name}", type_)
+        for frame in ("first", "last")
+        for name, type_ in (
+            *((name, _LONG) for name in ("offset", "nbytes", "tensor_offset", "tensor_nbytes")),
+            ("crc32c", pa.uint32()),
+        )
+    ],
     "latent": [
         (name, _INT)
         for name in (

@@ -32,7 +32,9 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.shards import ShardWriter, sample_id, sidecar_path
 from pipeline.store import Store
 from stvae import load_codec
+from stvae.memory import is_out_of_memory, release_memory
 
+Array = npt.NDArray[np.float32]
 CLIPS_AHEAD = 2
 """Decoded clips that wait per video in flight."""
 
@@ -72,7 +74,13 @@ class ShardEncoder:
 
         torch.set_num_threads(self.run.cpus)
         device = "cuda" if self.run.gpus else "cpu"
-        self.codec = load_codec(self.run.codec, device=device, dtype=self.recipe.compute_dtype, half="encoder")
+        self.codec = load_codec(
+            self.run.codec,
+            device=device,
+            dtype=self.recipe.compute_dtype,
+            half="encoder",
+            compiled=self.recipe.compile,
+        )
         if self.codec.card.sha256 != self.recipe.codec:
             raise ConfigError(
                 f"the codec at '{self.run.codec}' is not the one that the driver read: is the path shared?"
@@ -157,28 +165,66 @@ class ShardEncoder:
         self, shard: ShardWriter, unit: Unit, micro_batch: list[tuple[Item, VideoFacts, Clip]], report: Report
     ) -> None:
         """One call of the codec; the batch always has the recipe's shape, since a convolution's last bits depend on it."""
-        import torch
-
         window = micro_batch[0][2].window
-        sizes = dict(zip(self.recipe.buckets, self.recipe.micro_batch, strict=True))
         bucket = window.bucket
-        pixels = np.zeros((sizes[window.filled], bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+        size = dict(zip(self.recipe.buckets, self.recipe.micro_batch, strict=True))[window.filled]
+        pixels = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
         for row, (_, _, clip) in zip(pixels, micro_batch, strict=False):
             row[:] = clip.frames_THWC
         seeds = None
         if self.recipe.spatial_posterior == "sample":
             ids = [sample_id(unit, item, clip.window.index) for item, _, clip in micro_batch]
-            seeds = [int(name[:15], 16) for name in ids] + [0] * (len(pixels) - len(ids))
+            seeds = [int(name[:15], 16) for name in ids] + [0] * (size - len(ids))
+        wanted = {"latent": pixels} | {
+            name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
+        }
+        members: dict[str, Array] = {}
+        paths = []
+        for name, part in wanted.items():
+            encoded = self._moments(part, len(micro_batch), seeds, report)
+            if encoded is None:
+                for item, facts, clip in micro_batch:
+                    shard.add_reject(item, facts, _too_large(clip))
+                return
+            members[name], path = encoded
+            paths.append(path)
+        channels = self.codec.card.latent_channels if self.recipe.store == "mean" else None
+        for i, (item, facts, clip) in enumerate(micro_batch):
+            latents = {name: moments[i, :channels] for name, moments in members.items()}
+            shard.add_sample(item, facts, clip, latents, paths[0])
+
+    def _moments(
+        self, pixels_BTHWC: npt.NDArray[np.uint8], count: int, seeds: list[int] | None, report: Report
+    ) -> tuple[Array, str] | None:
+        """Moments of the first ``count`` clips, and how: ``whole``; where memory does not suffice clip by clip
+        (``single``), then in tiles if the codec can (``tiled``); None where nothing helps."""
+        import torch
+
+        on_device = self.codec.upload(torch.from_numpy(pixels_BTHWC).permute(0, 4, 1, 2, 3))
+        ways = ["whole", *(["single"] if len(pixels_BTHWC) > 1 else []), *(["tiled"] if self.codec.can_tile else [])]
         with self.device:
             started_s = time.monotonic()
-            moments = (
-                self.codec.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3), noise_seeds=seeds).cpu().numpy()
-            )
-            report.encode_s += time.monotonic() - started_s
-        channels = self.codec.card.latent_channels
-        for (item, facts, clip), latent in zip(micro_batch, moments, strict=False):
-            kept: npt.NDArray[np.float32] = latent[:channels] if self.recipe.store == "mean" else latent
-            shard.add_sample(item, facts, clip, kept, "whole")
+            for way in ways:
+                calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
+                try:
+                    parts = [
+                        self.codec.encode(
+                            on_device[call], noise_seeds=seeds and seeds[call], tiled=way == "tiled"
+                        ).cpu()
+                        for call in calls
+                    ]
+                    report.encode_s += time.monotonic() - started_s
+                    return torch.cat(parts).numpy(), way
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                release_memory()
+        return None
+
+
+def _too_large(clip: Clip) -> RejectedWindow:
+    message = f"a clip of {clip.window.bucket} does not fit the memory beside the codec; encode it in a smaller bucket"
+    return RejectedWindow(index=clip.window.index, stage="encode", kind="memory", message=message)
 
 
 def decode_in_order(

@@ -22,10 +22,12 @@ from torch import Tensor
 from pipeline.dataset import read_dataset
 from pipeline.errors import ConfigError
 from pipeline.index import newest_index
+from pipeline.recipe import Recipe
 from pipeline.store import Store
 from pipeline.tables import read_parquet
 from pipeline.where import parse_where
 from stvae.card import Card
+from stvae.normalisation import normalize
 
 STATE_VERSION = 1
 STEPS_AHEAD = 2
@@ -34,8 +36,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 Indices = npt.NDArray[np.int64]
 Batch = dict[str, Any]
-"""``latents`` float32 [B,C,t,h,w]; ``fps`` float32 [B], NaN for images; ``height``, ``width`` (pixels) and
-``num_frames`` int64 [B]; ``caption``, ``id``, ``key`` lists of B."""
+"""``latents`` float32 [B,C,t,h,w]; ``normalized``, whether they are; ``fps`` float32 [B], NaN for images; ``height``,
+``width`` (pixels) and ``num_frames`` int64 [B]; ``caption``, ``id``, ``key`` lists of B."""
 
 
 class LatentDataset:
@@ -47,9 +49,11 @@ class LatentDataset:
     def __init__(self, url: str, where: str | None = None) -> None:
         self.store = Store(url)
         try:
-            self.card: Card = read_dataset(self.store).card
+            dataset = read_dataset(self.store)
         except FileNotFoundError:
             raise ConfigError(f"{self.store.url} has no dataset.json: is it the output of an encode job?") from None
+        self.card: Card = dataset.card
+        self.recipe: Recipe = dataset.recipe
         table = _read_samples(self.store)
         if where is not None:
             table = table.filter(parse_where(where, table.schema))
@@ -68,30 +72,40 @@ class LatentDataset:
         world_size: int = 1,
         latent: Literal["mean", "sample"] = "mean",
         normalized: bool = True,
+        conditioning: bool = False,
     ) -> Batches:
         """An endless supply of epochs; iterating goes through one, or through the rest of one after ``load_state_dict``.
 
         Every rank gets as many steps, in a step all get the same bucket, and no sample comes twice in an epoch.
         ``latent``: the posterior's mean, or a sample of it that depends on seed, epoch and sample only.
+        ``conditioning`` adds ``first_latents`` (and ``last_latents``): the mean of that frame encoded alone.
         """
-        return Batches(self, batch_size, seed, rank, world_size, latent, normalized)
+        if conditioning and not self.recipe.conditioning_frames:
+            raise ConfigError(f"{self.store.url} has no conditioning frames; encode it with --conditioning first")
+        return Batches(self, batch_size, seed, rank, world_size, latent, normalized, conditioning)
 
-    def read(self, rows: Indices, latent: Literal["mean", "sample"] = "mean") -> list[npt.NDArray[Any]]:
-        """Raw latents or moments of the given rows, as stored; only the mean's bytes where that is what is wanted."""
-        names = (
-            "shard",
-            "tensor_offset",
-            "tensor_nbytes",
-            "dtype",
-            "kind",
-            "latent_c",
-            "latent_t",
-            "latent_h",
-            "latent_w",
-        )
-        table = self.columns.select(names).take(pa.array(rows)).to_pylist()
+    def normalize(self, batch: Batch) -> Batch:
+        """A batch of raw latents with normalised ones; ConfigError for a batch that is normalised already."""
+        if batch["normalized"]:
+            raise ConfigError("the latents of this batch are normalised already")
+        raw = {name: value for name, value in batch.items() if name.endswith("latents")}
+        return batch | {name: normalize(value, self.card) for name, value in raw.items()} | {"normalized": True}
+
+    def read(
+        self, rows: Indices, latent: Literal["mean", "sample"] = "mean", frame: str | None = None
+    ) -> list[npt.NDArray[Any]]:
+        """Raw latents or moments of the given rows, as stored; only the mean's bytes where that is what is wanted.
+
+        ``frame``: instead of the clip its frame encoded alone, ``first`` or ``last``.
+        """
+        place = ["tensor_offset", "tensor_nbytes"]
+        names = ["shard", "dtype", "kind", "latent_c", "latent_t", "latent_h", "latent_w"]
+        stored = place if frame is None else [f"{frame}_{name}" for name in place]
+        table = self.columns.select([*stored, *names]).rename_columns([*place, *names]).take(pa.array(rows)).to_pylist()
         by_shard: dict[str, list[int]] = {}
         for i, row in enumerate(table):
+            if frame is not None:
+                row["latent_t"] = 1
             if row["kind"] == "moments":
                 row["parts"] = 2 if latent == "sample" else 1
                 row["tensor_nbytes"] = row["tensor_nbytes"] // 2 * row["parts"]
@@ -118,6 +132,7 @@ class Batches:
         world_size: int,
         latent: Literal["mean", "sample"],
         normalized: bool,
+        conditioning: bool,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
@@ -128,6 +143,7 @@ class Batches:
         self.world_size = world_size
         self.latent: Literal["mean", "sample"] = latent
         self.normalized = normalized
+        self.conditioning = list(data.recipe.conditioning_frames) if conditioning else []
         self.epoch = 0
         self.step = 0
         self._buckets = np.asarray(data.columns["bucket"].to_numpy(zero_copy_only=False), dtype=np.str_)
@@ -204,12 +220,16 @@ class Batches:
         latents = torch.from_numpy(stored).float()
         if self.latent == "sample":
             latents = self._sample(latents, [self._ids[row] for row in rows], epoch)
+        tensors = {"latents": latents}
+        for frame in self.conditioning:
+            tensors[f"{frame}_latents"] = torch.from_numpy(np.stack(self.data.read(rows, frame=frame))).float()
         if self.normalized:
-            latents = _normalize(latents, self.data.card)
+            tensors = {name: normalize(raw, self.data.card) for name, raw in tensors.items()}
         names = ["fps", "height", "width", "num_frames", "caption", "id", "key"]
         columns = self.data.columns.select(names).take(pa.array(rows)).to_pydict()
         return {
-            "latents": latents,
+            **tensors,
+            "normalized": self.normalized,
             "fps": torch.tensor([float("nan") if fps is None else fps for fps in columns["fps"]]),
             **{name: torch.tensor(columns[name]) for name in ("height", "width", "num_frames")},
             **{name: columns[name] for name in ("caption", "id", "key")},
@@ -244,8 +264,3 @@ def _to_array(data: bytes, row: dict[str, Any]) -> npt.NDArray[Any]:
         bits = np.frombuffer(data, dtype=np.uint16).astype(np.uint32) << 16
         return bits.view(np.float32).reshape(shape)
     return np.frombuffer(data, dtype=row["dtype"]).reshape(shape)
-
-
-def _normalize(latents_BCthw: Tensor, card: Card) -> Tensor:
-    shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1) for values in (card.shift, card.scale))
-    return (latents_BCthw - shift) * scale

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
-from stvae.geometry import Geometry, ShapeError
+from stvae.card import OPEN_SORA_CLASS, Card
+from stvae.geometry import ShapeError
 
 FORMAT_VERSION = 1
 
@@ -59,8 +60,13 @@ class Recipe:
     resize: Literal["bicubic", "opensora"] = "bicubic"
     store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """``auto`` becomes one of the others when a job starts, before anything is recorded."""
+    compile: bool = False
+    """Whether the encoder goes through torch.compile: faster on GPUs, other last bits."""
     spatial_posterior: Literal["mode", "sample"] = "mode"
+    conditioning: Literal["none", "first", "first-last"] = "none"
+    """Frames of every clip that are encoded once more, alone."""
     decoder: Literal["pyav", "decord"] = "pyav"
     path_column: str | None = None
     """Of manifests; None finds the one column named path, url, uri, video or file."""
@@ -94,13 +100,22 @@ class Recipe:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
 
-    def check_buckets(self, geometry: Geometry) -> None:
-        """Refuse buckets that the codec cannot encode, naming the nearest size that fits."""
+    def check_codec(self, card: Card) -> None:
+        """Refuse what the codec cannot do; for buckets that it cannot encode, name the nearest size that fits."""
         for bucket in self.buckets:
             try:
-                geometry.check((bucket.num_frames, bucket.height, bucket.width))
+                card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
             except ShapeError as error:
                 raise ConfigError(f"bucket {bucket} does not fit the codec: {error}") from error
+        if self.conditioning_frames and card.geometry.frames.at_most(1) != 1:
+            raise ConfigError(f"{card.class_name} cannot encode single frames, which --conditioning asks for")
+        if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
+            raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")
+
+    @property
+    def conditioning_frames(self) -> dict[str, int]:
+        """Names and places of the frames that are encoded alone."""
+        return {"none": {}, "first": {"first": 0}, "first-last": {"first": 0, "last": -1}}[self.conditioning]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what ``dataset.json`` records and ``fingerprint`` hashes."""

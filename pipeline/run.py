@@ -5,6 +5,7 @@ sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> inde
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import secrets
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset
+from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
 from pipeline.encode import Report, ShardEncoder
 from pipeline.errors import StoreError
 from pipeline.index import Index, build_index, committed_shards, newest_index, remove_orphans
@@ -32,10 +33,11 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
 
     ``say`` gets lines for people. Raises LatentmillError where the job cannot go on; what is committed stays.
     """
-    recipe.check_buckets(card.geometry)
+    recipe.check_codec(card)
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
+    recipe = _resolved(recipe, run, store)
     engine = _in_process if run.local else _on_ray
     open_dataset(store, recipe, card, describe_environment(run, _device(run)))
     plan = freeze_plan(store, sources, recipe)
@@ -61,13 +63,23 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     return summary
 
 
+def _resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
+    """The recipe with ``auto`` decided: as this output was begun, else bfloat16 on GPUs and float32 without."""
+    if recipe.compute_dtype != "auto":
+        return recipe
+    try:
+        return dataclasses.replace(recipe, compute_dtype=read_dataset(store).recipe.compute_dtype)
+    except FileNotFoundError:
+        return dataclasses.replace(recipe, compute_dtype="bfloat16" if run.gpus else "float32")
+
+
 def _device(run: Run) -> str:
     """Model of what will compute, asked where the encoders will be."""
     if not run.gpus:
         return cpu_model()
     if run.local:
         return gpu_model()
-    ray = _ray(run)
+    ray = connect(run)
     name: str = ray.get(ray.remote(num_gpus=run.gpus)(gpu_model).remote())
     return name
 
@@ -99,7 +111,7 @@ def _in_process(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: d
 
 def _on_ray(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> Iterator[Report]:
     """One actor per GPU through Ray Data; only reports come back."""
-    ray = _ray(run)
+    ray = connect(run)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = run.progress_timeout_s
@@ -132,7 +144,7 @@ def _arguments(recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> di
     return {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls}
 
 
-def _ray(run: Run) -> Any:
+def connect(run: Run) -> Any:
     """Ray, connected to the cluster that the run names or to one of its own."""
     import ray
     import ray.data

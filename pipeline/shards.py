@@ -70,34 +70,41 @@ class ShardWriter:
         self._moments = np.zeros((2, card.latent_channels))  # sum and sum of squares per channel
         self._cells = 0
 
-    def add_sample(self, item: Item, facts: VideoFacts, clip: Clip, latent: Array, encode_path: str) -> None:
-        """A clip's latent, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``, in the recipe's type; a reject if it does not fit it."""
+    def add_sample(
+        self, item: Item, facts: VideoFacts, clip: Clip, latents: dict[str, Array], encode_path: str
+    ) -> None:
+        """A clip's members in the recipe's type: ``latent``, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``, and where the recipe
+        asks for them ``first`` and ``last``, those frames encoded alone. A reject if one does not fit the type."""
         window = clip.window
         row = self._row(item, window.index, facts) | _clip_columns(clip, facts)
         try:
-            stored, payload, header_bytes, suffix = pack_latent(latent, self._recipe.dtype)
+            packed = {name: pack_latent(latent, self._recipe.dtype) for name, latent in latents.items()}
         except Rejected as rejected:
             self._reject(row, rejected.stage, rejected.kind, rejected.message)
             return
-        name = row["id"]
-        offset = self._tar.add(f"{name}.latent.{suffix}", payload)
+        for name, (_, payload, header_bytes, suffix) in packed.items():
+            prefix = "" if name == "latent" else f"{name}_"
+            offset = self._tar.add(f"{row['id']}.{name}.{suffix}", payload)
+            row |= {
+                f"{prefix}offset": offset,
+                f"{prefix}nbytes": len(payload),
+                f"{prefix}tensor_offset": offset + header_bytes,
+                f"{prefix}tensor_nbytes": len(payload) - header_bytes,
+                f"{prefix}crc32c": int(google_crc32c.value(payload[header_bytes:])),
+            }
+        stored = packed["latent"][0]
         mean = stored[: self._card.latent_channels].astype(np.float64)
         self._moments += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
         self._cells += int(np.prod(mean.shape[1:]))
         row |= {
-            "offset": offset,
-            "nbytes": len(payload),
-            "tensor_offset": offset + header_bytes,
-            "tensor_nbytes": len(payload) - header_bytes,
             "dtype": self._recipe.dtype,
-            "kind": self._recipe.store,
-            "crc32c": int(google_crc32c.value(payload[header_bytes:])),
+            "kind": self._recipe.store if self._card.kind == "moments" else "mean",
             "latent_mean": float(mean.mean()),
             "latent_std": float(mean.std()),
             "latent_absmax": float(np.abs(mean).max()),
             "encode_path": encode_path,
         } | self._latent_columns(window, stored.shape)
-        self._tar.add(f"{name}.json", _sample_json(row, self._card))
+        self._tar.add(f"{row['id']}.json", _sample_json(row, self._card))
         self._rows.append(row)
         self.counts.samples += 1
         self.counts.frames += window.bucket.num_frames
@@ -171,8 +178,8 @@ class ShardWriter:
             "pad_h": 0,
             "pad_w": 0,
             "pad_frames": geometry.pad_frames(window.bucket.num_frames),
-            "chunk_frames": geometry.chunk_frames,
-            "latents_per_chunk": geometry.latents_per_chunk,
+            "chunk_frames": geometry.chunk_frames or window.bucket.num_frames,
+            "latents_per_chunk": geometry.latents_per_chunk(window.bucket.num_frames),
         }
 
     def _sidecar(self, shard: str | None, facts: dict[str, str]) -> bytes:
@@ -258,9 +265,10 @@ def _clip_columns(clip: Clip, facts: VideoFacts) -> Row:
 
 def _sample_json(row: Row, card: Card) -> bytes:
     """What a reader of the tar alone needs: the row without its place, and how to normalise the latent."""
-    hidden = {"shard", "offset", "nbytes", "tensor_offset", "tensor_nbytes"}
-    values = {name: value for name, value in row.items() if value is not None and name not in hidden}
-    values["normalisation"] = {"formula": "(raw - shift) * scale", "shift": card.shift, "scale": card.scale}
+    hidden = ("shard", "offset", "nbytes")
+    values = {name: value for name, value in row.items() if value is not None and not name.endswith(hidden)}
+    shift, scale = card.statistics(row["latent_t"])
+    values["normalisation"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}
     return json.dumps(_strict(values), allow_nan=False, ensure_ascii=False).encode()
 
 

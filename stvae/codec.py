@@ -6,50 +6,63 @@ Shape suffixes: B batch, C latent channels, T frames, H and W pixels, t, h and w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stvae import weights
-from stvae.card import Card, open_sora_geometry, read_card, temporal_sizes
+from stvae import autoencoder, weights
+from stvae.autoencoder import Autoencoder
+from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry, read_card, temporal_sizes
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
+from stvae.normalisation import denormalize, normalize
 from stvae.spatial import SpatialVAE
 from stvae.temporal import TemporalConfig, TemporalVAE
 
 Half = Literal["both", "encoder", "decoder"]
+Model = SpatioTemporalVAE | Autoencoder
 
 _UNUSED: dict[Half, tuple[str, ...]] = {
     "both": (),
-    "encoder": (
-        "spatial_vae.module.decoder",
-        "spatial_vae.module.post_quant_conv",
-        "temporal_vae.decoder",
-        "temporal_vae.post_quant_conv",
-    ),
-    "decoder": (
-        "spatial_vae.module.encoder",
-        "spatial_vae.module.quant_conv",
-        "temporal_vae.encoder",
-        "temporal_vae.quant_conv",
-    ),
+    "encoder": ("decoder", "post_quant_conv"),
+    "decoder": ("encoder", "quant_conv"),
 }
 
 
-def load_codec(codec: str | Path, *, device: str = "cpu", dtype: str = "float32", half: Half = "both") -> Codec:
+def load_codec(
+    codec: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    half: Half = "both",
+    compiled: bool = False,
+) -> Codec:
     """The codec of a checkpoint folder, given by name, path or URL.
 
-    ``dtype`` is the precision it computes in. ``half="encoder"`` reads and keeps only what encoding needs. Raises
+    ``dtype`` is the precision it computes in. ``half="encoder"`` reads and keeps only what encoding needs.
+    ``compiled`` puts the encoder through torch.compile, for each shape when it first comes. Raises
     WeightsError if the folder is incomplete or its keys do not fit, UnknownCodec if the class is not known.
     """
     folder = weights.find_folder(str(codec))
     card = read_card(str(folder))
-    with torch.device("meta"):
-        model = build_open_sora(weights.read_config(folder))
-    weights.load(model, folder, _UNUSED[half])
-    return Codec(card, model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False))
+    model: Model
+    if card.class_name == OPEN_SORA_CLASS:
+        with torch.device("meta"):
+            model = build_open_sora(weights.read_config(folder))
+        halves = ("spatial_vae.module", "temporal_vae")
+        weights.load(model, folder, tuple(f"{part}.{name}" for part in halves for name in _UNUSED[half]))
+    else:
+        model = autoencoder.load(folder, card, _UNUSED[half])
+    model = model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+    lay_out(model)
+    if compiled:
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] == "encoder":
+                module.compile(dynamic=False)
+    return Codec(card, model)
 
 
 def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
@@ -59,29 +72,46 @@ def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
 
 
 class Codec:
-    """A frozen VAE. Raw latents go in and out; ``normalize`` gives what a diffusion transformer trains on."""
+    """A frozen VAE. Raw latents go in and out; ``normalize`` gives what a diffusion transformer trains on.
 
-    def __init__(self, card: Card, model: SpatioTemporalVAE) -> None:
+    Not for several threads at once: some models keep frames of the call in progress.
+    """
+
+    def __init__(self, card: Card, model: Model) -> None:
         self.card = card
         self.model = model
         parameter = next(model.parameters())
         self.device = parameter.device
         self.dtype = parameter.dtype
+        self._upload_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def upload(self, pixels: Tensor) -> Tensor:
+        """The pixels on the codec's device. A GPU takes them beside what it computes, from pinned memory."""
+        if self._upload_stream is None or pixels.device == self.device:
+            return pixels.to(self.device)
+        with torch.cuda.stream(self._upload_stream):
+            on_device = pixels.pin_memory().to(self.device, non_blocking=True)
+        torch.cuda.current_stream(self.device).wait_stream(self._upload_stream)
+        on_device.record_stream(torch.cuda.current_stream(self.device))
+        return on_device
 
     @torch.inference_mode()
-    def encode(self, pixels_BCTHW: Tensor, *, noise_seeds: Sequence[int] | None = None) -> Tensor:
+    def encode(self, pixels_BCTHW: Tensor, *, noise_seeds: Sequence[int] | None = None, tiled: bool = False) -> Tensor:
         """Moments (B, 2C, t, h, w) in float32 of uint8 RGB clips (B, 3, T, H, W): mean then log-variance, raw.
 
-        The spatial posterior is taken at its mode, or sampled with one seed per clip where ``noise_seeds`` is given.
-        Raises ShapeError where the clip does not fit the codec.
+        Means only (B, C, t, h, w) where the codec has no posterior (``card.kind``). Open-Sora's spatial posterior is
+        taken at its mode, or sampled with one seed per clip where ``noise_seeds`` is given. ``tiled`` needs less memory
+        and gives blended seams; see ``can_tile``. Raises ShapeError where the clip does not fit the codec.
         """
         if pixels_BCTHW.dtype != torch.uint8 or pixels_BCTHW.ndim != 5 or pixels_BCTHW.shape[1] != 3:
             raise ShapeError(
                 f"encode takes uint8 pixels [B,3,T,H,W], got {pixels_BCTHW.dtype} {list(pixels_BCTHW.shape)}"
             )
-        x_BCTHW = pixels_BCTHW.to(self.device, non_blocking=True).float().div_(127.5).sub_(1).to(self.dtype)
+        x_BCTHW = self.upload(pixels_BCTHW).float().div_(127.5).sub_(1).to(self.dtype)
+        self.card.geometry.check((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
         noise_BCThw = None if noise_seeds is None else self._spatial_noise(pixels_BCTHW.shape, noise_seeds)
-        return self.model.encode(x_BCTHW, noise_BCThw).float()
+        with self.model.tiled() if tiled and isinstance(self.model, Autoencoder) else nullcontext():
+            return self.model.encode(x_BCTHW, noise_BCThw).float()
 
     @torch.inference_mode()
     def decode(self, latents_BCthw: Tensor, num_frames: int) -> Tensor:
@@ -89,26 +119,22 @@ class Codec:
         x_BCTHW = self.model.decode(latents_BCthw.to(self.device, self.dtype), num_frames).float()
         return x_BCTHW.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
+    @property
+    def can_tile(self) -> bool:
+        """Whether ``encode`` has a tiled path beside the usual one."""
+        return isinstance(self.model, Autoencoder) and self.model.can_tile
+
     def normalize(self, latents_BCthw: Tensor) -> Tensor:
-        """``(raw - shift) * scale`` per channel: what the model's own transformer is fed."""
-        shift, scale = self._per_channel(latents_BCthw)
-        return (latents_BCthw - shift) * scale
+        """``(raw - shift) * scale``: what the model's own transformer is fed."""
+        return normalize(latents_BCthw, self.card)
 
     def denormalize(self, latents_BCthw: Tensor) -> Tensor:
         """The raw latents of normalised ones."""
-        shift, scale = self._per_channel(latents_BCthw)
-        return latents_BCthw / scale + shift
+        return denormalize(latents_BCthw, self.card)
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Latent (t, h, w) of pixels (T, H, W), as integers; ShapeError names the nearest size that fits."""
         return self.card.geometry.latent_size(size)
-
-    def _per_channel(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shift, scale = (
-            torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1, 1)
-            for values in (self.card.shift, self.card.scale)
-        )
-        return shift, scale
 
     def _spatial_noise(self, pixels_shape: torch.Size, seeds: Sequence[int]) -> Tensor:
         """Standard normal noise for the 2D latents, made on the CPU so that a clip's noise is the same everywhere."""
@@ -117,3 +143,11 @@ class Codec:
         shape = (self.card.latent_channels, num_frames, height // stride, width // stride)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(noise).to(self.device, self.dtype)
+
+
+def lay_out(model: nn.Module) -> None:
+    """Weights of convolutions in channels-last order, which both CPUs and GPUs compute fastest in."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = module.weight.data.contiguous(memory_format=formats[module.weight.ndim])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 
 class ShapeError(ValueError):
@@ -10,18 +12,56 @@ class ShapeError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """The sizes that fit along one axis: ``start``, ``start + step``, ..., up to ``most`` if there is a limit."""
+
+    start: int
+    step: int
+    most: int | None = None
+
+    def at_most(self, size: int) -> int:
+        """The largest size up to ``size`` that fits; 0 if there is none."""
+        if self.most is not None:
+            size = min(size, self.most)
+        return size - (size - self.start) % self.step if size >= self.start else 0
+
+    def nearest(self, size: int) -> int:
+        """The size that fits and is nearest; the smaller of two."""
+        below = max(self.at_most(size), self.start)
+        above = below + self.step
+        return above if self.at_most(above) == above and above - size < size - below else below
+
+    def __str__(self) -> str:
+        if self.start == self.step:
+            text = "any number" if self.step == 1 else f"a multiple of {self.step}"
+        elif self.start < self.step:
+            text = f"{self.step}n+{self.start}"
+        else:
+            text = f"{self.start} + {self.step}n"
+        return text if self.most is None else f"{text}, at most {self.most}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
     """How a codec maps pixels (T, H, W) to latent cells (t, h, w).
 
-    Time is cut into chunks of ``chunk_frames`` frames which are encoded independently; the last chunk may be shorter.
-    Every ``temporal_stride`` frames of a chunk become one latent frame, after zero frames are put in front of the
-    chunk to fill its first group.
+    Time is cut into chunks which are encoded independently; the last one may be shorter. Every ``temporal_stride``
+    frames of a chunk become one latent frame. Where a chunk is no multiple of the stride, its first latent frame covers
+    fewer: the codec puts ``pad_frames`` frames of its own in front.
     """
 
     spatial_stride: int
     temporal_stride: int
-    chunk_frames: int
-    """Frames encoded together; also the frame rule: a clip of n whole chunks wastes nothing."""
+    frames: Rule
+    height: Rule
+    width: Rule
+    chunk_frames: int | None = None
+    """Frames encoded together; None: the whole clip."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Geometry:
+        """The geometry that ``dataclasses.asdict`` made plain."""
+        return cls(**(values | {axis: Rule(**values[axis]) for axis in ("frames", "height", "width")}))
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Latent (t, h, w) of pixels (T, H, W). Raises ShapeError, naming the nearest size that fits."""
@@ -32,30 +72,58 @@ class Geometry:
 
     def check(self, size: tuple[int, int, int]) -> None:
         """Raise ShapeError unless pixels (T, H, W) can be encoded."""
-        num_frames, height, width = size
-        if num_frames < 1:
-            raise ShapeError(f"a clip needs at least 1 frame, got {num_frames}")
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels < self.spatial_stride or pixels % self.spatial_stride:
-                nearest = max(1, round(pixels / self.spatial_stride)) * self.spatial_stride
-                raise ShapeError(
-                    f"{name} must be a multiple of {self.spatial_stride}, got {pixels}; the nearest that fits is {nearest}"
-                )
+        for name, got, rule in zip(
+            ("frames", "height", "width"), size, (self.frames, self.height, self.width), strict=True
+        ):
+            if rule.at_most(got) != got:
+                raise ShapeError(f"{name} must be {rule}, got {got}; the nearest that fits is {rule.nearest(got)}")
 
     def chunks(self, num_frames: int) -> list[int]:
         """Frames of each chunk, in order: 40 frames in chunks of 17 are [17, 17, 6]."""
-        whole, tail = divmod(num_frames, self.chunk_frames)
-        return [self.chunk_frames] * whole + ([tail] if tail else [])
+        chunk = self.chunk_frames or num_frames
+        whole, tail = divmod(num_frames, chunk)
+        return [chunk] * whole + ([tail] if tail else [])
 
     def pad_frames(self, num_frames: int) -> int:
-        """Zero frames put in front of the first chunk of a clip."""
-        return -min(num_frames, self.chunk_frames) % self.temporal_stride
+        """Frames that the codec puts in front of the first chunk of a clip."""
+        return -self.chunks(num_frames)[0] % self.temporal_stride
 
-    @property
-    def latents_per_chunk(self) -> int:
-        """Latent frames of one whole chunk."""
-        return -(-self.chunk_frames // self.temporal_stride)
+    def latents_per_chunk(self, num_frames: int) -> int:
+        """Latent frames of a clip's whole chunks."""
+        return -(-(self.chunk_frames or num_frames) // self.temporal_stride)
+
+    def covered_frames(self, num_frames: int) -> list[tuple[int, int]]:
+        """For each latent frame the input frames [first, last) that it stands for; together they are the whole clip."""
+        covered: list[tuple[int, int]] = []
+        start = 0
+        for chunk in self.chunks(num_frames):
+            pad = -chunk % self.temporal_stride
+            edges = [start, *range(start + self.temporal_stride - pad, start + chunk + 1, self.temporal_stride)]
+            covered += pairwise(edges)
+            start += chunk
+        return covered
 
     def rule_frames(self, max_frames: int) -> int:
-        """The most frames up to ``max_frames`` that obey the frame rule (whole chunks); 0 if there are none."""
-        return max_frames - max_frames % self.chunk_frames
+        """The most frames up to ``max_frames`` that waste nothing (whole chunks); 0 if there are none."""
+        if self.chunk_frames is not None:
+            return max_frames - max_frames % self.chunk_frames
+        return self.frames.at_most(max_frames)
+
+
+def multiples(step: int) -> Rule:
+    """The rule of an axis that takes any positive multiple."""
+    return Rule(start=step, step=step)
+
+
+def plain_geometry(
+    spatial_stride: int, temporal_stride: int, frames: Rule, chunk_frames: int | None = None
+) -> Geometry:
+    """The usual geometry: height and width are multiples of the spatial stride."""
+    return Geometry(
+        spatial_stride=spatial_stride,
+        temporal_stride=temporal_stride,
+        frames=frames,
+        height=multiples(spatial_stride),
+        width=multiples(spatial_stride),
+        chunk_frames=chunk_frames,
+    )

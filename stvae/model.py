@@ -28,7 +28,9 @@ class SpatioTemporalVAE(nn.Module):
         super().__init__()
         self.spatial_vae = spatial
         self.temporal_vae = temporal
+        assert geometry.chunk_frames is not None
         self.geometry = geometry
+        self.chunk_frames = geometry.chunk_frames
         channels = temporal.config.embed_dim
         self.register_buffer("shift", torch.zeros(1, channels, 1, 1, 1))
         self.register_buffer("scale", torch.ones(1, channels, 1, 1, 1))
@@ -38,23 +40,22 @@ class SpatioTemporalVAE(nn.Module):
 
         x_BCTHW: float in [-1, 1], H and W multiples of 8, any T. ``noise_BCThw``: see SpatialVAE.encode.
         """
-        self.geometry.check((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
         return self.encode_spatial_latents(self.spatial_vae.encode(x_BCTHW, noise_BCThw))
 
     def encode_spatial_latents(self, z_BCThw: Tensor) -> Tensor:
         """Temporal moments (B, 2C, t, h, w) of 2D latents: whole chunks of all clips in one batch, then the tails."""
-        num_chunks = z_BCThw.shape[2] // self.geometry.chunk_frames
+        num_chunks = z_BCThw.shape[2] // self.chunk_frames
         encode = self.temporal_vae.encode
-        return _by_chunk(z_BCThw, self.geometry.chunk_frames, num_chunks, encode, encode)
+        return _by_chunk(z_BCThw, self.chunk_frames, num_chunks, encode, encode)
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
         """Pixels (B, 3, num_frames, H, W), about -1 to 1, of raw (not normalised) latents."""
-        num_chunks, tail_frames = divmod(num_frames, self.geometry.chunk_frames)
+        num_chunks, tail_frames = divmod(num_frames, self.chunk_frames)
         frames_BCThw = _by_chunk(
             z_BCthw,
-            self.geometry.latents_per_chunk,
+            self.geometry.latents_per_chunk(num_frames),
             num_chunks,
-            lambda chunk: self.temporal_vae.decode(chunk, self.geometry.chunk_frames),
+            lambda chunk: self.temporal_vae.decode(chunk, self.chunk_frames),
             lambda tail: self.temporal_vae.decode(tail, tail_frames),
         )
         return self.spatial_vae.decode(frames_BCThw)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 SCALING_FACTOR = 0.18215
 """Open-Sora's own factor; the scaling_factor in SDXL's configuration (0.13025) is not used."""
 
+PIXELS_PER_CALL = 1 << 16
+"""Small frames are encoded more at a time, up to so many pixels: fewer calls, wider convolutions."""
+
 SDXL_CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -28,7 +31,7 @@ SDXL_CONFIG: dict[str, Any] = {
 
 
 class SpatialVAE(nn.Module):
-    """Frames to scaled 2D latents and back, ``frames_per_batch`` frames at a time to bound memory."""
+    """Frames to scaled 2D latents and back, at least ``frames_per_batch`` frames at a time."""
 
     def __init__(self, config: dict[str, Any] | None = None, *, frames_per_batch: int = 4) -> None:
         super().__init__()
@@ -39,7 +42,9 @@ class SpatialVAE(nn.Module):
         """Scaled latents (B, C, T, h, w): the posterior's mode, or where standard normal noise is given, that sample."""
         batch, _, num_frames = x_BCTHW.shape[:3]
         frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
-        posteriors = [self.module.encode(part).latent_dist for part in frames.split(self.frames_per_batch)]
+        most = max(self.frames_per_batch, PIXELS_PER_CALL // (frames.shape[2] * frames.shape[3]))
+        parts = frames.tensor_split(-(-len(frames) // most))
+        posteriors = [self.module.encode(part).latent_dist for part in parts]
         z_BCThw = _per_clip(torch.cat([p.mean for p in posteriors]), batch, num_frames)
         if noise_BCThw is not None:
             z_BCThw = z_BCThw + noise_BCThw * _per_clip(torch.cat([p.std for p in posteriors]), batch, num_frames)

@@ -9,14 +9,17 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import safe_open
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+USUAL_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 NAMED_FOLDERS = {"demo": Path(__file__).parent / "demo"}
 """Checkpoints that ship with the package."""
 
@@ -28,6 +31,8 @@ class WeightsError(ValueError):
 def find_folder(codec: str) -> Path:
     """The local folder of a codec given by name, path or URL; a URL is downloaded once into the user's cache."""
     folder = NAMED_FOLDERS.get(codec) or (_download(codec) if "://" in codec else Path(codec))
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"  # a whole diffusers pipeline
     if not (folder / "config.json").is_file():
         raise WeightsError(
             f"no codec at '{codec}': expected a folder with config.json and *.safetensors, or one of {sorted(NAMED_FOLDERS)}"
@@ -66,29 +71,54 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's safetensors files by name; WeightsError where there is none."""
+    """The checkpoint's safetensors files: those of the index, else the one with the usual name, else the only one.
+
+    Folders often hold the same weights twice (``*.fp16.safetensors``). WeightsError where none or no single one is meant.
+    """
+    for index in folder.glob("*.safetensors.index.json"):
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / Path(name).name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))
+    usual = [path for path in files if path.name in USUAL_NAMES]
     if not files:
         raise WeightsError(f"no *.safetensors in {folder}; convert other formats first (pickles are never loaded)")
-    return files
+    if len(usual or files) > 1:
+        raise WeightsError(f"{folder} holds several checkpoints, keep one: {', '.join(path.name for path in files)}")
+    return usual or files
 
 
-def fingerprint(folder: Path) -> str:
-    """sha256 over the configuration and every weight file: the identity of a codec."""
-    total = hashlib.sha256(json.dumps(read_config(folder), sort_keys=True).encode())
+def fingerprint(folder: Path, extra: dict[str, Any] | None = None) -> str:
+    """sha256 over the configuration, every weight file and ``extra``: the identity of a codec."""
+    total = hashlib.sha256(json.dumps(read_config(folder) | (extra or {}), sort_keys=True).encode())
     for path in weight_files(folder):
         with path.open("rb") as f:
             total.update(hashlib.file_digest(f, "sha256").digest())
     return total.hexdigest()
 
 
-def constant(folder: Path, key: str) -> list[float]:
-    """A small one-axis constant among the weights, flattened; read without torch."""
+def constants(folder: Path, keys: Iterable[str], *, required: bool = True) -> dict[str, list[float]]:
+    """Small constants among the weights, flattened; read without torch. WeightsError for a required one that is missing."""
+    found: dict[str, list[float]] = {}
     for path in weight_files(folder):
-        with safe_open(path, framework="numpy") as f:
-            if key in f.keys():
-                return [float(x) for x in f.get_tensor(key).reshape(-1)]
-    raise WeightsError(f"{folder} has no tensor '{key}'")
+        with path.open("rb") as f:
+            size_bytes = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size_bytes))
+            for key in keys:
+                if key in header:
+                    start, stop = header[key]["data_offsets"]
+                    f.seek(8 + size_bytes + start)
+                    found[key] = _floats(f.read(stop - start), header[key]["dtype"])
+    missing = [key for key in keys if key not in found]
+    if required and missing:
+        raise WeightsError(f"{folder} has no tensor named {', '.join(missing)}")
+    return found
+
+
+def _floats(data: bytes, dtype: str) -> list[float]:
+    if dtype == "BF16":  # the upper half of a float32; NumPy has no such type
+        bits = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
+        return [float(x) for x in bits.view("<f4")]
+    return [float(x) for x in np.frombuffer(data, dtype={"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])]
 
 
 def load(module: nn.Module, folder: Path, unused: tuple[str, ...] = ()) -> None:
@@ -102,15 +132,19 @@ def load(module: nn.Module, folder: Path, unused: tuple[str, ...] = ()) -> None:
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as f:
             found |= {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
-    _check_keys(folder, expected, found)
+    stored_as = {key: key for key in found}
+    rename: Any = getattr(module, "_fix_state_dict_keys_on_load", None)
+    if rename is not None:
+        rename(stored_as)  # diffusers called the tensors of attention otherwise once
+    _check_keys(folder, expected, {key: found[stored] for key, stored in stored_as.items()})
     for name in unused:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, None)
-    wanted = module.state_dict()
+    wanted = {stored_as[key]: key for key in module.state_dict()}
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as f:
-            tensors |= {key: f.get_tensor(key) for key in f.keys() if key in wanted}
+            tensors |= {wanted[stored]: f.get_tensor(stored) for stored in f.keys() if stored in wanted}
     module.load_state_dict(tensors, strict=True, assign=True)
 
 

@@ -67,14 +67,19 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
     samples = sorted((row for row in rows if row["shard"]), key=lambda row: row["offset"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
-    assert len(members) == 2 * len(samples) == 2 * int(facts["num_samples"])
+    frames = [name for name in ("first", "last") if samples[0][f"{name}_offset"] is not None]
+    step = 2 + len(frames)
+    assert len(members) == step * len(samples) == step * int(facts["num_samples"])
     sums = np.zeros((2, samples[0]["latent_c"]))
-    for row, latent, text in zip(samples, members[::2], members[1::2], strict=True):
+    for i, row in enumerate(samples):
+        latent, *alone, text = members[step * i : step * (i + 1)]
         assert latent.name.startswith(f"{row['id']}.latent.") and text.name == f"{row['id']}.json"
-        assert (latent.offset_data, latent.size) == (row["offset"], row["nbytes"])
-        assert (latent.mtime, latent.uid, latent.gid, latent.uname) == (0, 0, 0, "")
+        for member, prefix in zip([latent, *alone], ["", *(f"{name}_" for name in frames)], strict=True):
+            assert (member.offset_data, member.size) == (row[f"{prefix}offset"], row[f"{prefix}nbytes"])
+            assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
+            tensor = data[row[f"{prefix}tensor_offset"] :][: row[f"{prefix}tensor_nbytes"]]
+            assert google_crc32c.value(tensor) == row[f"{prefix}crc32c"]
         tensor = data[row["tensor_offset"] : row["tensor_offset"] + row["tensor_nbytes"]]
-        assert google_crc32c.value(tensor) == row["crc32c"]
         values = json.loads(data[text.offset_data : text.offset_data + text.size])
         assert values["key"] == row["key"] and values.get("caption") == row["caption"]
         if row["dtype"] == "float16":

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.clips import Skip, VideoFacts, Window, choose_bucket, place, plan_windows
 from pipeline.recipe import Bucket, Recipe
-from stvae.geometry import Geometry
+from stvae.geometry import multiples, plain_geometry
 
-GEOMETRY = Geometry(spatial_stride=8, temporal_stride=4, chunk_frames=17)
+GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 SQUARE, WIDE, LONG = Bucket(17, 128, 128), Bucket(17, 128, 224), Bucket(51, 128, 224)
 
 

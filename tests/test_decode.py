@@ -18,10 +18,10 @@ import pytest
 from pipeline.clips import Skip, VideoFacts, plan_windows
 from pipeline.decode import Clip, Decoders, Outcome, RejectedWindow
 from pipeline.recipe import Bucket, Recipe, Run
-from stvae.geometry import Geometry
+from stvae.geometry import multiples, plain_geometry
 from tests.clips_maker import make_clip, make_image, numbered_frame, package_clip, read_number
 
-GEOMETRY = Geometry(spatial_stride=8, temporal_stride=4, chunk_frames=17)
+GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 BUCKET = Bucket(17, 64, 112)
 Decode = Callable[..., list[Outcome]]
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stvae.geometry import Geometry, ShapeError
+from stvae.geometry import ShapeError, multiples, plain_geometry
 from tests.conftest import GOLDEN
 
-OPEN_SORA = Geometry(spatial_stride=8, temporal_stride=4, chunk_frames=17)
+OPEN_SORA = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 REFERENCE = json.loads((GOLDEN / "opensora-v12-full-shapes.json").read_text())["latent_size"]
 
 

@@ -22,6 +22,8 @@ OTHER_VALUES = {
     "store": "mean",
     "dtype": "float32",
     "compute_dtype": "bfloat16",
+    "compile": True,
+    "conditioning": "first",
     "spatial_posterior": "sample",
     "decoder": "decord",
     "path_column": "p",
@@ -58,7 +60,7 @@ def test_buckets_are_written_height_width_frames() -> None:
 def test_a_bucket_that_the_codec_cannot_encode_is_refused_with_the_nearest(recipe: Recipe, tiny_card: Card) -> None:
     other = dataclasses.replace(recipe, buckets=(Bucket(17, 36, 64),), micro_batch=(1,))
     with pytest.raises(ConfigError, match=r"bucket 36x64x17 .* nearest that fits is 32"):
-        other.check_buckets(tiny_card.geometry)
+        other.check_codec(tiny_card)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Running out of memory, on GPUs and on CPUs."""
+
+from __future__ import annotations
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a failed computation only lacked memory."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what a failed computation left cached on the GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

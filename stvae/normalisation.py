@@ -1,0 +1,29 @@
+"""The one formula between stored latents and what a transformer is fed: ``(raw - shift) * scale``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stvae.card import Card
+
+
+def normalize(latents_BCthw: Tensor, card: Card) -> Tensor:
+    """Normalised latents of raw ones, in their dtype or float32, whichever is wider."""
+    shift, scale = _statistics(latents_BCthw, card)
+    return (latents_BCthw - shift) * scale
+
+
+def denormalize(latents_BCthw: Tensor, card: Card) -> Tensor:
+    """Raw latents of normalised ones."""
+    shift, scale = _statistics(latents_BCthw, card)
+    return latents_BCthw / scale + shift
+
+
+def _statistics(latents_BCthw: Tensor, card: Card) -> tuple[Tensor, Tensor]:
+    """Shift and scale as [C,1,1,1], or [C,t,1,1] where the codec has them per latent frame."""
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=latents_BCthw.device).view(card.latent_channels, -1, 1, 1)
+        for values in card.statistics(latents_BCthw.shape[-3])
+    )
+    return shift, scale

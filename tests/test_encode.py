@@ -1,0 +1,149 @@
+"""The encoder beside its pipeline: memory that runs out, frames encoded alone, settings resolved when a job starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.encode_dataset import main
+from pipeline import encode as encode_module
+from pipeline.dataset import read_dataset
+from pipeline.errors import ConfigError
+from pipeline.loader import LatentDataset
+from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.run import encode
+from pipeline.store import Store
+from stvae import Card, load_codec, read_card
+from stvae.codec import Codec
+from tests import tiny_codecs
+from tests.clips_maker import make_clip
+from tests.conftest import TINY
+from tests.oracle import assert_sound
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(3):
+        make_clip(folder / f"{seed}.mp4", 20, size=(64, 64), seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_codecs.save("AutoencoderKLWan", tmp_path_factory.mktemp("wan"))
+
+
+def job(folder: Path, videos: Path, output: Path, **settings: Any) -> tuple[Recipe, Run, Card]:
+    card = read_card(str(folder))
+    recipe = Recipe(codec=card.sha256, buckets=(Bucket(17, 64, 64),), **{"micro_batch": (2,)} | settings)
+    run = Run(output=str(output), codec=str(folder), sources=(str(videos),), local=True, cpus=2, max_rejects=1.0)
+    return recipe, run, card
+
+
+class SmallMemory(Codec):
+    """A codec on a device that holds ``clips`` clips at once, and in tiles any number if it ``tiles``."""
+
+    clips = 1
+    tiles = True
+
+    def encode(self, pixels_BCTHW: torch.Tensor, **options: Any) -> torch.Tensor:
+        if len(pixels_BCTHW) > self.clips and not (options.get("tiled") and self.tiles):
+            raise torch.OutOfMemoryError("no memory left")
+        return super().encode(pixels_BCTHW, **options)
+
+
+@pytest.mark.parametrize(
+    ("clips", "tiles", "expected"), [(2, True, "whole"), (1, True, "single"), (0, True, "tiled"), (0, False, None)]
+)
+def test_when_memory_runs_out_fewer_clips_then_tiles_then_a_reject(
+    clips: int, tiles: bool, expected: str | None, wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def load(codec: str, **options: Any) -> Codec:
+        whole = load_codec(codec, **options)
+        small = SmallMemory(whole.card, whole.model)
+        small.clips, small.tiles = clips, tiles
+        return small
+
+    monkeypatch.setattr(encode_module, "load_codec", load)
+    summary = encode(*job(wan, videos, tmp_path / "out"), say=lambda line: None)
+    rows = assert_sound(tmp_path / "out")
+    assert {row["encode_path"] for row in rows} == {expected}
+    if expected is None:
+        assert summary.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
+
+
+def test_an_error_that_is_not_memory_stops_the_job(wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("a kernel is missing")
+
+    monkeypatch.setattr(Codec, "encode", fail)
+    with pytest.raises(RuntimeError, match="a kernel is missing"):
+        encode(*job(wan, videos, tmp_path / "out"), say=lambda line: None)
+
+
+def test_first_and_last_frames_are_encoded_alone(wan: Path, videos: Path, tmp_path: Path) -> None:
+    recipe, run, card = job(wan, videos, tmp_path / "out", conditioning="first-last", dtype="float32")
+    encode(recipe, run, card, say=lambda line: None)
+    rows = assert_sound(tmp_path / "out")
+    assert all(row["first_offset"] and row["last_offset"] for row in rows)
+    data = LatentDataset(str(tmp_path / "out"))
+    (batch,) = list(data.batches(3, conditioning=True, normalized=False))
+    assert batch["first_latents"].shape == batch["last_latents"].shape == (3, 16, 1, 8, 8)
+    assert not torch.equal(batch["first_latents"], batch["last_latents"])
+    codec = load_codec(wan, half="encoder")
+    import av
+
+    with av.open(str(videos / f"{Path(batch['key'][0]).stem}.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for name, frame in (("first", frames[0]), ("last", frames[16])):
+        pixels = torch.from_numpy(np.stack([frame])).permute(3, 0, 1, 2)[None]
+        expected = codec.encode(torch.cat([pixels, pixels]))[:1, :16]  # a micro-batch of the recipe's size
+        torch.testing.assert_close(batch[f"{name}_latents"][:1], expected)
+    (normalised,) = list(data.batches(3, conditioning=True))
+    torch.testing.assert_close(normalised["first_latents"], codec.normalize(batch["first_latents"]))
+
+
+def test_an_output_without_conditioning_frames_says_so(wan: Path, videos: Path, tmp_path: Path) -> None:
+    encode(*job(wan, videos, tmp_path / "out"), say=lambda line: None)
+    with pytest.raises(ConfigError, match="--conditioning"):
+        LatentDataset(str(tmp_path / "out")).batches(1, conditioning=True)
+
+
+def test_what_a_codec_cannot_do_is_refused(tmp_path: Path, wan: Path, videos: Path) -> None:
+    allegro = tiny_codecs.save("AutoencoderKLAllegro", tmp_path / "allegro")
+    recipe, run, card = job(allegro, videos, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"frames must be 24 \+ 16n, got 17; the nearest that fits is 24"):
+        encode(recipe, run, card, say=lambda line: None)
+    fitting = dataclasses.replace(recipe, buckets=(Bucket(24, 128, 128),), conditioning="first")
+    with pytest.raises(ConfigError, match="single frames"):
+        encode(fitting, run, card, say=lambda line: None)
+    recipe, run, card = job(wan, videos, tmp_path / "out", spatial_posterior="sample")
+    with pytest.raises(ConfigError, match="Open-Sora"):
+        encode(recipe, run, card, say=lambda line: None)
+
+
+def test_auto_becomes_a_type_once_and_is_recorded(videos: Path, tmp_path: Path) -> None:
+    recipe, run, card = job(TINY, videos, tmp_path / "out", compute_dtype="auto")
+    encode(recipe, run, card, say=lambda line: None)
+    assert read_dataset(Store(run.output)).recipe.compute_dtype == "float32"
+    begun_on_gpus = dataclasses.replace(recipe, compute_dtype="bfloat16")
+    other = dataclasses.replace(run, output=str(tmp_path / "other"))
+    encode(begun_on_gpus, other, card, say=lambda line: None)
+    lines: list[str] = []
+    encode(recipe, other, card, say=lines.append)
+    assert "nothing to do" in lines[0]
+
+
+def test_calibrate_proposes_and_writes_nothing(videos: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["--source", str(videos), "--output", str(tmp_path / "out"), "--codec", str(TINY), "--local"]
+    assert main([*arguments, "--buckets", "16x16x17,16x32x1", "--cpus", "2", "--calibrate"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"propose: --micro-batch \d+,\d+  \(float32, VideoAutoencoderPipeline\)", said)
+    assert "clips/s" in said and not (tmp_path / "out").exists()
