@@ -14,6 +14,7 @@ from stvae import Card, load_codec, read_card
 from stvae.card import UnknownCodec
 from stvae.geometry import ShapeError
 from stvae.weights import WeightsError
+from tests import tiny_codecs
 from tests.conftest import TINY
 
 
@@ -116,3 +117,13 @@ def test_a_sampled_spatial_posterior_depends_on_the_clips_seed_only() -> None:
     assert torch.allclose(codec.encode(x[1:], noise_seeds=[8]), both[1:], atol=1e-5)
     assert not torch.allclose(codec.encode(x[1:], noise_seeds=[9]), both[1:], atol=1e-2)
     assert not torch.allclose(codec.encode(x), both, atol=1e-2)
+
+
+@pytest.mark.parametrize(("folder", "encoders"), [("TINY", 2), ("AutoencoderTiny", 1)])
+def test_compiling_is_for_the_encoders_only(
+    folder: str, encoders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__))
+    load_codec(TINY if folder == "TINY" else tiny_codecs.save(folder, tmp_path), compiled=True)
+    assert len(compiled) == encoders and all("Encoder" in name for name in compiled)

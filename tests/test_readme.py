@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from jobs.encode_dataset import main, parse_arguments
+from stvae.card import OPEN_SORA_CLASS
+from stvae.conventions import TABLE
 from tests.clips_maker import make_clip
 from tests.conftest import TINY
 
@@ -84,3 +86,9 @@ def test_every_module_is_in_the_tree() -> None:
     for folder in ("stvae", "pipeline", "jobs"):
         for path in (ROOT / folder).glob("*.py"):
             assert path.name in tree or path.stem in ("__init__", "errors"), path
+
+
+def test_every_codec_class_is_in_the_table() -> None:
+    table = README[README.index("## Codecs") : README.index("## Train from it")]
+    for class_name in (OPEN_SORA_CLASS, *TABLE):
+        assert f"| `{class_name}` |" in table, class_name
