@@ -112,7 +112,7 @@ class Autoencoder(nn.Module):
     @property
     def can_tile(self) -> bool:
         """Whether there is a tiled path beside the usual one."""
-        return hasattr(self.model, "enable_tiling") and not self.always_tiled
+        return hasattr(self.model, "use_tiling") and not self.always_tiled
 
     @contextmanager
     def tiled(self) -> Iterator[None]:

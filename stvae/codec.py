@@ -108,10 +108,17 @@ class Codec:
                 f"encode takes uint8 pixels [B,3,T,H,W], got {pixels_BCTHW.dtype} {list(pixels_BCTHW.shape)}"
             )
         x_BCTHW = self.upload(pixels_BCTHW).float().div_(127.5).sub_(1).to(self.dtype)
-        self.card.geometry.check((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
+        size = self.latent_size((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
         noise_BCThw = None if noise_seeds is None else self._spatial_noise(pixels_BCTHW.shape, noise_seeds)
         with self.model.tiled() if tiled and isinstance(self.model, Autoencoder) else nullcontext():
-            return self.model.encode(x_BCTHW, noise_BCThw).float()
+            moments = self.model.encode(x_BCTHW, noise_BCThw).float()
+        expected = (len(x_BCTHW), self.card.stored_channels, *size)
+        if moments.shape != expected:
+            raise ShapeError(
+                f"{self.card.class_name} made {list(moments.shape)} of {list(x_BCTHW.shape)}, its card says {list(expected)}"
+                + (" (in tiles)" if tiled else "")
+            )
+        return moments
 
     @torch.inference_mode()
     def decode(self, latents_BCthw: Tensor, num_frames: int) -> Tensor:

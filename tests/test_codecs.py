@@ -134,6 +134,14 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(codec: Codec) -> N
             codec.latent_size((frames + 1, height, width))
 
 
+def test_tiles_give_the_same_shape(codec: Codec) -> None:
+    if codec.can_tile:
+        size = (codec.card.geometry.frames.start, 288, 288)
+        assert codec.encode(random_clips(size, count=1), tiled=True).shape[2:] == codec.latent_size(size)
+    else:
+        assert codec.card.class_name in ("AutoencoderKLTemporalDecoder", "AutoencoderKLAllegro")
+
+
 def test_the_card_survives_json(codec: Codec) -> None:
     assert Card.from_json(json.loads(json.dumps(codec.card.to_json()))) == codec.card
 

@@ -99,6 +99,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "decoder_block_out_channels": (8, 16, 32),
         "layers_per_block": (1, 1, 1, 1, 1),
         "decoder_layers_per_block": (1, 1, 1, 1),
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
     },
     "AutoencoderKLMochi": {
         "encoder_block_out_channels": (32, 32, 32, 32),
