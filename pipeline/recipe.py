@@ -107,7 +107,7 @@ class Recipe:
                 card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
             except ShapeError as error:
                 raise ConfigError(f"bucket {bucket} does not fit the codec: {error}") from error
-        if self.conditioning_frames and card.geometry.frames.at_most(1) != 1:
+        if self.conditioning_frames and not card.geometry.frames.fits(1):
             raise ConfigError(f"{card.class_name} cannot encode single frames, which --conditioning asks for")
         if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
             raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")

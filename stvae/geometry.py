@@ -19,6 +19,10 @@ class Rule:
     step: int
     most: int | None = None
 
+    def fits(self, size: int) -> bool:
+        """Whether the axis may have this size."""
+        return size >= self.start and self.at_most(size) == size
+
     def at_most(self, size: int) -> int:
         """The largest size up to ``size`` that fits; 0 if there is none."""
         if self.most is not None:
@@ -29,11 +33,13 @@ class Rule:
         """The size that fits and is nearest; the smaller of two."""
         below = max(self.at_most(size), self.start)
         above = below + self.step
-        return above if self.at_most(above) == above and above - size < size - below else below
+        return above if self.fits(above) and above - size < size - below else below
 
     def __str__(self) -> str:
-        if self.start == self.step:
-            text = "any number" if self.step == 1 else f"a multiple of {self.step}"
+        if self.step == 1:
+            text = f"at least {self.start}"
+        elif self.start == self.step:
+            text = f"a multiple of {self.step}"
         elif self.start < self.step:
             text = f"{self.step}n+{self.start}"
         else:
@@ -75,7 +81,7 @@ class Geometry:
         for name, got, rule in zip(
             ("frames", "height", "width"), size, (self.frames, self.height, self.width), strict=True
         ):
-            if rule.at_most(got) != got:
+            if not rule.fits(got):
                 raise ShapeError(f"{name} must be {rule}, got {got}; the nearest that fits is {rule.nearest(got)}")
 
     def chunks(self, num_frames: int) -> list[int]:

@@ -38,5 +38,21 @@ def test_zero_frames_fill_the_first_group_of_a_chunk() -> None:
 def test_a_size_that_does_not_fit_names_the_nearest_that_does() -> None:
     with pytest.raises(ShapeError, match="width must be a multiple of 8, got 854; the nearest that fits is 856"):
         OPEN_SORA.latent_size((17, 480, 854))
-    with pytest.raises(ShapeError, match="at least 1 frame"):
+    with pytest.raises(ShapeError, match="frames must be at least 1, got 0; the nearest that fits is 1"):
         OPEN_SORA.latent_size((0, 480, 848))
+
+
+def test_every_input_frame_belongs_to_one_latent_frame() -> None:
+    assert OPEN_SORA.covered_frames(17) == [(0, 1), (1, 5), (5, 9), (9, 13), (13, 17)]
+    assert OPEN_SORA.covered_frames(22)[5:] == [(17, 18), (18, 22)]
+    causal = plain_geometry(8, 4, Rule(start=1, step=4))
+    assert causal.covered_frames(9) == [(0, 1), (1, 5), (5, 9)] and causal.pad_frames(9) == 3
+
+
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(0, 200), st.none() | st.integers(0, 5))
+def test_the_nearest_size_fits_and_no_other_is_nearer(start: int, step: int, size: int, steps: int | None) -> None:
+    rule = Rule(start=start, step=step, most=None if steps is None else start + steps * step)
+    fitting = [n for n in range(start, 300, step) if rule.most is None or n <= rule.most]
+    assert all(rule.fits(n) == (n in fitting) for n in range(250))
+    assert rule.nearest(size) == min(fitting, key=lambda n: (abs(n - size), n))
+    assert rule.at_most(size) == max((n for n in fitting if n <= size), default=0)
