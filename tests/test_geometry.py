@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stvae.geometry import ShapeError, multiples, plain_geometry
+from stvae.geometry import Rule, ShapeError, multiples, plain_geometry
 from tests.conftest import GOLDEN
 
 OPEN_SORA = plain_geometry(8, 4, multiples(1), chunk_frames=17)
