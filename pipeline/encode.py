@@ -178,20 +178,18 @@ class ShardEncoder:
         wanted = {"latent": pixels} | {
             name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
         }
-        members: dict[str, Array] = {}
-        paths = []
+        members: dict[str, tuple[Array, str]] = {}
         for name, part in wanted.items():
             encoded = self._moments(part, len(micro_batch), seeds, report)
             if encoded is None:
                 for item, facts, clip in micro_batch:
                     shard.add_reject(item, facts, _too_large(clip))
                 return
-            members[name], path = encoded
-            paths.append(path)
+            members[name] = encoded
         channels = self.codec.card.latent_channels if self.recipe.store == "mean" else None
         for i, (item, facts, clip) in enumerate(micro_batch):
-            latents = {name: moments[i, :channels] for name, moments in members.items()}
-            shard.add_sample(item, facts, clip, latents, paths[0])
+            latents = {name: moments[i, :channels] for name, (moments, _) in members.items()}
+            shard.add_sample(item, facts, clip, latents, encode_path=members["latent"][1])
 
     def _moments(
         self, pixels_BTHWC: npt.NDArray[np.uint8], count: int, seeds: list[int] | None, report: Report

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from PIL import Image, ImageDraw
 
 from pipeline.clips import plan_windows
-from pipeline.dataset import read_dataset
+from pipeline.dataset import Dataset, read_dataset
 from pipeline.decode import Clip, Decoders, Frames
 from pipeline.errors import ConfigError
 from pipeline.items import fetch, items
 from pipeline.loader import LatentDataset
 from pipeline.plan import Unit, read_plan
 from pipeline.recipe import Run
+from pipeline.sources import find_sources
 from pipeline.store import Store
 from stvae import load_codec
 from stvae.codec import Codec
@@ -31,7 +33,7 @@ GAP_PIXELS = 4
 def preview(run: Run, rows: Sequence[int], path: str) -> str:
     """Decode samples (by their row in the index) back and write one picture of them; its URL.
 
-    ``path`` is relative to the output. The sources must still be where they were.
+    ``path`` is relative to the output.
     """
     data = LatentDataset(run.output)
     codec = load_codec(run.codec, half="decoder")
@@ -48,15 +50,20 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
 
 
 def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterator[Frames]:
-    """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources."""
+    """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources.
+
+    The sources are where they were, or where ``run.sources`` says that they are now.
+    """
     dataset = read_dataset(data.store)
     plan = read_plan(data.store)
     units = {unit.name: unit for unit in plan.units}
+    urls = {source.name: source.url for source in find_sources(run.sources)} if run.sources else {}
     decoders = Decoders(dataset.recipe, run)
     try:
         for row in data.columns.select(["shard", "ordinal", "window", "uri"]).take(rows).to_pylist():
             unit = units[row["shard"].removeprefix("shards/").rpartition("-")[0]]
-            yield _find_clip(unit, row, dataset, decoders, plan.columns[unit.generation]).frames_THWC
+            url = urls.get(unit.source, unit.source)
+            yield _find_clip(unit, url, row, dataset, decoders, plan.columns[unit.generation]).frames_THWC
     finally:
         decoders.close()
 
@@ -75,8 +82,10 @@ def psnr_db(a: Frames, b: Frames) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def _find_clip(unit: Unit, row: dict[str, Any], dataset: Any, decoders: Decoders, columns: Any) -> Clip:
-    for item in items(unit, unit.source, dataset.recipe, columns):
+def _find_clip(
+    unit: Unit, url: str, row: dict[str, Any], dataset: Dataset, decoders: Decoders, columns: pa.Schema
+) -> Clip:
+    for item in items(unit, url, dataset.recipe, columns):
         if item.ordinal == row["ordinal"]:
             with open(fetch(item, dataset.recipe), "rb", buffering=0) as file:
                 plan = lambda facts: plan_windows(facts, dataset.recipe, dataset.card.geometry)  # noqa: E731

@@ -21,12 +21,12 @@ def arrow_file(content: bytes) -> pa.NativeFile:
 
 
 def read_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table in a Parquet file, or some of its columns."""
-    return pq.ParquetFile(arrow_file(content)).read(columns)
+    """The table in a Parquet file, or some of its columns; OSError where a page is damaged."""
+    return pq.ParquetFile(arrow_file(content), page_checksum_verification=True).read(columns)
 
 
 def write_parquet(table: pa.Table) -> bytes:
-    """The table as a Parquet file with zstd and a page index; equal bytes for equal tables."""
+    """The table as a Parquet file with zstd, a page index and checksums; equal bytes for equal tables."""
     sink = io.BytesIO()  # written by the calling thread only
-    pq.write_table(table, sink, compression="zstd", write_page_index=True)
+    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
     return sink.getvalue()

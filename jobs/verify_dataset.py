@@ -1,0 +1,101 @@
+"""Check that an output is what was committed: every byte of its shards, its index, and samples encoded again.
+
+    python jobs/verify_dataset.py s3://bucket/latents
+    python jobs/verify_dataset.py s3://bucket/latents --sample 20 --codec /models/opensora-vae-v1.2
+
+Exit codes: 0 sound, 1 problems (listed, and in verify.json beside the output), 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.dataset import default_threads, read_dataset
+from pipeline.errors import ConfigError, LatentmillError
+from pipeline.recipe import Run
+from pipeline.store import Store
+from pipeline.verify import PATH, Verdict, verify
+from stvae.card import UnknownCodec
+from stvae.weights import WeightsError
+
+SHOWN = 20
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="URL")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="samples to decode and encode again")
+    parser.add_argument("--codec", metavar="NAME|PATH|URL", help="the output's codec, for --sample")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
+    parser.add_argument("--min-cosine", type=float, default=0.999, help="of a sample encoded again (default 0.999)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument("--gpus", type=float, default=0.0, help="1 to encode on a GPU")
+    parser.add_argument("--cpus", type=int, default=default_threads())
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify, compare, report; the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        if arguments.sample and not arguments.codec:
+            raise ConfigError("--sample encodes again, so it needs --codec")
+        store = Store(arguments.output)
+        try:
+            read_dataset(store)
+        except FileNotFoundError:
+            raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
+        verdict = verify(store, say=print)
+        if arguments.sample:
+            _compare(arguments, verdict)
+        verdict.save(store)
+    except (WeightsError, UnknownCodec) as error:
+        print(f"error: {error}")
+        return ConfigError.exit_code
+    except LatentmillError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    _report(verdict, store.url)
+    return verdict.exit_code
+
+
+def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
+    from pipeline.compare import compare
+
+    run = Run(
+        output=arguments.output,
+        codec=arguments.codec,
+        sources=tuple(arguments.source),
+        gpus=arguments.gpus,
+        cpus=arguments.cpus,
+    )
+    for sample in compare(run, arguments.sample, arguments.seed):
+        verdict.compared.append(sample)
+        print(
+            f"{sample.id}  max difference {sample.max_abs:.2g}  cosine {sample.cosine:.6f}  "
+            f"PSNR {sample.psnr_db:.1f} dB  {sample.key[:60]}"
+        )
+        if sample.cosine < arguments.min_cosine:
+            verdict.problems.append(
+                (sample.id, f"encoded again it has a cosine of {sample.cosine:.4f} to what is stored")
+            )
+
+
+def _report(verdict: Verdict, url: str) -> None:
+    print(
+        f"{url}: {verdict.units} units, {verdict.shards} shards, {verdict.samples} samples, "
+        f"{verdict.size_bytes / 1e9:.2f} GB read; {len(verdict.problems) or 'no'} problems"
+    )
+    for where, what in verdict.problems[:SHOWN]:
+        print(f"  {where}: {what}")
+    if len(verdict.problems) > SHOWN:
+        print(f"  ... {len(verdict.problems) - SHOWN} more in {PATH}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
