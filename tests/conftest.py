@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, read_card
 from tests.s3_server import s3_bucket
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
+settings.register_profile("untimed", deadline=None)  # no test asserts speed
+settings.load_profile("untimed")
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "opensora-v12-tiny"
