@@ -33,9 +33,7 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     Writes nothing. Raises ConfigError for buckets that the codec cannot encode.
     """
     recipe.check_codec(card)
-    dtype = recipe.compute_dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if run.gpus else "float32"
+    dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
         if run.local or not run.gpus:

@@ -6,6 +6,8 @@ import pyarrow as pa
 
 _TEXT, _INT, _LONG, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
 
+_SPAN = ("offset", "nbytes", "tensor_offset", "tensor_nbytes")
+
 GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     "identity": [
         ("id", _TEXT),
@@ -18,10 +20,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     ],
     "place": [
         ("shard", _TEXT),
-        ("offset", _LONG),
-        ("nbytes", _LONG),
-        ("tensor_offset", _LONG),
-        ("tensor_nbytes", _LONG),
+        *((name, _LONG) for name in _SPAN),
         ("dtype", _TEXT),
         ("kind", _TEXT),
         ("crc32c", pa.uint32()),
@@ -30,7 +29,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         (f"{frame}_{name}", type_)
         for frame in ("first", "last")
         for name, type_ in (
-            *((name, _LONG) for name in ("offset", "nbytes", "tensor_offset", "tensor_nbytes")),
+            *((name, _LONG) for name in _SPAN),
             ("crc32c", pa.uint32()),
         )
     ],
@@ -76,6 +75,9 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     "provenance": [("source_size", _LONG), ("source_etag", _TEXT), ("recipe", _TEXT)],
 }
 """Columns by what they tell. User columns follow: ``meta`` and ``meta_<name>``."""
+
+OFFSETS = frozenset(["shard", *(f"{prefix}{name}" for prefix in ("", "first_", "last_") for name in _SPAN)])
+"""Columns that say where in which shard a member is: of no use inside the shard."""
 
 NAMES = [name for group in GROUPS.values() for name, _ in group]
 

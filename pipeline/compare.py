@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.dataset import read_dataset
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.preview import decode_back, psnr_db, source_frames
@@ -27,17 +26,16 @@ def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     ``run.codec`` is not the output's codec, or a source is not what it was.
     """
     data = LatentDataset(run.output)
-    recipe = read_dataset(data.store).recipe
+    recipe = data.recipe
     codec = load_codec(run.codec, device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
     if codec.card.sha256 != recipe.codec:
         raise ConfigError(f"the codec at '{run.codec}' is not the one that made {data.store.url}")
     if not run.gpus:
         torch.set_num_threads(run.cpus)
-    sizes = {str(bucket): size for bucket, size in zip(recipe.buckets, recipe.micro_batch, strict=True)}
     rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         bucket = Bucket.parse(data.columns["bucket"][row].as_py())
-        pixels = np.zeros((sizes.get(str(bucket), 1), *frames.shape), dtype=np.uint8)
+        pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
         pixels[0] = frames
         again = codec.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0, : codec.card.latent_channels]
         stored = data.read(np.array([row]))[0].astype(np.float32)

@@ -133,7 +133,7 @@ class ShardEncoder:
     def _fill(self, shard: ShardWriter, unit: Unit, report: Report) -> None:
         """Every outcome of the unit's items into the shard; clips wait until their micro-batch is full."""
         waiting: dict[Bucket, list[tuple[Item, VideoFacts, Clip]]] = {}
-        sizes = dict(zip(self.recipe.buckets, self.recipe.micro_batch, strict=True))
+        sizes = self.recipe.clips_per_call
         url = self.urls.get(unit.source, unit.source)
         found = items(unit, url, self.recipe, self.columns[unit.generation])
         for item, (facts, outcome) in decode_in_order(found, self._decode, ahead=self.run.cpus + 1):
@@ -167,7 +167,7 @@ class ShardEncoder:
         """One call of the codec; the batch always has the recipe's shape, since a convolution's last bits depend on it."""
         window = micro_batch[0][2].window
         bucket = window.bucket
-        size = dict(zip(self.recipe.buckets, self.recipe.micro_batch, strict=True))[window.filled]
+        size = self.recipe.clips_per_call[window.filled]
         pixels = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
         for row, (_, _, clip) in zip(pixels, micro_batch, strict=False):
             row[:] = clip.frames_THWC

@@ -50,9 +50,9 @@ def build_index(store: Store, plan: Plan) -> Index:
     IntegrityError if a committed shard is missing or has another size than its sidecar says.
     """
     sidecars = [store.get(sidecar_path(unit.name)) for unit in plan.units]
-    shards = _check_shards(store, [sidecar_facts(sidecar) for sidecar in sidecars])
-    tables = [read_parquet(sidecar).replace_schema_metadata(None) for sidecar in sidecars]
-    table = pa.concat_tables(tables, promote_options="default")
+    tables = [read_parquet(sidecar) for sidecar in sidecars]
+    shards = _check_shards(store, [sidecar_facts(table) for table in tables])
+    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables], promote_options="default")
     is_sample = pc.field("shard").is_valid()
     is_skip = pc.field("skip_reason").is_valid()
     parts = {

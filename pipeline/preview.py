@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline.clips import plan_windows
-from pipeline.dataset import Dataset, read_dataset
 from pipeline.decode import Clip, Decoders, Frames
 from pipeline.errors import ConfigError
 from pipeline.items import fetch, items
@@ -54,16 +53,15 @@ def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterato
 
     The sources are where they were, or where ``run.sources`` says that they are now.
     """
-    dataset = read_dataset(data.store)
     plan = read_plan(data.store)
     units = {unit.name: unit for unit in plan.units}
     urls = {source.name: source.url for source in find_sources(run.sources)} if run.sources else {}
-    decoders = Decoders(dataset.recipe, run)
+    decoders = Decoders(data.recipe, run)
     try:
         for row in data.columns.select(["shard", "ordinal", "window", "uri"]).take(rows).to_pylist():
             unit = units[row["shard"].removeprefix("shards/").rpartition("-")[0]]
             url = urls.get(unit.source, unit.source)
-            yield _find_clip(unit, url, row, dataset, decoders, plan.columns[unit.generation]).frames_THWC
+            yield _find_clip(unit, url, row, data, decoders, plan.columns[unit.generation]).frames_THWC
     finally:
         decoders.close()
 
@@ -83,12 +81,12 @@ def psnr_db(a: Frames, b: Frames) -> float:
 
 
 def _find_clip(
-    unit: Unit, url: str, row: dict[str, Any], dataset: Dataset, decoders: Decoders, columns: pa.Schema
+    unit: Unit, url: str, row: dict[str, Any], data: LatentDataset, decoders: Decoders, columns: pa.Schema
 ) -> Clip:
-    for item in items(unit, url, dataset.recipe, columns):
+    for item in items(unit, url, data.recipe, columns):
         if item.ordinal == row["ordinal"]:
-            with open(fetch(item, dataset.recipe), "rb", buffering=0) as file:
-                plan = lambda facts: plan_windows(facts, dataset.recipe, dataset.card.geometry)  # noqa: E731
+            with open(fetch(item, data.recipe), "rb", buffering=0) as file:
+                plan = lambda facts: plan_windows(facts, data.recipe, data.card.geometry)  # noqa: E731
                 for _, outcome in decoders.clips(file.fileno(), plan):
                     if isinstance(outcome, Clip) and outcome.window.index == row["window"]:
                         return outcome

@@ -113,6 +113,11 @@ class Recipe:
             raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")
 
     @property
+    def clips_per_call(self) -> dict[Bucket, int]:
+        """The micro-batch of each bucket."""
+        return dict(zip(self.buckets, self.micro_batch, strict=True))
+
+    @property
     def conditioning_frames(self) -> dict[str, int]:
         """Names and places of the frames that are encoded alone."""
         return {"none": {}, "first": {"first": 0}, "first-last": {"first": 0, "last": -1}}[self.conditioning]
@@ -179,6 +184,11 @@ class Run:
     """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
     progress_timeout_s: float = 7200.0
     """Ray gives the job up when no unit has moved for this long."""
+
+    @property
+    def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:
+        """What ``auto`` stands for in a new output."""
+        return "bfloat16" if self.gpus else "float32"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the actors' constructor. Never written to the output: sources may carry credentials."""

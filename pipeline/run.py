@@ -70,7 +70,7 @@ def _resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
     try:
         return dataclasses.replace(recipe, compute_dtype=read_dataset(store).recipe.compute_dtype)
     except FileNotFoundError:
-        return dataclasses.replace(recipe, compute_dtype="bfloat16" if run.gpus else "float32")
+        return dataclasses.replace(recipe, compute_dtype=run.auto_compute_dtype)
 
 
 def _device(run: Run) -> str:

@@ -16,7 +16,6 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import columns
 from pipeline.clips import Skip, VideoFacts, Window
@@ -26,7 +25,7 @@ from pipeline.items import Item
 from pipeline.plan import Unit
 from pipeline.recipe import Recipe
 from pipeline.store import Store
-from pipeline.tables import arrow_file, write_parquet
+from pipeline.tables import read_parquet, write_parquet
 from pipeline.tars import TarWriter
 from stvae.card import Card
 
@@ -128,7 +127,7 @@ class ShardWriter:
         path = sidecar_path(self._unit.name)
         if store.put_new(path, sidecar) or (theirs := store.get(path)) == sidecar:
             return "committed"
-        if shard and sidecar_facts(theirs).get("shard") != shard:
+        if shard and sidecar_facts(read_parquet(theirs)).get("shard") != shard:
             store.delete(shard)
         return "lost"
 
@@ -207,10 +206,9 @@ def sidecar_path(unit_name: str) -> str:
     return f"metadata/{unit_name}.parquet"
 
 
-def sidecar_facts(sidecar: bytes) -> dict[str, str]:
+def sidecar_facts(table: pa.Table) -> dict[str, str]:
     """A sidecar's own facts: its unit, tar (``shard``, ``sha256``, ``size_bytes``), counts and sums."""
-    metadata = pq.read_schema(arrow_file(sidecar)).metadata
-    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+    return {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
 
 
 def pack_latent(latent: Array, dtype: str) -> tuple[Array, bytes, int, str]:
@@ -265,8 +263,7 @@ def _clip_columns(clip: Clip, facts: VideoFacts) -> Row:
 
 def _sample_json(row: Row, card: Card) -> bytes:
     """What a reader of the tar alone needs: the row without its place, and how to normalise the latent."""
-    hidden = ("shard", "offset", "nbytes")
-    values = {name: value for name, value in row.items() if value is not None and not name.endswith(hidden)}
+    values = {name: value for name, value in row.items() if value is not None and name not in columns.OFFSETS}
     shift, scale = card.statistics(row["latent_t"])
     values["normalisation"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}
     return json.dumps(_strict(values), allow_nan=False, ensure_ascii=False).encode()

@@ -67,10 +67,10 @@ def verify(store: Store, say: Callable[[str], None]) -> Verdict:
     for unit in plan.units:
         verdict.units += 1
         path = sidecar_path(unit.name)
-        table = _read_rows(store, path, verdict)
-        if table is None:
+        sidecar = _read(store, path, verdict)
+        if sidecar is None:
             continue
-        facts = sidecar_facts(store.get(path))
+        facts, table = sidecar_facts(sidecar), sidecar.to_pylist()
         rows += table
         counts = {"num_samples": sum(row["shard"] is not None for row in table)}
         counts["num_skips"] = sum(row["skip_reason"] is not None for row in table)
@@ -88,15 +88,13 @@ def verify(store: Store, say: Callable[[str], None]) -> Verdict:
     return verdict
 
 
-def _read_rows(store: Store, path: str, verdict: Verdict) -> list[Row] | None:
+def _read(store: Store, path: str, verdict: Verdict) -> pa.Table | None:
     try:
-        rows: list[Row] = read_parquet(store.get(path)).to_pylist()
+        return read_parquet(store.get(path))
     except FileNotFoundError:
         verdict.problems.append((path, "missing; if the job did not finish, run it again"))
     except (pa.ArrowException, OSError) as error:  # what Arrow raises for damaged files
         verdict.problems.append((path, f"cannot be read: {str(error).splitlines()[0]}"))
-    else:
-        return rows
     return None
 
 
@@ -148,7 +146,8 @@ def _check_index(store: Store, rows: list[Row], verdict: Verdict) -> None:
         return
     indexed: dict[str, Row] = {}
     for path in [*index.samples, *index.rejects, *index.skips]:
-        indexed |= {row["id"]: row for row in _read_rows(store, path, verdict) or []}
+        part = _read(store, path, verdict)
+        indexed |= {row["id"]: row for row in part.to_pylist()} if part is not None else {}
     for row in rows:
         other = indexed.pop(row["id"], None)
         differing = [name for name in NAMES if other is not None and other[name] != row[name]]

@@ -73,13 +73,9 @@ class Autoencoder(nn.Module):
         self.model = model
         self.images = card.geometry.chunk_frames == 1
         self.config = config
-        row = conventions.TABLE.get(card.class_name)
-        self.patch = row.patch if row else 1
-        self.one_clip = row is not None and row.one_clip
-        self.front_frames = row.front_frames(config) if row else 0
-        self.always_tiled = row is not None and row.always_tiled
-        self.frames_first = row is not None and row.frames_first
-        if self.always_tiled:
+        self.row = conventions.TABLE.get(card.class_name, conventions.UNLISTED)
+        self.front_frames = self.row.front_frames(config)
+        if self.row.always_tiled:
             model.enable_tiling()
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
@@ -102,9 +98,9 @@ class Autoencoder(nn.Module):
                 arguments["temb"] = torch.zeros(batch, device=z_BCthw.device, dtype=z_BCthw.dtype)
             parts = [_pixels(self.model.decode(z, **arguments)) for z in self._calls(z_BCthw)]
             pixels = torch.cat(parts)
-            return (pixels.transpose(1, 2) if self.frames_first else pixels)[:, :, -num_frames:]
-        frames = _unpatched(z_BCthw.transpose(1, 2).flatten(0, 1), self.patch)
-        if type(self.model).__name__ == "AutoencoderKLTemporalDecoder":
+            return (pixels.transpose(1, 2) if self.row.frames_first else pixels)[:, :, -num_frames:]
+        frames = _unpatched(z_BCthw.transpose(1, 2).flatten(0, 1), self.row.patch)
+        if self.row.decodes_clips:
             return _clips(_pixels(self.model.decode(frames, num_frames=num_frames)), batch)
         parts = [_pixels(self.model.decode(part)) for part in frames.split(PICTURES_PER_CALL)]
         return _clips(torch.cat(parts), batch)
@@ -112,7 +108,7 @@ class Autoencoder(nn.Module):
     @property
     def can_tile(self) -> bool:
         """Whether there is a tiled path beside the usual one."""
-        return hasattr(self.model, "use_tiling") and not self.always_tiled
+        return hasattr(self.model, "use_tiling") and not self.row.always_tiled
 
     @contextmanager
     def tiled(self) -> Iterator[None]:
@@ -125,12 +121,12 @@ class Autoencoder(nn.Module):
 
     def _calls(self, x_B: Tensor) -> tuple[Tensor, ...]:
         """The batch as the class can take it."""
-        return x_B.split(1) if self.one_clip else (x_B,)
+        return x_B.split(1) if self.row.one_clip else (x_B,)
 
     def _moments(self, x: Tensor) -> Tensor:
         forget(self.model)
         mean, logvar = posterior(self.model.encode(x))
-        parts = [_patched(part, self.patch) for part in (mean, logvar) if part is not None]
+        parts = [_patched(part, self.row.patch) for part in (mean, logvar) if part is not None]
         return torch.cat(parts, dim=1)
 
 

@@ -46,6 +46,8 @@ class Convention:
     """Copies of the first frame that belong in front of a clip; the class leaves that to its caller."""
     one_clip: bool = False
     """Encodes right only one clip per call."""
+    decodes_clips: bool = False
+    """Takes pictures to encode, but needs a whole clip and its length to decode."""
     frames_first: bool = False
     """Decodes to [B,T,3,H,W]."""
     always_tiled: bool = False
@@ -112,7 +114,10 @@ TABLE: dict[str, Convention] = {
         spatial_stride=_halvings("block_out_channels"), images=True, defaults={"scaling_factor": 0.18215}
     ),
     "AutoencoderKLTemporalDecoder": Convention(
-        spatial_stride=_halvings("block_out_channels"), images=True, defaults={"scaling_factor": 0.18215}
+        spatial_stride=_halvings("block_out_channels"),
+        images=True,
+        decodes_clips=True,
+        defaults={"scaling_factor": 0.18215},
     ),
     "AutoencoderTiny": Convention(
         spatial_stride=_halvings("encoder_block_out_channels"), images=True, kind=lambda config: "mean"
@@ -193,6 +198,10 @@ TABLE: dict[str, Convention] = {
         defaults={"is_causal": True, "ch_mult": [1, 2, 4, 4]},
     ),
 }
+
+
+UNLISTED = Convention(spatial_stride=lambda config: 1)
+"""A class without a row has no habits; its geometry is asked for."""
 
 
 def complete(config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,15 @@ def test_ctrl_c_ends_with_130_and_the_job_can_go_on(videos: Path, tmp_path: Path
     assert "run the same command again" in process.stdout.read()
     assert subprocess.run(command(videos, tmp_path / "out"), stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert_sound(tmp_path / "out")
+
+
+def test_columns_of_users_may_end_like_ours(run: Run, recipe: Recipe, tiny_card: Card, tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mp4", 20)
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "offset": 7, "shard": "left"}\n')
+    encode(recipe, dataclasses.replace(run, sources=(str(tmp_path / "m.jsonl"),)), tiny_card, say=lambda line: None)
+    (path,) = (tmp_path / "out" / "shards").iterdir()
+    with tarfile.open(path) as tar:
+        text = tar.extractfile(tar.getmembers()[1])
+        assert text is not None
+        values = json.loads(text.read())
+    assert (values["meta_offset"], values["meta_shard"]) == (7, "left") and "tensor_offset" not in values
