@@ -80,6 +80,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--column", action="append", default=[], metavar="NAME:TYPE", help="field of JSON beside items to make a column"
     )
     recipe.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="host with a private address that manifests may name; may be repeated",
+    )
+    recipe.add_argument(
         "--unit-clips", type=int, default=128, help="items per shard, of folders and manifests (default 128)"
     )
 
@@ -92,6 +99,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--calibrate", action="store_true", help="encode nothing; try sizes of micro-batch and propose the best"
     )
     run.add_argument("--max-rejects", type=float, default=0.05, help="stop above this share of rejects (default 0.05)")
+    run.add_argument(
+        "--retry-rejects",
+        metavar="KIND",
+        help="try rejects of a finished output again: a kind from its summary, or all",
+    )
     run.add_argument("--decode-timeout-s", type=float, default=60.0)
     run.add_argument(
         "--single-writer", action="store_true", help="for stores that cannot create a file only if it is absent"
@@ -154,6 +166,7 @@ def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:
         path_column=arguments.path_column,
         caption_column=arguments.caption_column,
         columns=tuple(arguments.column),
+        private_hosts=tuple(arguments.allow_host),
         unit_clips=arguments.unit_clips,
     )
 
@@ -177,6 +190,7 @@ def _run(arguments: argparse.Namespace) -> Run:
         cpus=arguments.cpus,
         decode_timeout_s=arguments.decode_timeout_s,
         max_rejects=arguments.max_rejects,
+        retry_rejects=arguments.retry_rejects,
         single_writer=arguments.single_writer,
     )
 

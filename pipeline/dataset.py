@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields
+from pipeline.steps import Step, reached
 from pipeline.store import Store
 from stvae.card import Card
 
@@ -68,6 +69,7 @@ def open_dataset(store: Store, recipe: Recipe, card: Card, environment: dict[str
         "environment": environment,
     }
     store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
+    reached(Step.DATASET_RECORDED)
     recorded = read_dataset(store)
     if recorded.recipe.fingerprint != recipe.fingerprint:
         fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())

@@ -14,6 +14,7 @@ from pipeline.errors import IntegrityError
 from pipeline.plan import Plan
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.shards import sidecar_facts, sidecar_path
+from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet, write_parquet
 
@@ -52,7 +53,8 @@ def build_index(store: Store, plan: Plan) -> Index:
     sidecars = [store.get(sidecar_path(unit.name)) for unit in plan.units]
     tables = [read_parquet(sidecar) for sidecar in sidecars]
     shards = _check_shards(store, [sidecar_facts(table) for table in tables])
-    table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables], promote_options="default")
+    tables = _without_replaced(plan, [table.replace_schema_metadata(None) for table in tables])
+    table = pa.concat_tables(tables, promote_options="default")
     is_sample = pc.field("shard").is_valid()
     is_skip = pc.field("skip_reason").is_valid()
     parts = {
@@ -71,6 +73,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     folder = f"index/{generation:04d}-{digest}"
     for name, data in files.items():
         store.put_new(f"{folder}/{name}", data)
+        reached(Step.INDEX_PART_WRITTEN)
     values = {
         "format_version": FORMAT_VERSION,
         "generation": generation,
@@ -82,27 +85,40 @@ def build_index(store: Store, plan: Plan) -> Index:
     path = f"index/{generation:04d}.json"
     if not store.put_new(path, content) and store.get(path) != content:
         raise IntegrityError(f"{store.url}/{path} does not agree with the sidecars")
+    reached(Step.INDEX_RECORDED)
     index = newest_index(store)
     assert index is not None
     return index
 
 
-def remove_orphans(store: Store, plan: Plan, shards: set[str]) -> list[str]:
+def remove_orphans(store: Store, plan: Plan, index: Index) -> None:
     """Delete tars of attempts that lost: those whose own unit has committed another tar. Nothing else is touched."""
     units = {unit.name for unit in plan.units}
-    orphans = [path for path in store.list_files("shards") if path not in shards and _unit_of(path) in units]
-    for path in orphans:
-        store.delete(path)
-    return orphans
+    committed = set(store.get(index.shards).decode().splitlines())
+    for path in store.list_files("shards"):
+        unit = unit_of(path)
+        if path in committed or unit not in units:
+            continue
+        # what the unit itself says, since the list above may be that of an earlier generation
+        if sidecar_facts(read_parquet(store.get(sidecar_path(unit)))).get("shard") != path:
+            store.delete(path)
+            reached(Step.ORPHAN_REMOVED)
 
 
-def committed_shards(store: Store, index: Index) -> set[str]:
-    """The tars that the index's samples are in."""
-    return set(store.get(index.shards).decode().splitlines())
-
-
-def _unit_of(shard: str) -> str:
+def unit_of(shard: str) -> str:
+    """Name of the unit that a tar's path names."""
     return shard.removeprefix("shards/").removesuffix(".tar").rpartition("-")[0]
+
+
+def _without_replaced(plan: Plan, tables: list[pa.Table]) -> list[pa.Table]:
+    """The units' sidecars, in plan order, without the rejects that a later generation has tried again."""
+    later = pa.array([], pa.string())
+    kept: list[pa.Table] = []
+    for unit, table in zip(reversed(plan.units), reversed(tables), strict=True):
+        kept.append(table.filter(pc.invert(pc.is_in(table["id"], later))) if len(later) else table)
+        if unit.retries:
+            later = pa.concat_arrays([later, table["id"].combine_chunks()])
+    return kept[::-1]
 
 
 def _check_shards(store: Store, facts: list[dict[str, str]]) -> list[str]:

@@ -16,6 +16,7 @@ from pipeline import manifests
 from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import File, Kind, Source
+from pipeline.steps import Step, reached
 from pipeline.store import FileFacts, Store, canonical
 from pipeline.tables import read_parquet, write_parquet
 
@@ -33,8 +34,18 @@ UNIT_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("etag", pa.string()),
         ("files", pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))),
+        ("retries", pa.list_(pa.struct([("ordinal", pa.int64()), ("windows", pa.list_(pa.int32()))]))),
     ]
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retry:
+    """An item to try again."""
+
+    ordinal: int
+    windows: tuple[int, ...]
+    """Those that were rejected; none where the item was rejected as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +68,8 @@ class Unit:
     size: int = 0
     etag: str = ""
     files: tuple[File, ...] = ()
+    retries: tuple[Retry, ...] = ()
+    """Where not empty: of the items from ``start`` to ``stop``, only these."""
 
     @property
     def facts(self) -> FileFacts:
@@ -73,13 +86,16 @@ class Unit:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a row of the plan."""
         files = [{"path": f.path, "size": f.facts.size, "etag": f.facts.etag} for f in self.files]
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"files": files}
+        retries = [{"ordinal": r.ordinal, "windows": list(r.windows)} for r in self.retries]
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {"files": files, "retries": retries}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Unit:
         """The unit that ``to_json`` wrote."""
         files = tuple(File(path=f["path"], facts=FileFacts(size=f["size"], etag=f["etag"])) for f in values["files"])
-        return cls(**values | {"files": files})
+        retries = tuple(Retry(ordinal=r["ordinal"], windows=tuple(r["windows"])) for r in values["retries"])
+        return cls(**values | {"files": files, "retries": retries})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +114,20 @@ def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
     while True:
         plan = read_plan(store)
         generation = len(plan.columns)
-        units, columns = _new_units(plan.units, sources, recipe, generation)
+        units, columns = _new_units(plan, sources, recipe, generation)
         if not units:
             return plan
         _check_unique(plan.units + units)
-        store.put_new(f"plan/{generation:04d}.parquet", _to_parquet(units, columns))
+        freeze_generation(store, units, columns, generation)
         # read back: another job may have frozen this generation first
+
+
+def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, generation: int) -> None:
+    """Record a generation of units, unless another job has recorded it first."""
+    schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
+    table = pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema)
+    store.put_new(f"plan/{generation:04d}.parquet", write_parquet(table))
+    reached(Step.PLAN_RECORDED)
 
 
 def read_plan(store: Store) -> Plan:
@@ -135,18 +159,13 @@ def schema_from_text(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
-def _to_parquet(units: list[Unit], columns: pa.Schema) -> bytes:
-    schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
-    return write_parquet(pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema))
-
-
-def _new_units(
-    known: list[Unit], sources: list[Source], recipe: Recipe, generation: int
-) -> tuple[list[Unit], pa.Schema]:
+def _new_units(plan: Plan, sources: list[Source], recipe: Recipe, generation: int) -> tuple[list[Unit], pa.Schema]:
     units: list[Unit] = []
-    columns: dict[str, pa.DataType] = {"meta": pa.string()} | _promoted(recipe)
+    # together with those of earlier generations, so that one index can hold them all
+    columns = {field.name: field.type for schema in plan.columns for field in schema}
+    columns |= {"meta": pa.string()} | _promoted(recipe)
     for source in sources:
-        before = [unit for unit in known if unit.source == source.name]
+        before = [unit for unit in plan.units if unit.source == source.name and not unit.retries]
         if source.kind == "folder":
             units += _folder_units(source, before, recipe, generation)
         elif before:
@@ -185,9 +204,8 @@ def _folder_units(source: Source, before: list[Unit], recipe: Recipe, generation
 def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fields: Any) -> Unit:
     stem = canonical(source.name if "://" in source.name else source.url).rpartition("/")[2].rpartition(".")[0]
     slug = re.sub(r"[^a-z0-9]+", "-", (stem or source.name.rpartition("/")[2]).lower()).strip("-")[:40] or "unit"
-    text = "\0".join(map(str, (source.name, start, stop, generation)))
     return Unit(
-        name=f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        name=unit_name(slug, source.name, start, stop, generation),
         source=source.name,
         kind=source.kind,
         generation=generation,
@@ -197,6 +215,12 @@ def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fi
         etag=source.facts.etag,
         **fields,
     )
+
+
+def unit_name(slug: str, source: str, start: int, stop: int | None, generation: int) -> str:
+    """A name that people recognise, made unique by the part of the source and the generation."""
+    text = "\0".join(map(str, (source, start, stop, generation)))
+    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _check_unique(units: Iterable[Unit]) -> None:

@@ -76,6 +76,8 @@ class Recipe:
     """Fields of JSON found beside items that become columns: ``name:type``, type in int, float, str, bool."""
     unit_clips: int = 128
     """Items per output shard, for folders and manifests."""
+    private_hosts: tuple[str, ...] = ()
+    """Hosts with private addresses that the rows of manifests may name."""
     max_pixels: int = 8192 * 8192
     max_duration_s: float = 6 * 3600.0
     max_item_bytes: int = 8 << 30
@@ -99,6 +101,10 @@ class Recipe:
         for column in self.columns:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
+
+        for host in self.private_hosts:
+            if not re.fullmatch(r"[^\s/@A-Z]+", host):
+                raise ConfigError(f"--allow-host takes a host's name or address alone, in small letters, got '{host}'")
 
     def check_codec(self, card: Card) -> None:
         """Refuse what the codec cannot do; for buckets that it cannot encode, name the nearest size that fits."""
@@ -129,6 +135,7 @@ class Recipe:
             "buckets": [str(bucket) for bucket in self.buckets],
             "micro_batch": list(self.micro_batch),
             "columns": list(self.columns),
+            "private_hosts": list(self.private_hosts),
         }
 
     @classmethod
@@ -140,6 +147,7 @@ class Recipe:
                 "buckets": tuple(Bucket.parse(text) for text in values["buckets"]),
                 "micro_batch": tuple(values["micro_batch"]),
                 "columns": tuple(values["columns"]),
+                "private_hosts": tuple(values["private_hosts"]),
             }
         )
 
@@ -180,6 +188,8 @@ class Run:
     decode_memory_bytes: int = 4 << 30
     """Of one decoding child, beyond what it starts with."""
     max_rejects: float = 0.05
+    retry_rejects: str | None = None
+    """Rejects to try again: ``all``, a kind or ``stage/kind``."""
     single_writer: bool = False
     """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
     progress_timeout_s: float = 7200.0

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.encode import Report
 from pipeline.index import Index
 from pipeline.recipe import Run
+from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet
 
@@ -66,6 +67,7 @@ class Progress:
         if self.reports:
             lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in self.reports]
             store.put_new(f"runs/{job}.jsonl", "".join(lines).encode())
+            reached(Step.RUN_RECORDED)
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
@@ -100,6 +102,7 @@ class Summary:
     def save(self, store: Store) -> None:
         """Write ``summary.json``, over that of an earlier job."""
         store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
+        reached(Step.SUMMARY_WRITTEN)
 
     def __str__(self) -> str:
         """A table for people."""

@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+from pipeline.attempts import begun_units, remove_attempts
 from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
-from pipeline.encode import Report, ShardEncoder
+from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
 from pipeline.errors import StoreError
-from pipeline.index import Index, build_index, committed_shards, newest_index, remove_orphans
+from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
 from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
 from pipeline.recipe import Recipe, Run
 from pipeline.report import Progress, Summary, stopped, summarize
+from pipeline.retries import plan_retries
 from pipeline.shards import sidecar_path
 from pipeline.sources import find_sources
 from pipeline.store import Store
 from stvae.card import Card
-
-UNITS_IN_FLIGHT = 2
 
 
 def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> Summary:
@@ -38,20 +38,20 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
     recipe = _resolved(recipe, run, store)
-    engine = _in_process if run.local else _on_ray
     open_dataset(store, recipe, card, describe_environment(run, _device(run)))
     plan = freeze_plan(store, sources, recipe)
+    if run.retry_rejects:
+        plan = plan_retries(store, plan, run.retry_rejects, say)
     todo = _missing(plan, store)
     say(f"{len(plan.units)} units planned, {len(plan.units) - len(todo)} committed, {len(todo) or 'nothing'} to do")
     job = secrets.token_hex(6)
     progress = Progress(run, len(todo), say)
     try:
-        if todo:
-            urls = {source.name: source.url for source in sources}
-            for report in engine(_in_order(todo, job), recipe, run, plan, urls):
-                progress.add(report)
-                if progress.too_many_rejects():
-                    break
+        urls = {source.name: source.url for source in sources}
+        for report in _encode_units(_in_order(todo, begun_units(store), job), recipe, run, plan, urls, job):
+            progress.add(report)
+            if progress.too_many_rejects():
+                break
     finally:
         progress.save(store, job)
     if progress.too_many_rejects():
@@ -89,27 +89,49 @@ def _missing(plan: Plan, store: Store) -> list[Unit]:
     return [unit for unit in plan.units if unit.name not in committed]
 
 
-def _in_order(units: list[Unit], job: str) -> list[Unit]:
-    """The longest tenth first, so that none of them ends the job alone; the rest in this job's own order."""
-    rest = sorted(units, key=lambda unit: -unit.cost)
-    longest = [rest.pop(0) for _ in range(len(units) // 10)]
-    random.Random(job).shuffle(rest)
-    return longest + rest
+def _in_order(units: list[Unit], begun: set[str], job: str) -> list[Task]:
+    """The longest tenth first, so that none of them ends the job alone, then the rest, both in this job's own order.
+
+    Last those that another job has begun: it is dead, or will have committed them by then.
+    """
+    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -unit.cost)
+    longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
+    for part in (longest, rest):
+        random.Random(job).shuffle(part)
+    others = [Task(unit, patient=False) for unit in units if unit.name in begun]
+    return [Task(unit, patient=True) for unit in longest + rest] + others
 
 
-def _in_process(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> Iterator[Report]:
+def _encode_units(
+    tasks: list[Task], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str], job: str
+) -> Iterator[Report]:
+    """Reports of every unit; those that were left to another job are asked for again at the end."""
+    columns = [schema_to_text(schema) for schema in plan.columns]
+    arguments = {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls, "job": job}
+    units = {task.unit.name: task.unit for task in tasks}
+    while tasks:
+        left = []
+        for report in (_in_process if run.local else _on_ray)(tasks, run, arguments):
+            if report.outcome == "left":
+                left.append(Task(units[report.unit], patient=False))
+            else:
+                yield report
+        tasks = left
+
+
+def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[Report]:
     """The same encoder as on Ray, in this process: two units in flight."""
-    encoder = ShardEncoder(**_arguments(recipe, run, plan, urls))
+    encoder = ShardEncoder(**arguments)
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
     try:
-        for done in as_completed([pool.submit(encoder.encode_unit, unit) for unit in units]):
+        for done in as_completed([pool.submit(encoder.encode_unit, *task) for task in tasks]):
             yield done.result()
     finally:
         encoder.close()  # first, so that after a failure or Ctrl-C the units in flight end at once
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> Iterator[Report]:
+def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[Report]:
     """One actor per GPU through Ray Data; only reports come back."""
     ray = connect(run)
     context = ray.data.DataContext.get_current()
@@ -118,17 +140,17 @@ def _on_ray(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[
     context.max_consecutive_actor_init_deaths = 3
     pool = ray.data.ActorPoolStrategy(
         min_size=1,
-        max_size=min(run.actors, len(units)),
+        max_size=min(run.actors, len(tasks)),
         max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
         max_concurrent_calls_per_actor=UNITS_IN_FLIGHT,
         enable_true_multi_threading=True,
     )
     rows = (
-        ray.data.from_items([{"unit": json.dumps(unit.to_json())} for unit in units], override_num_blocks=len(units))
+        ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
         .map_batches(
             ShardEncoder,
             batch_size=1,
-            fn_constructor_kwargs=_arguments(recipe, run, plan, urls),
+            fn_constructor_kwargs=arguments,
             compute=pool,
             num_cpus=run.cpus,
             num_gpus=run.gpus or None,
@@ -137,11 +159,6 @@ def _on_ray(units: list[Unit], recipe: Recipe, run: Run, plan: Plan, urls: dict[
     )
     for row in rows:
         yield Report(**json.loads(row["report"]))
-
-
-def _arguments(recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str]) -> dict[str, Any]:
-    columns = [schema_to_text(schema) for schema in plan.columns]
-    return {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls}
 
 
 def connect(run: Run) -> Any:
@@ -164,6 +181,9 @@ def _finish(store: Store, plan: Plan) -> Index:
     index = newest_index(store)
     if index is None or index.generation < len(plan.columns) - 1:
         index = build_index(store, plan)
-    remove_orphans(store, plan, committed_shards(store, index))
+    units = {unit.name for unit in plan.units}
+    remove_orphans(store, plan, index)
+    store.abort_uploads("shards", lambda path: unit_of(path) in units)
+    remove_attempts(store, units)
     store.sweep()
     return index

@@ -24,6 +24,7 @@ from pipeline.errors import Rejected
 from pipeline.items import Item
 from pipeline.plan import Unit
 from pipeline.recipe import Recipe
+from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet, write_parquet
 from pipeline.tars import TarWriter
@@ -107,6 +108,7 @@ class ShardWriter:
         self._rows.append(row)
         self.counts.samples += 1
         self.counts.frames += window.bucket.num_frames
+        reached(Step.SAMPLE_WRITTEN)
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
         """A window that the recipe leaves out."""
@@ -120,12 +122,19 @@ class ShardWriter:
     def commit(self, store: Store, notes: dict[str, str]) -> str:
         """Upload the tar, then the sidecar: the commit. What happened: ``committed`` or ``lost`` (another attempt won)."""
         sha256, size_bytes = self._tar.close()
+        reached(Step.TAR_WRITTEN)
         shard = f"shards/{self._unit.name}-{sha256[:8]}.tar" if self.counts.samples else None
-        if shard:
-            store.put_new(shard, self._path)  # there already: the same bytes, since its name is their hash
         sidecar = self._sidecar(shard, {"sha256": sha256, "size_bytes": str(size_bytes)} | notes)
         path = sidecar_path(self._unit.name)
-        if store.put_new(path, sidecar) or (theirs := store.get(path)) == sidecar:
+        if store.size(path) is None:
+            if shard:
+                store.put_new(shard, self._path)  # there already: the same bytes, since its name is their hash
+                reached(Step.TAR_UPLOADED)
+            if store.put_new(path, sidecar):
+                reached(Step.UNIT_COMMITTED)
+                return "committed"
+        theirs = store.get(path)
+        if theirs == sidecar:  # perhaps ours, if the answer was lost
             return "committed"
         if shard and sidecar_facts(read_parquet(theirs)).get("shard") != shard:
             store.delete(shard)

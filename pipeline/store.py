@@ -14,20 +14,25 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.retry import ShortRead, is_transient, remote_errors, retried
+from pipeline.steps import Step, reached
 
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
 """What a URL may begin with. Everything else (pipes, chains, archives inside URLs) is refused."""
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+T = TypeVar("T")
 
 
 def scheme_of(url: str) -> str:
@@ -82,55 +87,72 @@ class Store:
 
     def get(self, path: str) -> bytes:
         """A whole file. FileNotFoundError if there is none."""
-        with self._said(path):
+
+        def whole() -> bytes:
             data: bytes = self._fs.cat_file(self._at(path))
-            return data
+            return _complete(data, int(self._fs.info(self._at(path))["size"]))
+
+        return self._tried(path, whole)
 
     def size(self, path: str) -> int | None:
         """A file's size in bytes; None if there is no such file."""
-        with self._said(path):
-            try:
-                return int(self._fs.info(self._at(path))["size"])
-            except FileNotFoundError:
-                return None
+        try:
+            return self._tried(path, lambda: int(self._fs.info(self._at(path))["size"]))
+        except FileNotFoundError:
+            return None
 
     def list_files(self, folder: str) -> dict[str, int]:
         """Size of every file below a folder, by path relative to the output; empty if there is no such folder."""
-        with self._said(folder):
-            found: dict[str, dict[str, Any]] = self._fs.find(self._at(folder), detail=True)
+        found: dict[str, dict[str, Any]] = self._tried(folder, lambda: self._fs.find(self._at(folder), detail=True))
         start = len(self._root.rstrip("/")) + 1
         return {name[start:]: int(info["size"]) for name, info in sorted(found.items()) if info["type"] == "file"}
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes at each (offset, length), through one open file locally and concurrent range requests elsewhere."""
-        with self._said(path):
-            if self._local:
-                fd = os.open(self._at(path), os.O_RDONLY)
-                try:
-                    return [os.pread(fd, length, offset) for offset, length in ranges]
-                finally:
-                    os.close(fd)
-            at = self._at(path)
-            parts: list[bytes] = self._fs.cat_ranges(
+        """The bytes at each (offset, length), through one open file locally and concurrent range requests elsewhere.
+
+        StoreError if the file ends before one of them does.
+        """
+        at = self._at(path)
+
+        def local() -> list[bytes]:
+            fd = os.open(at, os.O_RDONLY)
+            try:
+                return [os.pread(fd, length, offset) for offset, length in ranges]
+            finally:
+                os.close(fd)
+
+        def remote() -> list[bytes]:
+            parts = self._fs.cat_ranges(
                 [at] * len(ranges), [o for o, _ in ranges], [o + n for o, n in ranges], on_error="raise"
             )
-            return parts
+            return [_complete(part, length) for part, (_, length) in zip(parts, ranges, strict=True)]
+
+        if not self._local:
+            return self._tried(path, remote)
+        with self._said(path):
+            return [_complete(part, length) for part, (_, length) in zip(retried(local), ranges, strict=True)]
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
-        with self._said(path), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._at(path))
+        with contextlib.suppress(FileNotFoundError):
+            self._tried(path, lambda: self._fs.rm_file(self._at(path)))
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A path to write a file at before ``put_new``; gone afterwards. On the output's own disk where that is local."""
-        folder = None
+        """A path to write a file at before ``put_new``; gone afterwards. On the output's own disk where that is local.
+
+        StoreError if that disk is full.
+        """
+        folder = self._at(PARTIAL) if self._local else tempfile.gettempdir()
         if self._local:
-            folder = self._at(PARTIAL)
             os.makedirs(folder, exist_ok=True)
-        path = Path(folder or tempfile.gettempdir()) / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+        path = Path(folder) / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
         try:
             yield path
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            raise StoreError(f"{path} cannot be written: {_no_space(error, Path(folder))}") from error
         finally:
             path.unlink(missing_ok=True)
 
@@ -140,29 +162,37 @@ class Store:
         A False may also be our own file, when the store's answer was lost on the way and the request was repeated:
         callers to whom it matters read it back. StoreError if it cannot be written.
         """
-        with self._said(path):
+
+        def create() -> bool:
+            if self._single_writer and self._fs.exists(self._at(path)):
+                return False
             try:
-                if self._single_writer and self._fs.exists(self._at(path)):
-                    return False
                 if self._local:
                     self._link_new(path, content)
                 else:
                     self._upload_new(path, content)
             except FileExistsError:
                 return False
-        return True
+            return True
+
+        # an upload in parts that someone swept away is missing when it is to be completed
+        parts = not self._local and isinstance(content, Path)
+        try:
+            return self._tried(path, create, also=(FileNotFoundError,) if parts else ())
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}/{path} cannot be created: {error}") from error
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file whole, also over another: for what is outside the output's promises, like the summary."""
-        with self._said(path):
-            if not self._local:
-                self._fs.pipe_file(self._at(path), content)
-                return
+
+        def replace() -> None:
             target = Path(self._at(path))
             target.parent.mkdir(parents=True, exist_ok=True)
             with self.scratch() as scratch:
                 scratch.write_bytes(content)
                 scratch.replace(target)
+
+        self._tried(path, replace if self._local else lambda: self._fs.pipe_file(self._at(path), content))
 
     def _upload_new(self, path: str, content: bytes | Path) -> None:
         mode = {} if self._single_writer else {"mode": "create"}
@@ -182,10 +212,12 @@ class Store:
                 shutil.copyfile(content, scratch)
                 content = scratch
             _fsync(content)
+            reached(Step.FILE_WRITTEN)
             if self._single_writer:
                 content.replace(target)  # no hard links on some file systems
             else:
                 os.link(content, target)
+            reached(Step.FILE_LINKED)
         _fsync(target.parent)
 
     def sweep(self) -> None:
@@ -197,24 +229,51 @@ class Store:
             host, pid, _ = path.name.rsplit("-", 2)
             if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other writers' files are still there
-            folder.rmdir()
+                reached(Step.SCRATCH_REMOVED)
+
+    def abort_uploads(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Abort uploads in parts that were begun below ``folder`` and whose path is ``wanted``; the paths.
+
+        S3 keeps, and bills, the parts of an upload whose writer died. Other stores have none.
+        """
+        if "s3" not in self._fs.protocol:
+            return []
+        bucket, _, root = self._at("").partition("/")
+
+        def abort() -> list[str]:
+            found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root + folder).get("Uploads", [])
+            stale = [upload for upload in found if wanted(upload["Key"].removeprefix(root))]
+            for upload in stale:
+                with contextlib.suppress(FileNotFoundError):  # completed or aborted meanwhile
+                    self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+            return [upload["Key"].removeprefix(root) for upload in stale]
+
+        return self._tried(folder, abort)
 
     def probe(self) -> None:
-        """Make sure that files can be created, and only once; StoreError tells what to do where they cannot."""
+        """Make sure that files can be created, and only once; ConfigError tells what to do where they cannot."""
         path = f".probe-{secrets.token_hex(8)}"
         try:
-            created = [self.put_new(path, b"probe"), self.put_new(path, b"again")]
-        finally:
+            self.put_new(path, b"probe")
+            exclusive = not self.put_new(path, b"again") and self.get(path) == b"probe"
             self.delete(path)
-        if created != [True, False]:
-            raise StoreError(
+        except StoreError as error:
+            if error.__cause__ is not None and is_transient(error.__cause__):
+                raise
+            raise ConfigError(f"the output cannot be written: {error}") from error
+        if not exclusive:
+            raise ConfigError(
                 f"{self.url} does not keep a file from being written twice; "
                 "give --single-writer if no other job writes there"
             )
 
     def _at(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}"
+
+    def _tried(self, path: str, call: Callable[[], T], also: tuple[type[Exception], ...] = ()) -> T:
+        """What the call gives, after retries; StoreError names the file."""
+        with self._said(path):
+            return retried(call, also=also)
 
     @contextlib.contextmanager
     def _said(self, path: str) -> Iterator[None]:
@@ -224,19 +283,22 @@ class Store:
         except (FileNotFoundError, FileExistsError):
             raise
         except remote_errors() as error:
-            free = ""
-            if getattr(error, "errno", None) == errno.ENOSPC and self._local:
-                free = f" ({shutil.disk_usage(self._root).free} bytes are free)"
-            raise StoreError(f"{self.url}/{path}: {_without_query(str(error))}{free}") from error
+            what = without_secrets(str(error)) or type(error).__name__
+            if isinstance(error, OSError) and error.errno in NO_SPACE and self._local:
+                what = _no_space(error, Path(self._root))
+            raise StoreError(f"{self.url}/{path}: {what}") from error
 
 
-def remote_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise when they fail; the clients of object stores have exceptions of their own."""
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        return (OSError,)
-    return (OSError, BotoCoreError, ClientError)
+def _complete(data: bytes, expected_bytes: int) -> bytes:
+    if len(data) != expected_bytes:
+        raise ShortRead(f"got {len(data)} of {expected_bytes} bytes")
+    return data
+
+
+def _no_space(error: OSError, folder: Path) -> str:
+    while not folder.exists():
+        folder = folder.parent
+    return f"{error.strerror} ({shutil.disk_usage(folder).free} bytes are free); make room and run the command again"
 
 
 def _fsync(path: Path) -> None:
@@ -247,6 +309,6 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _without_query(text: str) -> str:
-    """Errors of HTTP stores quote URLs, whose queries carry signatures."""
-    return re.sub(r"\?\S+", "?...", text)
+def without_secrets(text: str) -> str:
+    """Errors of remote stores quote URLs, whose queries carry signatures and whose hosts may follow a password."""
+    return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))

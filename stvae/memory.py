@@ -1,4 +1,4 @@
-"""Running out of memory, on GPUs and on CPUs."""
+"""Running out of memory, on GPUs and on CPUs, and losing a GPU altogether."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the GPU has failed in a way that this process cannot recover from, such as an illegal address."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def release_memory() -> None:

@@ -30,22 +30,44 @@ def tree(output: Path) -> dict[str, str]:
     return {str(p.relative_to(output)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.is_file()}
 
 
-def assert_sound(output: Path) -> list[dict[str, Any]]:
-    """Every promise that a finished output makes about itself; its rows."""
-    units = [row for path in sorted((output / "plan").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    sidecars = {unit["name"]: output / "metadata" / f"{unit['name']}.parquet" for unit in units}
-    assert {path.name for path in (output / "metadata").iterdir()} == {path.name for path in sidecars.values()}
-    rows, shards = [], set()
-    for name, path in sidecars.items():
+def assert_never_torn(output: Path) -> list[dict[str, Any]]:
+    """What readers may see at any moment: every sidecar and the tar it names are whole. Rows of all sidecars."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted((output / "metadata").glob("*.parquet")):
         table = pq.read_table(path)
         facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        rows += table.to_pylist()
-        assert facts["unit"] == name
+        assert facts["unit"] == path.stem
         if "shard" in facts:
-            shards.add(facts["shard"])
             _check_shard(output, facts, table.to_pylist())
+        rows += [row | {"unit": path.stem} for row in table.to_pylist()]
+    for path in (output / "index").glob("*.json"):
+        index = json.loads(path.read_text())
+        for part in [*index["samples"], *index["rejects"], *index["skips"]]:
+            pq.read_table(output / part)
+        assert all((output / shard).exists() for shard in (output / index["shards"]).read_text().split())
+    return rows
+
+
+def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) -> list[dict[str, Any]]:
+    """Every promise that a finished output makes about itself; its rows.
+
+    ``inputs``: every window, as (source, ordinal, window), that the output must account for, where the test knows them.
+    """
+    units = [row for path in sorted((output / "plan").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert {path.stem for path in (output / "metadata").iterdir()} == {unit["name"] for unit in units}
+    by_unit: dict[str, list[dict[str, Any]]] = {unit["name"]: [] for unit in units}
+    for row in assert_never_torn(output):
+        by_unit[row.pop("unit")].append(row)
+    shards = {row["shard"] for found in by_unit.values() for row in found if row["shard"]}
+    rows: list[dict[str, Any]] = []
+    for unit in units:
+        again = {row["id"] for row in by_unit[unit["name"]]} if unit["retries"] else set()
+        replaced = [row for row in rows if row["id"] in again]
+        assert all(row["reject_kind"] for row in replaced), "only rejects are tried again"
+        rows = [row for row in rows if row["id"] not in again] + by_unit[unit["name"]]
     windows = Counter((row["source"], row["ordinal"], row["window"]) for row in rows)
     assert windows and max(windows.values()) == 1, "a window is accounted for twice"
+    assert inputs is None or set(windows) == inputs, "a window is lost or made up"
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         outcomes = [row["shard"] is not None, row["skip_reason"] is not None, row["reject_kind"] is not None]

@@ -292,18 +292,17 @@ class Child:
 
     @staticmethod
     def pids() -> set[int]:
-        """Decoding processes of this test: grandchildren of this process."""
-        found = set()
+        """Decoding processes of this test: children of the servers that this process has started."""
+        commands: dict[int, tuple[int, str]] = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                    command = (entry / "cmdline").read_text()
+                    commands[int(entry.name)] = parent, (entry / "cmdline").read_text()
                 except (OSError, IndexError):
                     continue
-                if "pipeline.decode_child" in command and parent != os.getpid():
-                    found.add(int(entry.name))
-        return found
+        servers = {pid for pid, (parent, _) in commands.items() if parent == os.getpid()}
+        return {pid for pid, (parent, text) in commands.items() if parent in servers and "decode_child" in text}
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ OTHER_VALUES = {
     "path_column": "p",
     "caption_column": "c",
     "columns": ("score:float",),
+    "private_hosts": ("media.internal",),
     "unit_clips": 7,
     "max_pixels": 10**6,
     "max_duration_s": 60.0,
@@ -72,6 +73,7 @@ def test_a_bucket_that_the_codec_cannot_encode_is_refused_with_the_nearest(recip
         ({"windows": "stride"}, "go together"),
         ({"fps": -1.0}, "fps must be positive"),
         ({"columns": ("score",)}, "name:type"),
+        ({"private_hosts": ("http://media.internal/",)}, "a host's name or address alone"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe: Recipe, changes: dict[str, object], message: str) -> None:

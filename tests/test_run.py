@@ -271,7 +271,7 @@ def test_buckets_of_one_frame_take_pictures(tmp_path: Path, recipe: Recipe, run:
 
 def test_an_output_on_a_path_that_is_not_shared_is_noticed(recipe: Recipe, run: Run) -> None:
     with pytest.raises(ConfigError, match="must be shared by all nodes"):
-        ShardEncoder(recipe.to_json(), run.to_json(), [], {})
+        ShardEncoder(recipe.to_json(), run.to_json(), [], {}, "job")
 
 
 def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_path: Path) -> None:

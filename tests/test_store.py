@@ -91,7 +91,7 @@ def test_the_probe_accepts_stores_that_create_only_once_and_leaves_nothing(store
 def test_the_probe_refuses_a_store_that_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path / "out"))
     monkeypatch.setattr(Store, "_link_new", lambda self, path, content: self.put(path, content))
-    with pytest.raises(StoreError, match="--single-writer"):
+    with pytest.raises(ConfigError, match="--single-writer"):
         store.probe()
 
 

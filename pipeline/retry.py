@@ -1,0 +1,98 @@
+"""Another try for what may go well the next time: a bounded number, with growing, random pauses."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+TRIES = 6
+LONGEST_PAUSE_S = 20.0
+TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,  # s3fs: 409, 503 and SlowDown
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.EIO,  # s3fs: every status that it has no name for, such as 502 and 504
+        errno.ENETUNREACH,
+        errno.EPIPE,
+        errno.EREMOTEIO,  # s3fs: 500
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+T = TypeVar("T")
+
+
+class ShortRead(OSError):
+    """A read gave fewer bytes than the file has there."""
+
+
+def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) -> T:
+    """What ``call`` returns, tried up to ``TRIES`` times while it fails in a way that may pass; then its last error.
+
+    ``also``: further errors that may pass here. A call may have taken effect and lost its answer, so what it does
+    must be safe to do twice.
+    """
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(TRIES),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE_S),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
+        reraise=True,
+    )(call)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: time-outs, broken connections, busy and failing servers."""
+    if isinstance(error, (TimeoutError, ConnectionError, ShortRead)):
+        return True
+    status = _http_status(error)
+    if status is not None:
+        return status == 429 or status >= 500
+    if isinstance(error, OSError):
+        return error.errno in TRANSIENT_ERRNOS
+    return isinstance(error, remote_errors()) and not _is_refusal(error)
+
+
+def remote_errors() -> tuple[type[Exception], ...]:
+    """What file systems raise when they fail; the clients of remote ones have exceptions of their own."""
+    return (OSError, *_http_errors(), *_s3_errors())
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    import aiohttp
+
+    return (aiohttp.ClientError,)
+
+
+def _s3_errors() -> tuple[type[Exception], ...]:
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return ()
+    return (BotoCoreError, ClientError)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status that a server answered with, where the error tells."""
+    status = getattr(error, "status", None)
+    if status is None:
+        response = getattr(error, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    return status if isinstance(status, int) else None
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Errors that come before any request: no credentials, wrong parameters."""
+    try:
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+        from botocore.exceptions import ConnectionError as ConnectionFailed
+    except ImportError:
+        return False
+    return isinstance(error, BotoCoreError) and not isinstance(error, (HTTPClientError, ConnectionFailed))

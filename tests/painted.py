@@ -1,0 +1,159 @@
+"""A codec that carries a number painted in the pixels to the latent, and decoders that paint it: real jobs in milliseconds.
+
+Everything between them is the product's own. A "video" is a text file with its number and its count of frames. What
+some numbers do to the codec (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
+variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from pipeline import encode as encode_module
+from pipeline import run as run_module
+from pipeline.clips import Skip, VideoFacts, Window
+from pipeline.decode import Clip, Decoded, RejectedWindow
+from pipeline.encode import ShardEncoder
+from stvae import Card, read_card
+from tests.clips_maker import BITS, numbered_frame, read_number
+from tests.conftest import TINY
+
+SIZE = (32, 56)
+VARIABLE = "PAINTED"
+
+
+def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
+    """A painted video: what ``PaintingDecoders`` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"number": number, "num_frames": num_frames}))
+    return path
+
+
+class PaintingDecoders:
+    """Decoders that paint each video's number on moving pictures. What is no painted video is a reject."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def clips(self, fd: int, plan: Any) -> Iterator[Decoded]:
+        content = os.pread(fd, 1 << 20, 0)
+        try:
+            video = json.loads(content)
+        except ValueError:
+            yield None, RejectedWindow(index=0, stage="probe", kind="unknown_format", message="not a painted video")
+            return
+        facts = VideoFacts(
+            container="painted",
+            codec="painted",
+            coded_width=SIZE[1] * 2,
+            coded_height=SIZE[0] * 2,
+            rotation=0,
+            sample_aspect=Fraction(1),
+            time_base=Fraction(1, 24),
+            pts=tuple(range(video["num_frames"])),
+            end_pts=video["num_frames"],
+            is_image=False,
+            hdr=None,
+            decord_refusal=None,
+        )
+        for planned in plan(facts):
+            yield facts, planned if isinstance(planned, Skip) else self._painted(planned, video["number"])
+
+    def _painted(self, window: Window, number: int) -> Clip:
+        height, width = window.bucket.height, window.bucket.width
+        picture = numbered_frame(number, height, width)
+        frames = np.repeat(picture[None], len(window.pts), axis=0)
+        frames[:, 0, : width // BITS] = np.arange(len(window.pts), dtype=np.uint8)[:, None, None]  # no two are equal
+        return Clip(window=window, frames_THWC=frames, decoder="painted")
+
+
+class PaintedCodec:
+    """Moments that are the painted number everywhere; keeps the shapes of the tiny Open-Sora VAE."""
+
+    can_tile = False
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.deeds: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+
+    def upload(self, pixels: Any) -> Any:
+        return pixels
+
+    def encode(self, pixels_BCTHW: Any, **_: Any) -> Any:
+        import torch
+
+        size = self.card.geometry.latent_size(tuple(pixels_BCTHW.shape[2:]))
+        moments = torch.zeros((len(pixels_BCTHW), 2 * self.card.latent_channels, *size))
+        for row, clip in zip(moments, pixels_BCTHW, strict=True):
+            number = read_number(clip[:, 0].permute(1, 2, 0).numpy())
+            row[:] = number
+            row[self.card.latent_channels :] += float(self.deeds.get("noise", 0))  # log-variances that never agree
+            self._do(self.deeds.get(str(number), ""), row)
+        return moments
+
+    def _do(self, deed: str, row: Any) -> None:
+        if deed == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)
+        elif deed == "killed":  # as by the kernel when memory is gone
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "slow":
+            time.sleep(0.5)
+        elif deed in ("nan", "inf", "huge"):
+            row[1, 0, 0, 0] = {"nan": float("nan"), "inf": float("inf"), "huge": 7e4}[deed]
+
+
+class PaintedEncoder(ShardEncoder):
+    """The real encoder between the two; what Ray's workers run."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with painted():
+            super().__init__(**arguments)
+
+
+@contextmanager
+def painted() -> Iterator[None]:
+    """Jobs in this process paint: their encoders take these decoders and this codec."""
+    with (
+        mock.patch.object(encode_module, "load_codec", lambda *_, **__: PaintedCodec(read_card(str(TINY)))),
+        mock.patch.object(encode_module, "Decoders", PaintingDecoders),
+    ):
+        yield
+
+
+def main() -> int:
+    """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
+    from jobs.encode_dataset import main as encode_dataset
+
+    with mock.patch.object(run_module, "ShardEncoder", PaintedEncoder):
+        return encode_dataset()
+
+
+def assert_together(rows: list[dict[str, Any]], output: Path) -> None:
+    """Every sample's key, caption and latent mean tell the same number."""
+    samples = [row for row in rows if row["shard"]]
+    assert samples
+    for row in samples:
+        with (output / row["shard"]).open("rb") as f:
+            f.seek(row["tensor_offset"])
+            mean = np.frombuffer(f.read(row["tensor_nbytes"] // 2), dtype=np.float16)
+        number = int(Path(row["key"]).stem)
+        assert row["caption"] == f"number {number}" and set(mean.tolist()) == {number}, row["key"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
