@@ -38,6 +38,8 @@ VERDICTS_OF_THE_MACHINE = ("timeout", "memory", "crash")
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
 MESSAGE_BYTES = 1 << 17
+RETIRED_AT = 0.25
+"""Share of its memory that a child may keep after a video; damaged ones leave some behind."""
 
 Frames = npt.NDArray[np.uint8]
 
@@ -95,7 +97,8 @@ class Decoders:
         try:
             session = _Video(fd, plan, self._recipe, self._limits)
             for last_try in (False, True):
-                child = child or self._take()
+                # the second time in a fresh child: another idle one may be short of memory after its last video too
+                child = self._server.fork() if last_try else self._take()
                 try:
                     yield from session.outcomes(child)
                     return
@@ -120,8 +123,11 @@ class Decoders:
     def _let_go(self, child: _Child) -> None:
         """Keep the child for the next video; it closes this one first, which may take memory."""
         try:
-            child.request({"op": "close"} | self._limits)
+            reply, _ = child.request({"op": "close"} | self._limits)
         except Rejected:
+            child.end()
+            return
+        if reply.get("grown_bytes", 0) > RETIRED_AT * self._limits["memory_bytes"]:
             child.end()
         else:
             self._idle.append(child)
@@ -171,13 +177,13 @@ class _Video:
         return VideoFacts(**facts)
 
     def _start(self, child: _Child, windows: list[Window]) -> str:
-        pts = np.array([p for window in windows for p in window.pts], dtype=np.int64)
-        fd = os.memfd_create("plan")
+        lengths = [len(window.pts) for window in windows]
+        pts = [p for window in windows for p in window.pts]
+        fd = os.memfd_create("plan")  # hours of video have more windows than a message can hold
         try:
-            os.write(fd, pts.tobytes())
+            os.write(fd, np.array([len(lengths), *lengths, *pts], dtype=np.int64).tobytes())
             request = {
                 "op": "plan",
-                "lengths": [len(window.pts) for window in windows],
                 "placement": dataclasses.asdict(windows[0].placement),
                 "resize": self.recipe.resize,
             }

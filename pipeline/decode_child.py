@@ -29,6 +29,7 @@ from pipeline.clips import Placement, VideoFacts
 from pipeline.errors import Rejected
 
 MESSAGE_BYTES = 1 << 17
+NO_MEMORY = "decoding needs more memory than a child may take"
 Frame = npt.NDArray[np.uint8]
 Shrink = Callable[[Frame, Placement, Any], Frame]
 
@@ -86,7 +87,9 @@ def _collect(pid: int) -> int:
 
 
 def _run_child(sock: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    libc = ctypes.CDLL(None)
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    libc.unshare(0x40000000)  # CLONE_NEWNET: no network for decoders, where this process may decide that
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # decoders print pieces of the file
     with contextlib.suppress(BaseException):
@@ -94,11 +97,15 @@ def _run_child(sock: socket.socket, child_main: Callable[[socket.socket], None])
     os._exit(0)
 
 
-def set_limits(memory_bytes: int, cpu_s: float) -> None:
-    """Bound a child's memory beyond what it has, and its processor time from now on."""
+def address_space_bytes() -> int:
+    """What this process has mapped."""
     with open("/proc/self/statm", encoding="ascii") as f:
-        size_bytes = int(f.read().split()[0]) * mmap.PAGESIZE
-    resource.setrlimit(resource.RLIMIT_AS, (size_bytes + memory_bytes, resource.RLIM_INFINITY))
+        return int(f.read().split()[0]) * mmap.PAGESIZE
+
+
+def set_limits(memory_bytes: int, cpu_s: float) -> None:
+    """Bound a child's address space, and its processor time from now on."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + cpu_s) + 1, resource.RLIM_INFINITY))
@@ -126,13 +133,14 @@ class Session:
         return {"facts": facts}, (memfd("index", np.array(self.facts.pts, dtype=np.int64)),)
 
     def plan(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Take the clips to decode: presentation times of all, end to end, in ``fds[0]``; their lengths in the request."""
+        """Take the clips to decode: in ``fds[0]`` their number, the length of each, and the presentation times of all."""
         assert self.file is not None and self.facts is not None
         with os.fdopen(fds[0], "rb") as f:
             f.seek(0)
-            pts = np.frombuffer(f.read(), dtype=np.int64).tolist()
+            count, *numbers = np.frombuffer(f.read(), dtype=np.int64).tolist()
+        lengths, pts = numbers[:count], numbers[count:]
         windows, start = [], 0
-        for length in request["lengths"]:
+        for length in lengths:
             windows.append(pts[start : start + length])
             start += length
         frames: Iterator[tuple[int, Frame]] | None = None
@@ -193,26 +201,32 @@ def answer(session: Session, request: dict[str, Any], fds: list[int]) -> tuple[d
         return operations[request["op"]](request, fds)
     except Rejected as rejected:
         error = [rejected.stage, rejected.kind, rejected.message]
-    except MemoryError:
-        error = [stage, "memory", "decoding needs more memory than a child may take"]
+    except (MemoryError, BlockingIOError):  # "try again": there was no room for a thread's stack
+        error = [stage, "memory", NO_MEMORY]
     except av.error.FFmpegError as failure:
         # FFmpeg's own log would tell more, but it may be of another file and hold pieces of it
         error = [stage, "invalid_data", f"the {stage} failed: {failure.strerror}"]
     except Exception as failure:  # item boundary: PyAV raises IndexError, UnicodeDecodeError and more on damaged files
         error = [stage, "decoder_error", f"the decoder raised {type(failure).__name__}"]
+        if "allocate memory" in str(failure):  # torch raises RuntimeError
+            error = [stage, "memory", NO_MEMORY]
     return {"error": error}, ()
 
 
 def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None:
     """Serve one client until it hangs up."""
     session = Session(backend, shrink)
+    start_bytes = most_bytes = address_space_bytes()
     while True:
         request, fds = receive(sock)
-        set_limits(request["memory_bytes"], request["timeout_s"])
         if request["op"] == "open":
             session.close({}, [])
             session = Session(backend, shrink)
+            most_bytes = address_space_bytes() + request["memory_bytes"]
+        set_limits(most_bytes, request["timeout_s"])
         reply, reply_fds = answer(session, request, fds)
+        if request["op"] == "close":
+            reply["grown_bytes"] = address_space_bytes() - start_bytes
         send(sock, reply, reply_fds)
         for fd in reply_fds:
             os.close(fd)

@@ -13,18 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.clips import VideoFacts
+from pipeline.demux import MAGIC
 from pipeline.errors import Rejected
 
 decord.logging.set_level(decord.logging.QUIET)
 
 FRAMES_PER_CALL = 16
+PLAIN_STARTS = (
+    *((offset, magic) for offset, magic, _ in MAGIC),
+    *((4, atom) for atom in (b"moov", b"mdat", b"wide", b"free", b"skip")),
+    (0, b"FLV\x01"),
+    (0, b"\x89PNG"),
+    (0, b"\xff\xd8\xff"),
+)
+"""Where and how files begin that nothing takes for a playlist."""
 
 
 def frames(file: BinaryIO, facts: VideoFacts, wanted: list[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]] | None:
-    """(pts, upright RGB frame) of the wanted presentation times, ascending; None where decord's table disagrees.
+    """(pts, upright RGB frame) of the wanted presentation times, ascending; None where decord's table disagrees
+    or decord might open other files.
 
     The caller has already refused what decord gets wrong without its table showing it (``VideoFacts.decord_refusal``).
     """
+    file.seek(0)
+    start = file.read(16)
+    if not any(start[offset:].startswith(magic) for offset, magic in PLAIN_STARTS):
+        return None  # decord's own FFmpeg has no list of formats: it would open what a playlist names
     # a path, because decord's reader of byte streams has no bounds check; fault_tol=1, because by default lost
     # frames are replaced by copies of others
     try:

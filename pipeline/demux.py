@@ -91,7 +91,8 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
         facts = _facts(container, stream, packets, _first_frame(file))
     finally:
         container.close()
-    if facts.coded_width * facts.coded_height > max_pixels:
+    # a false sample aspect ratio would have them stretched beyond all bounds
+    if max(facts.coded_width * facts.coded_height, facts.width * facts.height) > max_pixels:
         raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels")
     if facts.duration_s > max_duration_s:
         raise Rejected("probe", "too_long", f"{facts.duration_s:.0f} s of video; the limit is {max_duration_s:.0f} s")

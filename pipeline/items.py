@@ -5,8 +5,9 @@ Whatever is wrong with one item is that item's reject; a source that is not as p
 
 from __future__ import annotations
 
-import json
+import errno
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from pipeline import manifests, tars
-from pipeline.errors import ConfigError, Rejected, SourceChanged, StoreError
+from pipeline import manifests, sidecars, targets, tars, web
+from pipeline.errors import Rejected, SourceChanged, StoreError
 from pipeline.plan import Unit
 from pipeline.recipe import Recipe
+from pipeline.retry import remote_errors
 from pipeline.sources import MEDIA_SUFFIXES, VIDEO_SUFFIXES
-from pipeline.store import FileFacts, canonical, open_filesystem, remote_errors, scheme_of
+from pipeline.steady import file_facts, open_steady, read_whole, reason
+from pipeline.store import FileFacts, canonical, scheme_of
 
-MAX_SIDECAR_BYTES = 16 << 20
-JSON_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+MAX_MEMBERS = 100
+"""Of one item in a tar."""
+NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,6 +46,8 @@ class Item:
     """URL to open it at, where it has no content yet; may carry a signature."""
     fault: Rejected | None = None
     """Why there is nothing to open."""
+    trusted: bool = True
+    """Whether the user named it; what a manifest names may not be in a private network."""
 
 
 def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
@@ -59,31 +65,80 @@ def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[
 def fetch(item: Item, recipe: Recipe) -> int:
     """A file descriptor with the item's bytes, for the caller to close; sets ``item.facts`` where they were not known.
 
-    Rejected if there is nothing to open. SourceChanged if a planned file is not as planned.
+    Rejected if there is nothing to open. SourceChanged if a planned file is not as planned, StoreError if the store
+    does not give it.
     """
     if item.fault is not None:
         raise item.fault
     if item.content is not None:
         return _in_memory(item.content)
-    fs, path = open_filesystem(item.location)
+    scheme = scheme_of(item.location)
     try:
-        facts = FileFacts.of(fs.info(path))
-        if item.facts not in (None, facts):
-            raise SourceChanged(f"{item.uri} was {item.facts} when it was planned and is {facts} now")
-        item.facts = facts
-        if facts.size > recipe.max_item_bytes:
-            raise Rejected("fetch", "too_large", f"{facts.size} bytes; the limit is {recipe.max_item_bytes}")
-        if scheme_of(item.location) == "file":
-            return os.open(path, os.O_RDONLY)
-        return _in_memory(fs.cat_file(path))
+        if scheme == "file":
+            return _open_local(item, recipe)
+        return _download(item, recipe) if scheme in web.SCHEMES else _read_remote(item, recipe)
     except FileNotFoundError:
         if item.facts is not None:
             raise SourceChanged(f"{item.uri} was there when it was planned and is gone now") from None
         raise Rejected("fetch", "not_found", "there is no such file") from None
-    except remote_errors() as error:
-        if scheme_of(item.location) in ("http", "https"):
-            raise Rejected("fetch", "http_error", f"the server could not be read ({type(error).__name__})") from error
-        raise StoreError(f"{item.uri} could not be read: {error}") from error
+
+
+def _open_local(item: Item, recipe: Recipe) -> int:
+    try:
+        # a named pipe would keep a blocking open waiting for ever
+        fd = os.open(item.location.removeprefix("file://"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        raise Rejected("fetch", "not_readable", "this process may not read the file") from None
+    except OSError as error:
+        if error.errno in NO_SUCH_FILE:
+            raise FileNotFoundError(item.uri) from None
+        if error.errno == errno.ENXIO:
+            raise Rejected("fetch", "not_a_file", "it is a device or socket") from None
+        raise StoreError(f"{item.uri} could not be read: {reason(error)}") from None
+    except ValueError:  # a NUL in its name
+        raise FileNotFoundError(item.uri) from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("fetch", "not_a_file", "it is a folder, device, pipe or socket")
+        _check(item, FileFacts.of({"size": found.st_size, "mtime": found.st_mtime}), recipe)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _read_remote(item: Item, recipe: Recipe) -> int:
+    facts = file_facts(item.location)
+    _check(item, facts, recipe)
+    return _in_memory(read_whole(item.location, facts.size))
+
+
+def _download(item: Item, recipe: Recipe) -> int:
+    fd = os.memfd_create("item")
+    try:
+        hosts = None if item.trusted else recipe.private_hosts
+        _check(item, web.download(item.location, fd, recipe.max_item_bytes, hosts), recipe)
+    except BaseException as error:
+        os.close(fd)
+        if not isinstance(error, remote_errors()):
+            raise
+        if getattr(error, "status", None) in (404, 410):
+            raise FileNotFoundError(item.uri) from None
+        if item.trusted:
+            raise StoreError(f"{item.uri} could not be read: {reason(error)}") from None
+        message = f"the server does not give the file: {reason(error)}"
+        raise Rejected("fetch", "http_error", message) from None
+    return fd
+
+
+def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
+    """Note the file's facts; SourceChanged if others were planned."""
+    if item.facts not in (None, facts):
+        raise SourceChanged(f"{item.uri} was {item.facts} when it was planned and is {facts} now")
+    item.facts = facts
+    if facts.size > recipe.max_item_bytes:
+        raise Rejected("fetch", "too_large", f"{facts.size} bytes; the limit is {recipe.max_item_bytes}")
 
 
 def _in_memory(content: bytes) -> int:
@@ -94,9 +149,9 @@ def _in_memory(content: bytes) -> int:
     return fd
 
 
-def _check_unchanged(unit: Unit, fs: Any, path: str) -> None:
+def _check_unchanged(unit: Unit, url: str) -> None:
     try:
-        facts = FileFacts.of(fs.info(path))
+        facts = file_facts(url)
     except FileNotFoundError:
         raise SourceChanged(f"source {unit.source} was there when it was planned and is gone now") from None
     if facts != unit.facts:
@@ -104,88 +159,65 @@ def _check_unchanged(unit: Unit, fs: Any, path: str) -> None:
 
 
 def _folder_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
-    fs, root = open_filesystem(url)
     for ordinal, file in enumerate(unit.files, unit.start):
         location = f"{url.rstrip('/')}/{file.path}"
         item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
-        stem = f"{root.rstrip('/')}/{file.path.rpartition('.')[0]}"
-        sidecars = {}
-        for suffix in ("txt", "json"):
-            try:
-                sidecars[suffix] = fs.cat_file(f"{stem}.{suffix}")
-            except (FileNotFoundError, IsADirectoryError):
-                continue
-        _describe(item, sidecars, recipe)
+        try:
+            _describe(item, sidecars.beside(location), recipe)
+        except Rejected as rejected:
+            item.fault = rejected
         yield item
 
 
 def _manifest_items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
-    fs, path = open_filesystem(url)
-    _check_unchanged(unit, fs, path)
+    _check_unchanged(unit, url)
     types = pa.schema([(f.name.removeprefix("meta_"), f.type) for f in columns if f.name.startswith("meta_")])
     assert unit.stop is not None
     part = manifests.Slice(start=unit.start, stop=unit.stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
-    for ordinal, row in enumerate(manifests.rows(url, part, unit.header, types), unit.start):
+    rows = manifests.rows(url, part, unit.header, types, unit.size)
+    for ordinal, row in enumerate(rows, unit.start):
         path_column = manifests.path_column(list(row), recipe, url)
         caption_column = manifests.caption_column(list(row), recipe, url)
         target = row.pop(path_column)
         caption = row.pop(caption_column) if caption_column else None
-        item = Item(ordinal=ordinal, key=str(target), uri="", caption=None if caption is None else str(caption))
+        item = Item(ordinal=ordinal, key=targets.key_of(target, url), uri="", trusted=False)
+        item.caption = None if caption is None else str(caption)
         item.meta = {f"meta_{name}": value for name, value in row.items()}
         try:
-            item.location = _target(url, target)
+            item.location = targets.location_of(target, url)
             item.uri = canonical(item.location)
-        except (Rejected, ConfigError) as error:
-            item.fault = error if isinstance(error, Rejected) else Rejected("fetch", "forbidden_url", str(error))
+        except Rejected as rejected:
+            item.fault = rejected
+        except ValueError:
+            item.fault = Rejected("fetch", "forbidden_url", "it is not a URL that can be read")
         yield item
 
 
-def _target(manifest_url: str, target: Any) -> str:
-    """Where a manifest's row points to; relative paths start at the manifest's folder."""
-    if not isinstance(target, str) or not target:
-        raise Rejected("read", "no_path", "the row has no path")
-    if "://" in target or "::" in target:
-        absolute = target
-    elif target.startswith("/"):
-        absolute = "file://" + target
-    else:
-        absolute = f"{manifest_url.partition('?')[0].rpartition('/')[0] or '.'}/{target}"
-    if scheme_of(absolute) == "file" and scheme_of(manifest_url) != "file":
-        raise Rejected("fetch", "forbidden_url", "a remote manifest may not point to local files")
-    return absolute
-
-
 def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
-    fs, path = open_filesystem(url)
-    _check_unchanged(unit, fs, path)
+    _check_unchanged(unit, url)
     ordinal = unit.start
-    with fs.open(path, "rb", block_size=8 << 20) as f:
+    with open_steady(url, unit.size) as f:
         group = _Group("")
         try:
             for info, content in tars.members(f):
-                key, _, suffix = _split_name(info.name)
                 if info.isdir():
                     continue
-                if key != group.key or not group.members:
-                    if group.members:
-                        yield group.item(unit, url, ordinal, recipe)
-                        ordinal += 1
+                key, suffix = tars.split_name(info.name)
+                if group.count and (key != group.key or suffix in group.members):
+                    yield group.item(unit, url, ordinal, recipe)
+                    ordinal += 1
                     group = _Group(key)
+                group.key = key
                 group.add(suffix, info, content, recipe)
         except tarfile.TarError as error:
             fault = Rejected("read", "damaged_tar", f"the tar cannot be read from here on: {error}")
-            rest = Item(ordinal=ordinal, key=group.key, uri=canonical(url), facts=unit.facts, fault=fault)
-            yield rest
+            key = tars.printable(group.key)
+            yield Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=fault)
             return
-        if group.members:
+        except FileNotFoundError:
+            raise SourceChanged(f"source {unit.source} was there when it was planned and is gone now") from None
+        if group.count:
             yield group.item(unit, url, ordinal, recipe)
-
-
-def _split_name(name: str) -> tuple[str, str, str]:
-    """A member's key and suffix, as webdataset splits them: at the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
-    return folder + slash + stem, dot, suffix.lower()
 
 
 class _Group:
@@ -193,22 +225,46 @@ class _Group:
 
     def __init__(self, key: str) -> None:
         self.key = key
+        self.count = 0
+        self.held_bytes = 0
         self.members: list[str] = []
         self.media: dict[str, bytes] = {}
+        self.names: dict[str, str] = {}
         self.sidecars: dict[str, bytes] = {}
         self.fault: Rejected | None = None
 
     def add(self, suffix: str, info: tarfile.TarInfo, content: IO[bytes] | None, recipe: Recipe) -> None:
+        self.count += 1
+        if self.fault is not None:
+            return
         self.members.append(suffix)
-        last = suffix.rpartition(".")[2]
-        if content is None:
-            self.fault = Rejected("read", "not_a_file", f"member '{info.name[:200]}' is a link or device")
-        elif last in MEDIA_SUFFIXES and info.size > recipe.max_item_bytes:
-            self.fault = Rejected("read", "too_large", f"{info.size} bytes; the limit is {recipe.max_item_bytes}")
-        elif last in MEDIA_SUFFIXES:
+        is_media = suffix.rpartition(".")[2] in MEDIA_SUFFIXES
+        self.fault = self._fault(suffix, info, content, is_media, recipe)
+        if self.fault is not None or content is None:
+            self.media.clear()
+        elif is_media:
+            self.held_bytes += info.size
             self.media[suffix] = content.read()
-        elif suffix in ("txt", "json") and info.size <= MAX_SIDECAR_BYTES:
+            self.names[suffix] = info.name
+        elif suffix in sidecars.SUFFIXES:
             self.sidecars[suffix] = content.read()
+
+    def _fault(
+        self, suffix: str, info: tarfile.TarInfo, content: IO[bytes] | None, is_media: bool, recipe: Recipe
+    ) -> Rejected | None:
+        """Why this member spoils its item."""
+        if tars.printable(info.name) != info.name:
+            return Rejected("read", "bad_key", "a member's name is not UTF-8")
+        if self.count > MAX_MEMBERS:
+            return Rejected("read", "too_many_members", f"more than {MAX_MEMBERS} members have this key")
+        if content is None:
+            return Rejected("read", "not_a_file", f"member '.{suffix[:200]}' is a link, a device or sparse")
+        if is_media and self.held_bytes + info.size > recipe.max_item_bytes:
+            size_bytes = self.held_bytes + info.size
+            return Rejected("read", "too_large", f"{size_bytes} bytes; the limit is {recipe.max_item_bytes}")
+        if suffix in sidecars.SUFFIXES and info.size > sidecars.MAX_BYTES:
+            return sidecars.too_large(suffix, info.size)
+        return None
 
     def item(self, unit: Unit, url: str, ordinal: int, recipe: Recipe) -> Item:
         """The item of this group; a video is taken before a picture of it."""
@@ -218,40 +274,22 @@ class _Group:
             self.fault = Rejected(
                 "read", "no_media" if not videos else "several_media", f"{what} among {self.members}"[:300]
             )
-        item = Item(ordinal=ordinal, key=self.key, uri=canonical(url), facts=unit.facts, fault=self.fault)
+        key = tars.printable(self.key)
+        item = Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=self.fault)
         if self.fault is None:
-            item.uri = f"{canonical(url)}#{self.key}.{videos[0]}"
+            item.uri = f"{canonical(url)}#{self.names[videos[0]]}"
             item.content = self.media[videos[0]]
         _describe(item, self.sidecars, recipe)
         return item
 
 
-def _describe(item: Item, sidecars: dict[str, bytes], recipe: Recipe) -> None:
+def _describe(item: Item, found: dict[str, bytes], recipe: Recipe) -> None:
     """Caption and metadata from the files beside an item: .txt is the caption, .json may hold one too."""
     try:
-        if "json" in sidecars:
-            text = sidecars["json"].decode("utf-8")
-            values = json.loads(text)
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-            item.meta["meta"] = text
-            item.caption = next((str(values[c]) for c in manifests.CAPTION_COLUMNS if values.get(c) is not None), None)
-            for column in recipe.columns:
-                name, _, kind = column.partition(":")
-                item.meta[f"meta_{name}"] = _promote(values.get(name), kind)
-        if "txt" in sidecars:
-            item.caption = sidecars["txt"].decode("utf-8").strip()
+        described = sidecars.describe(found, recipe.columns)
     except ValueError as error:
         item.fault = item.fault or Rejected(
-            "read", "bad_sidecar", f"the text or JSON beside it cannot be read: {error}"[:300]
+            "read", "bad_sidecar", f"the text or JSON beside it cannot be used: {error}"[:300]
         )
-
-
-def _promote(value: Any, kind: str) -> Any:
-    """A JSON value as a column's type; ValueError rather than a guess."""
-    wanted = JSON_TYPES[kind]
-    if value is None or (isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))):
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"a field should be {kind} but is {type(value).__name__}")
+    else:
+        item.caption, item.meta = described

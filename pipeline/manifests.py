@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,9 +17,10 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.store import canonical, open_filesystem
+from pipeline.steady import file_facts, open_steady
+from pipeline.store import canonical
 from pipeline.tables import arrow_file
 
 SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
@@ -46,34 +50,52 @@ class Survey:
 
 
 def survey(url: str, rows_per_slice: int) -> Survey:
-    """Columns with their types, and the manifest cut into slices. Reads text manifests once."""
-    fs, path = open_filesystem(url)
+    """Columns with their types, and the manifest cut into slices. Reads text manifests once.
+
+    ConfigError if it cannot be read as what its name says.
+    """
     suffix = _suffix(url)
-    with fs.open(path, "rb") as f:
+    with _named(url), open_steady(url, file_facts(url).size) as f:
         if suffix == "parquet":
             parquet = pq.ParquetFile(f, pre_buffer=False)
             num_rows = parquet.metadata.num_rows
             starts = range(0, num_rows, rows_per_slice)
             slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
             return Survey(schema=parquet.schema_arrow, slices=slices)
-        header = f.readline() if suffix == "csv" else b""
+        content = f.read()
+        header = content[: content.find(b"\n") + 1 or None] if suffix == "csv" else b""
         if header.count(b'"') % 2:
             raise ConfigError(f"manifest '{canonical(url)}' has a line break inside a column name")
-        slices = _cut(f, len(header), rows_per_slice, quoted=suffix == "csv")
-    table = _parse(fs.cat_file(path), suffix, None)
-    return Survey(schema=table.schema, slices=slices, header=header.decode("utf-8-sig"))
+        text = io.BytesIO(content)
+        text.seek(len(header))
+        slices = _cut(text, len(header), rows_per_slice, quoted=suffix == "csv")
+        table = _parse(content, suffix, None)
+        return Survey(schema=table.schema, slices=slices, header=header.decode("utf-8-sig"))
 
 
-def rows(url: str, part: Slice, header: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
-    """The rows of a slice, in order, with the types that planning saw."""
-    fs, path = open_filesystem(url)
+def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
+    """The rows of a slice, in order, with the types that planning saw. ConfigError if they cannot be read."""
     suffix = _suffix(url)
-    if suffix == "parquet":
-        with fs.open(path, "rb") as f:
+    with _named(url), open_steady(url, size_bytes) as f:
+        if suffix == "parquet":
             yield from _parquet_rows(pq.ParquetFile(f, pre_buffer=False), part)
-        return
-    data = header.encode() + fs.cat_file(path, start=part.byte_start, end=part.byte_stop)
-    yield from _parse(data, suffix, schema).to_pylist()
+            return
+        f.seek(part.byte_start)
+        data = header.encode() + f.read(part.byte_stop - part.byte_start)
+        yield from _parse(data, suffix, schema).to_pylist()
+
+
+@contextlib.contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Name the manifest in what Arrow says of it, without the values that Arrow quotes."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SourceChanged(f"manifest '{canonical(url)}' is gone") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        row = re.search(r"row #?\d+", str(error), re.IGNORECASE)
+        place = f" from {row.group().lower()} on" if row else ""
+        raise ConfigError(f"manifest '{canonical(url)}' cannot be read as {_suffix(url)}{place}") from None
 
 
 def path_column(columns: list[str], recipe: Recipe, url: str) -> str:

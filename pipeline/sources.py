@@ -17,7 +17,8 @@ import braceexpand
 
 from pipeline import manifests
 from pipeline.errors import ConfigError
-from pipeline.store import FileFacts, canonical, open_filesystem, scheme_of
+from pipeline.steady import file_facts, open_source
+from pipeline.store import FileFacts, canonical, scheme_of
 
 VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
 IMAGE_SUFFIXES = frozenset("jpg jpeg png webp".split())
@@ -98,7 +99,7 @@ def _expand(url: str) -> list[str]:
     paths = []
     for pattern in expanded:
         if re.search(r"[*?\[]", pattern):
-            fs, path = open_filesystem(pattern)
+            fs, path = open_source(pattern)
             paths += [str(p) if local else fs.unstrip_protocol(p) for p in sorted(fs.glob(path))]
         else:
             paths.append(pattern)
@@ -113,7 +114,7 @@ def _kind(url: str) -> str | None:
         return "manifest"
     if suffix in MEDIA_SUFFIXES:
         return "media"
-    fs, path = open_filesystem(url)
+    fs, path = open_source(url)
     return "folder" if scheme_of(url) not in ("http", "https") and fs.isdir(path) else None
 
 
@@ -124,16 +125,15 @@ def _open_source(name: str, kind: str | None, url: str) -> Source:
 
 
 def _file_facts(url: str) -> FileFacts:
-    fs, path = open_filesystem(url)
     try:
-        return FileFacts.of(fs.info(path))
+        return file_facts(url)
     except FileNotFoundError:
         raise ConfigError(f"there is no file at '{canonical(url)}'") from None
 
 
 def _list_media(url: str) -> tuple[File, ...]:
     """Media files below a folder, sorted by path; symbolic links are not followed."""
-    fs, root = open_filesystem(url)
+    fs, root = open_source(url)
     found = fs.find(root, detail=True)
     start = len(root.rstrip("/")) + 1
     files = {
@@ -144,10 +144,20 @@ def _list_media(url: str) -> tuple[File, ...]:
     if not files:
         hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if any(_suffix(n) == "tar" for n in found) else ""
         raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
+    for path in files:
+        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if path != shown:
+            raise ConfigError(f"a file below '{canonical(url)}' has a name that is not UTF-8: '{shown}'; rename it")
     return tuple(File(path=path, facts=files[path]) for path in sorted(files))
 
 
 def _given_files(urls: list[str]) -> tuple[File, ...]:
+    for url in urls:
+        if scheme_of(url) in ("http", "https") and "?" in url:
+            raise ConfigError(
+                f"'{canonical(url)}' is given with a query, which would be written to the plan as a part of its name; "
+                "give such URLs in a manifest"
+            )
     return tuple(File(path=url.rpartition("/")[2], facts=_file_facts(url)) for url in sorted(urls))
 
 

@@ -1,0 +1,67 @@
+"""A small HTTP server on this machine that answers as a test says, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Reply:
+    """An answer. ``cut_at``: bytes of the body after which the connection breaks."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_at: int | None = None
+    ranges: bool = True
+
+
+@dataclass
+class Server:
+    """Where it is, and each path (with its query) that it was asked for."""
+
+    url: str
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator[Server]:
+    """A server whose ``answer`` gets the path with its query."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.asked.append(self.path)
+            reply = answer(self.path)
+            body, status = reply.body, reply.status
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted and reply.ranges and status == 200:
+                first, last = int(wanted[1]), min(int(wanted[2]), len(body) - 1)
+                reply.headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                body, status = body[first : last + 1], 206
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | reply.headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[: reply.cut_at])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer((host, 0), Handler)
+    server = Server(f"http://{host}:{httpd.server_port}")
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
