@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.advice import advice
 from pipeline.encode import Report
 from pipeline.index import Index
 from pipeline.recipe import Run
@@ -120,6 +121,7 @@ class Summary:
             for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
+        lines += [f"  {name}: {advice(name)}" for name in sorted(self.rejects)]
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
         return "\n".join(lines)
 

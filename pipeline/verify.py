@@ -71,7 +71,8 @@ def verify(store: Store, say: Callable[[str], None]) -> Verdict:
         if sidecar is None:
             continue
         facts, table = sidecar_facts(sidecar), sidecar.to_pylist()
-        rows += table
+        again = {row["id"] for row in table} if unit.retries else set()
+        rows = [row for row in rows if row["id"] not in again or not row["reject_kind"]] + table
         counts = {"num_samples": sum(row["shard"] is not None for row in table)}
         counts["num_skips"] = sum(row["skip_reason"] is not None for row in table)
         counts["num_rejects"] = len(table) - sum(counts.values())

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +20,10 @@ import torch
 from jobs.encode_dataset import main
 from pipeline import encode as encode_module
 from pipeline.dataset import read_dataset
+from pipeline.encode import ShardEncoder, Task
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
+from pipeline.plan import Unit
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.store import Store
@@ -25,6 +33,9 @@ from tests import tiny_codecs
 from tests.clips_maker import make_clip
 from tests.conftest import TINY
 from tests.oracle import assert_sound
+from tests.painted import SIZE, VARIABLE, assert_together, painted, write_video
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +158,68 @@ def test_calibrate_proposes_and_writes_nothing(videos: Path, tmp_path: Path, cap
     said = capsys.readouterr().out
     assert re.search(r"propose: --micro-batch \d+,\d+  \(float32, VideoAutoencoderPipeline\)", said)
     assert "clips/s" in said and not (tmp_path / "out").exists()
+
+
+def test_latents_that_cannot_be_stored_are_rejects_and_never_zeroed_or_clipped(
+    tmp_path: Path, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deeds = {2: "nan", 3: "inf", 4: "huge"}
+    monkeypatch.setenv(VARIABLE, json.dumps(deeds))
+    for number in range(6):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number).with_suffix(".txt").write_text(f"number {number}")
+    bucket = (Bucket(17, *SIZE),)
+    run = Run(output="", codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, max_rejects=1.0)
+    for dtype, expected in (
+        ("float16", {2: "nonfinite", 3: "nonfinite", 4: "out_of_range"}),
+        ("float32", {2: "nonfinite", 3: "nonfinite"}),
+    ):
+        recipe = Recipe(codec=tiny_card.sha256, buckets=bucket, micro_batch=(2,), dtype=dtype)  # type: ignore[arg-type]
+        with painted():
+            encode(recipe, dataclasses.replace(run, output=str(tmp_path / dtype)), tiny_card, say=lambda line: None)
+        rows = assert_sound(tmp_path / dtype)
+        assert {int(row["key"][0]): row["reject_kind"] for row in rows if row["reject_kind"]} == expected
+        assert len([row for row in rows if row["shard"]]) == 6 - len(expected)
+    assert_together(assert_sound(tmp_path / "float16"), tmp_path / "float16")
+
+
+def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Path) -> None:
+    for number in range(6):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number).with_suffix(".txt").write_text(f"number {number}")
+    command = [
+        sys.executable,
+        "-m",
+        "tests.painted",
+        "--local",
+        "--source",
+        str(tmp_path / "videos"),
+        "--codec",
+        str(TINY),
+    ]
+    command += ["--output", str(tmp_path / "out"), "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", "--windows", "all"]
+    command += ["--unit-clips", "6", "--cpus", "1"]
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # less than the tar
+
+    full = subprocess.run(command, cwd=ROOT, preexec_fn=small_disk, capture_output=True, text=True, check=False)
+    assert full.returncode == 1, full.stderr
+    assert re.search(
+        r"error: \S+/out/\.partial/\S+ cannot be written: File too large \(\d+ bytes are free\)", full.stdout
+    )
+    assert not list((tmp_path / "out" / ".partial").iterdir()) and not (tmp_path / "out" / "metadata").exists()
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    assert_together(assert_sound(tmp_path / "out"), tmp_path / "out")
+
+
+def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    signals: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
+    encoder = ShardEncoder.__new__(ShardEncoder)
+    monkeypatch.setattr(encoder, "encode_unit", fail, raising=False)
+    task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None), patient=True)
+    with pytest.raises(UnboundLocalError):  # what follows the death that was kept from happening
+        encoder({"task": [task.to_json()]})
+    assert signals == [signal.SIGKILL]

@@ -285,13 +285,14 @@ def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_
     assert {row["fps"] for row in rows if row["shard"]} == {24.0}
 
 
-def test_ctrl_c_ends_with_130_and_the_job_can_go_on(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_job_ends_with_130_and_can_go_on(videos: Path, tmp_path: Path, name: str) -> None:
     process = subprocess.Popen(command(videos, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not list((tmp_path / "out").glob("metadata/*.parquet")):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[name])
     assert process.wait(60) == 130
     assert "run the same command again" in process.stdout.read()
     assert subprocess.run(command(videos, tmp_path / "out"), stdout=subprocess.DEVNULL, check=False).returncode == 0

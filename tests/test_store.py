@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
+import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.store import PARTIAL, FileFacts, Store, canonical, scheme_of
+from pipeline.retry import LONGEST_PAUSE_S, TRIES
+from pipeline.store import PARTIAL, FileFacts, Store, canonical, scheme_of, without_secrets
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -139,3 +142,44 @@ def test_facts_tell_a_replaced_file(tmp_path: Path) -> None:
     path.write_bytes(b"34")
     os.utime(path, ns=(1, 1))
     assert FileFacts.of(store._fs.info(str(path))) != before
+
+
+def test_a_full_disk_names_the_path_and_the_bytes_that_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StoreError, match=r"out/\.partial/\S+ .*: No space left on device \(\d+ bytes are free\)"):
+        Store(str(tmp_path / "out")).put_new("shards/a.tar", b"tar")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_what_may_pass_is_tried_again_and_no_more_than_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def busy(*paths: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError(errno.EBUSY, "slow down")
+
+    pauses: list[float] = []
+    monkeypatch.setattr(os, "link", busy)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", pauses.append)
+    with pytest.raises(StoreError, match="slow down"):
+        Store(str(tmp_path / "out")).put_new("a", b"")
+    assert tried == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
+
+
+def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store) -> None:
+    store.put_new("file", b"12345")
+    with pytest.raises(StoreError, match="got 1 of 3 bytes"):
+        store.read_ranges("file", [(0, 2), (4, 3)])
+
+
+def test_errors_carry_no_signature_and_no_password() -> None:
+    said = without_secrets("403, url='https://user:secret@host/a.tar?X-Amz-Signature=secret', s3://key:secret@b/c")
+    assert "secret" not in said and "host/a.tar" in said

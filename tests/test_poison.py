@@ -1,0 +1,163 @@
+"""Real Ray, whose encoders die: over a clip, by a signal, with their node, with the driver. Nothing innocent is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.oracle import assert_sound, tree
+from tests.painted import SIZE, VARIABLE, assert_together, write_video
+
+ROOT = Path(__file__).parents[1]
+NUM_VIDEOS = 16
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(NUM_VIDEOS):
+        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
+        (folder / f"{number:02d}.txt").write_text(f"number {number}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    subprocess.run([*command(videos, output), "--local"], check=True, stdout=subprocess.DEVNULL)
+    return tree(output)
+
+
+def command(videos: Path, output: Path, *more: str) -> list[str]:
+    arguments = ["--source", str(videos), "--output", str(output), "--codec", str(TINY), "--cpus", "1", *more]
+    arguments += [
+        "--buckets",
+        f"{SIZE[0]}x{SIZE[1]}x17",
+        "--unit-clips",
+        "2",
+        "--micro-batch",
+        "2",
+        "--max-rejects",
+        "1",
+    ]
+    return [sys.executable, "-m", "tests.painted", *arguments]
+
+
+@contextlib.contextmanager
+def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A job on Ray in a process of its own, which is gone afterwards."""
+    environment = os.environ | {VARIABLE: json.dumps(deeds), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen(
+        command(videos, output, *more),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said[-5000:]
+    return said
+
+
+def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    deadline_s = time.monotonic() + 120
+    while len(list(output.glob("metadata/*.parquet"))) < count:
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
+    videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    output = tmp_path / "out"
+    with job(videos, output, {5: "segfault", 10: "killed"}) as process:
+        finish(process)
+    rows = assert_sound(output)
+    assert_together(rows, output)
+    rejects = [row for row in rows if row["reject_kind"]]
+    assert [row["key"] for row in rejects] == ["05.mp4", "10.mp4"]
+    assert {(row["reject_stage"], row["reject_kind"]) for row in rejects} == {("encode", "crash")}
+    assert len([row for row in rows if row["shard"]]) == NUM_VIDEOS - 2
+    found = tree(output)
+    shards = {path for path, sha256 in undisturbed.items() if path.startswith("shards/")}
+    assert len([path for path in shards if path not in found]) == 2, "only their own units differ"
+
+
+def encoders(output: Path) -> list[int]:
+    """Processes in which Ray runs an encoder of the job that writes to ``output``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                name, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+                if b"PaintedEncoder" in name and str(output).encode() in environment:
+                    found.append(int(entry.name))
+    return found
+
+
+SLOW = dict.fromkeys(range(NUM_VIDEOS), "slow")
+
+
+def test_killed_encoders_and_a_killed_driver_cost_nothing(
+    videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    output = tmp_path / "out"
+    with job(videos, output, SLOW) as process:
+        killed: set[int] = set()
+        for commits in (1, 2):
+            wait_for_commits(process, output, commits)
+            while not (living := set(encoders(output)) - killed):
+                time.sleep(0.05)
+            killed |= living
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+        wait_for_commits(process, output, 4)
+        process.kill()
+    assert len(killed) == 2 and len(list(output.glob("metadata/*.parquet"))) < NUM_VIDEOS // 2
+    with job(videos, output, {}) as process:
+        said = finish(process)
+    assert "8 units planned, 4 committed" in said or "8 units planned, 5 committed" in said
+    assert not [row for row in assert_sound(output) if row["reject_kind"]]
+    assert tree(output) == undisturbed
+
+
+def test_a_lost_node_costs_time_and_nothing_else(videos: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    from ray.cluster_utils import Cluster
+
+    output = tmp_path / "out"
+    environment = {VARIABLE: json.dumps(SLOW), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
+            with job(videos, output, SLOW, "--ray-address", cluster.address, "--actors", "2") as process:
+                wait_for_commits(process, output, 2)
+                begun = [json.loads(path.read_bytes())["node"] for path in output.glob("attempts/*/*.json")]
+                cluster.remove_node(nodes[begun[0]], allow_graceful=False)
+                finish(process)
+        finally:
+            cluster.shutdown()
+    assert not [row for row in assert_sound(output) if row["reject_kind"]]
+    assert tree(output) == undisturbed
