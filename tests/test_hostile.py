@@ -220,7 +220,7 @@ def test_times_and_counts_in_headers_take_neither_time_nor_memory(
 def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[str, Decoders], tmp_path: Path) -> None:
     path = tmp_path / "apart.mkv"
     make_clip(path, 2, pts=[0, 8 * 3600 * 1000], fps=Fraction(24))
-    recipe = dataclasses.replace(RECIPE, fps=24.0, max_duration_s=24 * 3600.0)
+    recipe = dataclasses.replace(RECIPE, fps=2.0, max_duration_s=24 * 3600.0)
     with path.open("rb") as f:
         assert reject(decoders["pyav"], f.read()).kind == "too_long"
     patient = Decoders(recipe, Run(output="", codec="", sources=()))
@@ -229,7 +229,7 @@ def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[st
             found = [o for _, o in patient.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))]
     finally:
         patient.close()
-    assert found and not any(isinstance(o, Clip) and o.window.bucket.num_frames > 2 for o in found), found[:3]
+    assert len(found) > 7000 and not any(isinstance(o, Clip) for o in found[:-1]), found[:3]
 
 
 def test_av_reads_the_crafted_files_at_all(tmp_path: Path) -> None:

@@ -63,15 +63,16 @@ def test_a_file_arrives_whole_through_a_server_that_fails_now_and_then(ranges: b
 @pytest.mark.parametrize(
     "bad", [Reply(status=503), Reply(status=403), Reply(DATA, cut_at=10), Reply(b""), Reply(b"short")]
 )
-def test_a_server_that_keeps_failing_stops_the_job_by_name_without_its_query(bad: Reply) -> None:
-    good = Reply(DATA)
+def test_a_server_that_keeps_failing_stops_the_job_by_name_without_its_query(
+    bad: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "TRIES", 2)
     with serving(lambda path: bad) as server:
         url = f"{server.url}/a.tar?signature=SECRET"
         for read in (lambda: open_steady(url, len(DATA)).read(), lambda: read_whole(url, len(DATA))):
             with pytest.raises(StoreError, match=r"/a\.tar could not be read") as failure:
                 read()
             assert "SECRET" not in repr(failure.value) and failure.value.__suppress_context__
-    assert good.body == DATA
 
 
 def test_a_tar_on_a_failing_server_gives_all_its_items_or_stops_the_job(tmp_path: Path, recipe: Recipe) -> None:
