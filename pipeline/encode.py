@@ -1,4 +1,4 @@
-"""The encoder that Ray Data holds as an actor, one per GPU: a unit in, a committed shard out.
+"""The encoder, one per GPU: a unit in, a committed shard out.
 
 While one unit's micro-batches are in the codec, children decode ahead; two units are in flight, so that one fills
 while the other drains. What earlier deaths of the encoder over a unit ask for, ``attempts.py`` tells. The same class runs
@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 import sys
 import threading
 import time
@@ -34,7 +32,6 @@ from pipeline.retries import only
 from pipeline.shards import ShardWriter, sample_id, sidecar_path
 from pipeline.store import Store
 from stvae import load_codec
-from stvae.memory import is_device_fault
 
 UNITS_IN_FLIGHT = 2
 """Units that one encoder works on, so that one fills while the other drains."""
@@ -111,18 +108,6 @@ class ShardEncoder:
             )
         self.batches = BatchEncoder(codec, self.recipe)
         self.decoders = Decoders(self.recipe, self.run)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """For Ray Data: a batch of tasks as JSON to reports as JSON. Ends this process where its GPU has failed."""
-        try:
-            reports = [self.encode_unit(*Task.from_json(text)) for text in batch["task"]]
-        except RuntimeError as error:
-            if not is_device_fault(error):
-                raise
-            sys.stderr.write(f"the GPU cannot be used any more: {error}\n")
-            sys.stderr.flush()
-            os.kill(os.getpid(), signal.SIGKILL)  # Ray starts another encoder, which sees what was in flight
-        return {"report": [json.dumps(dataclasses.asdict(report)) for report in reports]}
 
     def close(self) -> None:
         """End the decoding children."""

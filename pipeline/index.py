@@ -40,7 +40,11 @@ def newest_index(store: Store) -> Index | None:
     found = [path for path in store.list_files("index") if path.endswith(".json")]
     if not found:
         return None
-    values: dict[str, Any] = json.loads(store.get(max(found)))
+    return _from_json(store.get(max(found)))
+
+
+def _from_json(content: bytes) -> Index:
+    values: dict[str, Any] = json.loads(content)
     values.pop("format_version")
     return Index(**values)
 
@@ -86,9 +90,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     if not store.put_new(path, content) and store.get(path) != content:
         raise IntegrityError(f"{store.url}/{path} does not agree with the sidecars")
     reached(Step.INDEX_RECORDED)
-    index = newest_index(store)
-    assert index is not None
-    return index
+    return _from_json(content)  # not what a listing, which may lag behind, takes for the newest
 
 
 def remove_orphans(store: Store, plan: Plan, index: Index) -> None:

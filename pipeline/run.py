@@ -6,13 +6,13 @@ sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> inde
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+from pipeline.actor import EncoderActor, read_report
 from pipeline.attempts import begun_units, remove_attempts
 from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
 from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
@@ -148,7 +148,7 @@ def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[
     rows = (
         ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
         .map_batches(
-            ShardEncoder,
+            EncoderActor,
             batch_size=1,
             fn_constructor_kwargs=arguments,
             compute=pool,
@@ -158,7 +158,7 @@ def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[
         .iter_rows()
     )
     for row in rows:
-        yield Report(**json.loads(row["report"]))
+        yield read_report(row["report"])
 
 
 def connect(run: Run) -> Any:

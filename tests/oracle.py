@@ -124,6 +124,7 @@ def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> 
         part = [row for path in index[name] for row in pq.read_table(output / path).to_pylist()]
         assert len(part) == index[f"num_{name}"]
         found += part
+    assert len(found) == len(rows), "the index has a row twice, or lacks one"
     samples = pa.Table.from_pylist([row for row in found if row["shard"]]) if shards else None
     if samples is not None:
         order = [(row["bucket"], row["shard"], row["offset"]) for row in samples.to_pylist()]

@@ -22,9 +22,9 @@ import numpy as np
 
 from pipeline import encode as encode_module
 from pipeline import run as run_module
+from pipeline.actor import EncoderActor
 from pipeline.clips import Skip, VideoFacts, Window
 from pipeline.decode import Clip, Decoded, RejectedWindow
-from pipeline.encode import ShardEncoder
 from stvae import Card, read_card
 from tests.clips_maker import BITS, numbered_frame, read_number
 from tests.conftest import TINY
@@ -117,8 +117,8 @@ class PaintedCodec:
             row[1, 0, 0, 0] = {"nan": float("nan"), "inf": float("inf"), "huge": 7e4}[deed]
 
 
-class PaintedEncoder(ShardEncoder):
-    """The real encoder between the two; what Ray's workers run."""
+class PaintedActor(EncoderActor):
+    """The real actor between the two; what Ray's workers run."""
 
     def __init__(self, **arguments: Any) -> None:
         with painted():
@@ -139,7 +139,7 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
     from jobs.encode_dataset import main as encode_dataset
 
-    with mock.patch.object(run_module, "ShardEncoder", PaintedEncoder):
+    with painted(), mock.patch.object(run_module, "EncoderActor", PaintedActor):
         return encode_dataset()
 
 

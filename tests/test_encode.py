@@ -19,8 +19,9 @@ import torch
 
 from jobs.encode_dataset import main
 from pipeline import encode as encode_module
+from pipeline.actor import EncoderActor
 from pipeline.dataset import read_dataset
-from pipeline.encode import ShardEncoder, Task
+from pipeline.encode import Task
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.plan import Unit
@@ -211,15 +212,15 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
     assert_together(assert_sound(tmp_path / "out"), tmp_path / "out")
 
 
-def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(tmp_path: Path, monkeypatch: Any) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder:
+        def encode_unit(self, unit: Unit, patient: bool) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     signals: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
-    encoder = ShardEncoder.__new__(ShardEncoder)
-    monkeypatch.setattr(encoder, "encode_unit", fail, raising=False)
+    monkeypatch.setattr("pipeline.actor.ShardEncoder", Encoder)
     task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None), patient=True)
-    with pytest.raises(UnboundLocalError):  # what follows the death that was kept from happening
-        encoder({"task": [task.to_json()]})
+    with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
+        EncoderActor()({"task": [task.to_json()]})
     assert signals == [signal.SIGKILL]

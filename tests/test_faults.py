@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -39,7 +40,7 @@ from tests.painted import SIZE, assert_together, painted, write_video
 from tests.painted import VARIABLE as painted_variable
 
 CARD: Card = read_card(str(TINY))
-SCRIPTS = st.dictionaries(st.integers(0, 50), st.sampled_from(list(Fault)), min_size=1, max_size=6)
+SCRIPTS = st.dictionaries(st.integers(0, 50), st.sampled_from([*Fault, *[Fault.MEANWHILE] * 5]), min_size=1, max_size=6)
 LONG = settings.get_profile("untimed")
 injected: Counter[Fault] = Counter()
 """Faults over all jobs of this process."""
@@ -95,15 +96,21 @@ class Jobs(RuleBasedStateMachine):
         ):
             encode(recipe, run, CARD, say=lambda line: None)
 
-    @rule(script=SCRIPTS, others=st.lists(SCRIPTS, max_size=2), retry=st.booleans())
-    def job(self, script: dict[int, Fault], others: list[dict[int, Fault]], retry: bool) -> None:
-        """A job under faults; ``others`` run while one of its requests waits."""
-        self.work(script, others, retry)
+    @rule(script=SCRIPTS, others=st.lists(SCRIPTS, min_size=1, max_size=2), retry=st.booleans(), grows=st.booleans())
+    def job(
+        self,
+        script: dict[int, Fault],
+        others: list[dict[int, Fault]],
+        retry: bool = False,
+        grows: bool = False,
+    ) -> None:
+        """A job under faults; ``others`` run while one of its requests waits, perhaps over a source that has grown."""
 
-    def work(self, script: dict[int, Fault], others: list[dict[int, Fault]], retry: bool) -> None:
         def meanwhile() -> None:
+            if grows and not self.grown:
+                self.grow()
             if others:
-                self.work(others[0], others[1:], False)
+                self.job(others[0], others[1:])
 
         with self.bucket.job(script, meanwhile) as job:
             try:
@@ -121,7 +128,7 @@ class Jobs(RuleBasedStateMachine):
     def grow(self) -> None:
         """The source gains a video, which must not move those that are planned."""
         self.grown = True
-        self.add_video(5)
+        self.add_video(99)  # sorted after the others, planned or not
 
     @invariant()
     def readers_see_nothing_torn(self) -> None:
@@ -148,8 +155,29 @@ class Jobs(RuleBasedStateMachine):
             assert tree(copy) == tree(self.folder / "undisturbed")
 
 
+def every_request(fault: Fault) -> int:
+    """A job for each request that a job makes, which that fault befalls; how many there are."""
+    for request in itertools.count():
+        before = injected.total()
+        jobs = Jobs()
+        jobs.begin("equal but noted")
+        try:
+            jobs.job({request: fault}, [{}], grows=True)
+            jobs.readers_see_nothing_torn()
+        finally:
+            jobs.teardown()
+        if injected.total() == before:
+            return request
+    raise AssertionError
+
+
+@pytest.mark.parametrize("fault", [Fault.AFTER, Fault.MEANWHILE])
+def test_each_request_of_a_job_may_lose_its_answer_or_wait_for_a_whole_other_job(fault: Fault) -> None:
+    assert every_request(fault) > 30
+
+
 TestJobs = Jobs.TestCase
-TestJobs.settings = settings(LONG, max_examples=30, stateful_step_count=5)
+TestJobs.settings = settings(LONG, max_examples=20, stateful_step_count=5)
 
 
 def main() -> None:
@@ -157,6 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Jobs on a store that fails: many more of them than the tests run.")
     parser.add_argument("--examples", type=int, default=1000)
     arguments = parser.parse_args()
+    for fault in Fault:
+        print(f"{every_request(fault)} jobs of which one request {fault.value}: sound")
     run_state_machine_as_test(Jobs, settings=settings(LONG, max_examples=arguments.examples, stateful_step_count=6))
     print(f"{jobs_run} jobs, {sum(injected.values())} faults, every output sound:")
     for fault, count in injected.most_common():

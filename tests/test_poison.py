@@ -57,6 +57,7 @@ def command(videos: Path, output: Path, *more: str) -> list[str]:
 def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterator[subprocess.Popen[str]]:
     """A job on Ray in a process of its own, which is gone afterwards."""
     environment = os.environ | {VARIABLE: json.dumps(deeds), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment |= {"TEST_OUTPUT": str(output)}  # so that `encoders` tells this job's
     process = subprocess.Popen(
         command(videos, output, *more),
         cwd=ROOT,
@@ -110,7 +111,7 @@ def encoders(output: Path) -> list[int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 name, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-                if b"PaintedEncoder" in name and str(output).encode() in environment:
+                if b"PaintedActor" in name and str(output).encode() in environment:
                     found.append(int(entry.name))
     return found
 
@@ -127,6 +128,7 @@ def test_killed_encoders_and_a_killed_driver_cost_nothing(
         for commits in (1, 2):
             wait_for_commits(process, output, commits)
             while not (living := set(encoders(output)) - killed):
+                assert process.poll() is None
                 time.sleep(0.05)
             killed |= living
             for pid in living:
@@ -161,3 +163,15 @@ def test_a_lost_node_costs_time_and_nothing_else(videos: Path, tmp_path: Path, u
             cluster.shutdown()
     assert not [row for row in assert_sound(output) if row["reject_kind"]]
     assert tree(output) == undisturbed
+
+
+def test_an_error_in_an_encoder_reaches_people_as_a_sentence(videos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with job(videos, output, SLOW) as process:
+        wait_for_commits(process, output, 1)
+        (output / "metadata").rename(tmp_path / "moved")
+        (output / "metadata").write_text("in the way")
+        said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "/metadata" in last and "Traceback" not in said
