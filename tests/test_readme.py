@@ -92,3 +92,11 @@ def test_every_codec_class_is_in_the_table() -> None:
     table = README[README.index("## Codecs") : README.index("## Train from it")]
     for class_name in (OPEN_SORA_CLASS, *TABLE):
         assert f"| `{class_name}` |" in table, class_name
+
+
+def test_every_test_in_the_table_of_faults_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "tests" / "FAULTS.md").read_text())
+    assert len(named) > 50
+    for file, name in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert f"def {name}(" in source or f"\n{name} = " in source, f"{file}::{name}"

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import Bucket, Recipe, Run, differing_fields
+from pipeline.run import encode
 from stvae import Card
+from tests.conftest import TINY
+from tests.oracle import tree
+from tests.painted import SIZE, painted, write_video
 
 OTHER_VALUES = {
     "codec": "0" * 64,
@@ -44,6 +49,41 @@ def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Re
         other = dataclasses.replace(recipe, **changes)
         assert other.fingerprint != recipe.fingerprint, name
         assert any(line.startswith(f"{name}: ") for line in differing_fields(recipe.to_json(), other.to_json()))
+
+
+OTHER_RUNS: dict[str, object] = {
+    "cpus": 2,
+    "decode_timeout_s": 5.0,
+    "decode_memory_bytes": 1 << 30,
+    "max_rejects": 0.5,
+    "retry_rejects": "all",
+    "single_writer": True,
+    "progress_timeout_s": 60.0,
+    "actors": 3,
+    "ray_address": "auto",
+}
+"""Fields of Run that may differ from one job in this process to the next."""
+PLACES = {"output", "codec", "sources", "local", "gpus"}
+"""Those that say where: what they change is shown by test_run, test_ray and test_loader."""
+
+
+def test_no_field_of_a_run_changes_the_bytes_or_is_refused(tmp_path: Path, tiny_card: Card) -> None:
+    assert OTHER_RUNS.keys() | PLACES == {field.name for field in dataclasses.fields(Run)}, "a new field is not listed"
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
+    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
+    run = Run(output="", codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True)
+
+    def shards(output: Path, changes: dict[str, object]) -> dict[str, str]:
+        with painted():
+            changed = dataclasses.replace(run, output=str(output), **changes)  # type: ignore[arg-type]
+            encode(recipe, changed, tiny_card, say=lambda line: None)
+        return {path: sha256 for path, sha256 in tree(output).items() if path.startswith("shards/")}
+
+    before = shards(tmp_path / "out", {})
+    for name, value in OTHER_RUNS.items():
+        assert shards(tmp_path / name, {name: value}) == before, name
+        assert shards(tmp_path / "out", {name: value}) == before, name
 
 
 def test_recipe_and_run_survive_json(recipe: Recipe, run: Run) -> None:
