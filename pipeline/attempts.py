@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pipeline.errors import LatentmillError
@@ -56,10 +56,10 @@ class Attempts:
         self._node = node
         self._is_alive = is_alive
 
-    def of_others(self, unit: str) -> bool:
-        """Whether another job seems to be at this unit; a hint, since listings may lag and jobs may be dead."""
-        paths = self._store.list_files(f"{FOLDER}/{unit}")
-        return any(not path.rpartition("/")[2].startswith(f"{self._job}-") for path in paths)
+    def of_others(self, unit: str, known: Collection[str]) -> bool:
+        """Whether another job has begun this unit, apart from ``known`` attempts; a hint, since listings may lag."""
+        names = {path.rpartition("/")[2] for path in self._store.list_files(f"{FOLDER}/{unit}")}
+        return any(not name.startswith(f"{self._job}-") for name in names.difference(known))
 
     def suspicion(self, unit: str) -> Suspicion:
         """What this job's earlier attempts at the unit say. The deaths of nodes are nobody's fault.
@@ -106,9 +106,13 @@ class Attempts:
         return f"{FOLDER}/{unit}/{self._job}-{number}.json"
 
 
-def begun_units(store: Store) -> set[str]:
-    """Units that some job has begun and not committed, as far as a listing tells."""
-    return {path.split("/")[1] for path in store.list_files(FOLDER)}
+def begun_units(store: Store) -> dict[str, list[str]]:
+    """Units that some job has begun and not committed, with the names of the records, as far as a listing tells."""
+    begun: dict[str, list[str]] = {}
+    for path in store.list_files(FOLDER):
+        _, unit, name = path.split("/")
+        begun.setdefault(unit, []).append(name)
+    return begun
 
 
 def remove_attempts(store: Store, committed: set[str]) -> None:

@@ -13,7 +13,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,18 +62,18 @@ class Task(NamedTuple):
     """A unit for an encoder."""
 
     unit: Unit
-    patient: bool
-    """Whether to leave it alone if another job seems to be at it."""
+    known: Sequence[str] = ()
+    """Attempts of other jobs that are dead, or have had their time. A newer one's unit is left to it."""
 
     def to_json(self) -> str:
         """For Ray."""
-        return json.dumps({"unit": self.unit.to_json(), "patient": self.patient})
+        return json.dumps({"unit": self.unit.to_json(), "known": list(self.known)})
 
     @classmethod
     def from_json(cls, text: str) -> Task:
         """The task that ``to_json`` wrote."""
         values = json.loads(text)
-        return cls(Unit.from_json(values["unit"]), values["patient"])
+        return cls(Unit.from_json(values["unit"]), values["known"])
 
 
 class ShardEncoder:
@@ -113,14 +113,14 @@ class ShardEncoder:
         """End the decoding children."""
         self.decoders.close()
 
-    def encode_unit(self, unit: Unit, patient: bool = False) -> Report:
-        """Make the unit's shard and commit it, unless that has happened already.
+    def encode_unit(self, unit: Unit, known: Sequence[str] = ()) -> Report:
+        """Make the unit's shard and commit it, unless that has happened already or another job has begun it.
 
-        ``patient``: leave the unit alone if another job seems to be at it.
+        ``known``: attempts of other jobs that do not count.
         """
         if self.store.size(sidecar_path(unit.name)) is not None:
             return Report(unit=unit.name, outcome="already")
-        if patient and self.attempts.of_others(unit.name):
+        if self.attempts.of_others(unit.name, known):
             return Report(unit=unit.name, outcome="left")
         suspicion = self.attempts.suspicion(unit.name)
         with self.places.held(UNITS_IN_FLIGHT if suspicion.careful else 1):

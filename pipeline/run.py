@@ -48,7 +48,7 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     progress = Progress(run, len(todo), say)
     try:
         urls = {source.name: source.url for source in sources}
-        for report in _encode_units(_in_order(todo, begun_units(store), job), recipe, run, plan, urls, job):
+        for report in _encode_units(todo, store, recipe, run, plan, urls, job):
             progress.add(report)
             if progress.too_many_rejects():
                 break
@@ -89,34 +89,33 @@ def _missing(plan: Plan, store: Store) -> list[Unit]:
     return [unit for unit in plan.units if unit.name not in committed]
 
 
-def _in_order(units: list[Unit], begun: set[str], job: str) -> list[Task]:
-    """The longest tenth first, so that none of them ends the job alone, then the rest, both in this job's own order.
-
-    Last those that another job has begun: it is dead, or will have committed them by then.
-    """
-    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -unit.cost)
-    longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
-    for part in (longest, rest):
-        random.Random(job).shuffle(part)
-    others = [Task(unit, patient=False) for unit in units if unit.name in begun]
-    return [Task(unit, patient=True) for unit in longest + rest] + others
-
-
 def _encode_units(
-    tasks: list[Task], recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str], job: str
+    units: list[Unit], store: Store, recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str], job: str
 ) -> Iterator[Report]:
-    """Reports of every unit; those that were left to another job are asked for again at the end."""
+    """Reports of every unit. Those that other jobs had begun are asked for again at the end."""
     columns = [schema_to_text(schema) for schema in plan.columns]
     arguments = {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls, "job": job}
-    units = {task.unit.name: task.unit for task in tasks}
-    while tasks:
-        left = []
-        for report in (_in_process if run.local else _on_ray)(tasks, run, arguments):
+    while units:
+        left = set()
+        for report in (_in_process if run.local else _on_ray)(
+            _in_order(units, begun_units(store), job), run, arguments
+        ):
             if report.outcome == "left":
-                left.append(Task(units[report.unit], patient=False))
+                left.add(report.unit)
             else:
                 yield report
-        tasks = left
+        units = [unit for unit in units if unit.name in left]
+
+
+def _in_order(units: list[Unit], begun: dict[str, list[str]], job: str) -> list[Task]:
+    """The longest tenth first, so that none of them ends the job alone; last those that another job has begun, which
+    is dead or will have committed them by then. All in this job's own order."""
+    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -unit.cost)
+    longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
+    others = [unit for unit in units if unit.name in begun]
+    for part in (longest, rest, others):
+        random.Random(job).shuffle(part)
+    return [Task(unit, begun.get(unit.name, ())) for unit in longest + rest + others]
 
 
 def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[Report]:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -17,7 +18,7 @@ import braceexpand
 
 from pipeline import manifests
 from pipeline.errors import ConfigError
-from pipeline.steady import file_facts, open_source
+from pipeline.steady import asked, file_facts, open_source
 from pipeline.store import FileFacts, canonical, scheme_of
 
 VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
@@ -100,7 +101,9 @@ def _expand(url: str) -> list[str]:
     for pattern in expanded:
         if re.search(r"[*?\[]", pattern):
             fs, path = open_source(pattern)
-            paths += [str(p) if local else fs.unstrip_protocol(p) for p in sorted(fs.glob(path))]
+            paths += [
+                str(p) if local else fs.unstrip_protocol(p) for p in sorted(asked(pattern, partial(fs.glob, path)))
+            ]
         else:
             paths.append(pattern)
     return paths
@@ -115,7 +118,7 @@ def _kind(url: str) -> str | None:
     if suffix in MEDIA_SUFFIXES:
         return "media"
     fs, path = open_source(url)
-    return "folder" if scheme_of(url) not in ("http", "https") and fs.isdir(path) else None
+    return "folder" if scheme_of(url) not in ("http", "https") and asked(url, lambda: fs.isdir(path)) else None
 
 
 def _open_source(name: str, kind: str | None, url: str) -> Source:
@@ -134,7 +137,7 @@ def _file_facts(url: str) -> FileFacts:
 def _list_media(url: str) -> tuple[File, ...]:
     """Media files below a folder, sorted by path; symbolic links are not followed."""
     fs, root = open_source(url)
-    found = fs.find(root, detail=True)
+    found = asked(url, lambda: fs.find(root, detail=True))
     start = len(root.rstrip("/")) + 1
     files = {
         name[start:]: FileFacts.of(info)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.retry import ShortRead, remote_errors, retried
@@ -14,6 +14,8 @@ from pipeline.store import FileFacts, canonical, open_filesystem, scheme_of
 BLOCK_BYTES = 8 << 20
 """Of one request to a store."""
 BUFFER_BYTES = 1 << 20
+
+T = TypeVar("T")
 
 
 def file_facts(url: str) -> FileFacts:
@@ -24,12 +26,7 @@ def file_facts(url: str) -> FileFacts:
         with _as_the_server_said():
             return FileFacts.of(fs.info(path))
 
-    try:
-        return retried(ask)
-    except FileNotFoundError:
-        raise FileNotFoundError(canonical(url)) from None
-    except remote_errors() as error:
-        raise StoreError(f"{canonical(url)} could not be read: {reason(error)}") from None
+    return asked(url, ask)
 
 
 def open_steady(url: str, size_bytes: int) -> IO[bytes]:
@@ -50,8 +47,13 @@ def read_whole(url: str, size_bytes: int) -> bytes:
             raise ShortRead(f"{len(content)} of {size_bytes} bytes came")
         return content
 
+    return asked(url, read)
+
+
+def asked(url: str, call: Callable[[], T]) -> T:
+    """What a call to the source's file system gives, after retries. FileNotFoundError and StoreError name the source."""
     try:
-        return retried(read)
+        return retried(call)
     except FileNotFoundError:
         raise FileNotFoundError(canonical(url)) from None
     except remote_errors() as error:

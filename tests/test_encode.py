@@ -214,13 +214,13 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
 
 def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
     class Encoder:
-        def encode_unit(self, unit: Unit, patient: bool) -> None:
+        def encode_unit(self, unit: Unit, known: list[str]) -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     signals: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
     monkeypatch.setattr("pipeline.actor.ShardEncoder", Encoder)
-    task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None), patient=True)
+    task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None))
     with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
         EncoderActor()({"task": [task.to_json()]})
     assert signals == [signal.SIGKILL]
