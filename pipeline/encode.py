@@ -32,6 +32,7 @@ from pipeline.retries import only
 from pipeline.shards import ShardWriter, sample_id, sidecar_path
 from pipeline.store import Store
 from stvae import load_codec
+from stvae.weights import WeightsError
 
 UNITS_IN_FLIGHT = 2
 """Units that one encoder works on, so that one fills while the other drains."""
@@ -94,13 +95,16 @@ class ShardEncoder:
 
         torch.set_num_threads(self.run.cpus)
         device = "cuda" if self.run.gpus else "cpu"
-        codec = load_codec(
-            self.run.codec,
-            device=device,
-            dtype=self.recipe.compute_dtype,
-            half="encoder",
-            compiled=self.recipe.compile,
-        )
+        try:
+            codec = load_codec(
+                self.run.codec,
+                device=device,
+                dtype=self.recipe.compute_dtype,
+                half="encoder",
+                compiled=self.recipe.compile,
+            )
+        except WeightsError as error:
+            raise ConfigError(f"an encoder cannot load the codec that the driver read: {error}") from error
         self.card = codec.card
         if self.card.sha256 != self.recipe.codec:
             raise ConfigError(
