@@ -12,7 +12,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import hypothesis.strategies as st
@@ -45,6 +48,21 @@ LONG = settings.get_profile("untimed")
 injected: Counter[Fault] = Counter()
 """Faults over all jobs of this process."""
 jobs_run = 0
+
+
+class InOrder(Executor):
+    """Work is done as it is handed in, so that requests come in the same order every time."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
 
 class Jobs(RuleBasedStateMachine):
@@ -90,7 +108,7 @@ class Jobs(RuleBasedStateMachine):
         noise = {} if self.attempts != "unequal" else {painted_variable: json.dumps({"noise": next(self.names)})}
         with (
             painted(),
-            mock.patch.object(run_module, "UNITS_IN_FLIGHT", 1),  # so that requests come in the same order again
+            mock.patch.object(run_module, "ThreadPoolExecutor", InOrder),
             mock.patch.object(run_module.secrets, "token_hex", lambda n: f"job{next(self.names)}"),
             mock.patch.dict(os.environ, noise),
         ):
