@@ -121,3 +121,4 @@ def remove_attempts(store: Store, committed: set[str]) -> None:
         if path.split("/")[1] in committed:
             store.delete(path)
             reached(Step.ATTEMPT_REMOVED)
+    store.remove_empty(FOLDER)

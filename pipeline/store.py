@@ -192,7 +192,10 @@ class Store:
                 scratch.write_bytes(content)
                 scratch.replace(target)
 
-        self._tried(path, replace if self._local else lambda: self._fs.pipe_file(self._at(path), content))
+        if self._local:  # its folder may be removed while it is empty
+            self._tried(path, replace, also=(FileNotFoundError,))
+        else:
+            self._tried(path, lambda: self._fs.pipe_file(self._at(path), content))
 
     def _upload_new(self, path: str, content: bytes | Path) -> None:
         mode = {} if self._single_writer else {"mode": "create"}
@@ -230,6 +233,13 @@ class Store:
             if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
                 path.unlink(missing_ok=True)
                 reached(Step.SCRATCH_REMOVED)
+
+    def remove_empty(self, folder: str) -> None:
+        """Remove a folder and those in it, as far as they are empty. Object stores have no folders."""
+        if self._local:
+            for path, _, _ in os.walk(self._at(folder), topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
 
     def abort_uploads(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
         """Abort uploads in parts that were begun below ``folder`` and whose path is ``wanted``; the paths.
