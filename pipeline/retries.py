@@ -17,6 +17,8 @@ from pipeline.store import Store
 from pipeline.tables import read_parquet
 
 PLACE = ("source", "ordinal", "window")
+REST_OF_A_TAR = "read/damaged_tar"
+"""A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
 
 
 def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]) -> Plan:
@@ -31,7 +33,7 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
         return plan
     rejects = _rejects(store, index)
     counts = Counter(f"{row['reject_stage']}/{row['reject_kind']}" for row in rejects)
-    names = {name for name in counts if kind in ("all", name, name.partition("/")[2])}
+    names = {name for name in counts if kind in ("all", name, name.partition("/")[2])} - {REST_OF_A_TAR}
     chosen = [row for row in rejects if f"{row['reject_stage']}/{row['reject_kind']}" in names]
     if not chosen:
         found = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none at all"
