@@ -47,10 +47,20 @@ def scheme_of(url: str) -> str:
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. Listings are never cached."""
+    """The file system of a URL and the path in it. Listings are never cached.
+
+    Clients of remote stores are shared by all threads: each takes a tenth of a second to connect.
+    """
     options: dict[str, Any] = {"auto_mkdir": False} if scheme_of(url) == "file" else {}
     fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
+    if fs.async_impl:
+        # what a client takes from the environment when it is made, and what it does not survive
+        settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        fs = _clients.setdefault((type(fs), os.getpid(), repr(fs.storage_options), repr(settings)), fs)
     return fs, path
+
+
+_clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 
 
 def canonical(url: str) -> str:

@@ -4,13 +4,14 @@ import errno
 import os
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.retry import LONGEST_PAUSE_S, TRIES
-from pipeline.store import PARTIAL, FileFacts, Store, canonical, scheme_of, without_secrets
+from pipeline.store import PARTIAL, FileFacts, Store, canonical, open_filesystem, scheme_of, without_secrets
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -174,7 +175,8 @@ def test_what_may_pass_is_tried_again_and_no_more_than_a_few_times(
     assert tried == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
 
 
-def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store) -> None:
+def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenacity.nap, "time", mock.Mock())
     store.put_new("file", b"12345")
     with pytest.raises(StoreError, match="got 1 of 3 bytes"):
         store.read_ranges("file", [(0, 2), (4, 3)])
@@ -183,3 +185,12 @@ def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store) ->
 def test_errors_carry_no_signature_and_no_password() -> None:
     said = without_secrets("403, url='https://user:secret@host/a.tar?X-Amz-Signature=secret', s3://key:secret@b/c")
     assert "secret" not in said and "host/a.tar" in said
+
+
+def test_clients_of_remote_stores_are_shared_until_their_settings_change(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, path = open_filesystem(f"{s3}/a")
+    assert open_filesystem(f"{s3}/b")[0] is first and path == "bucket/a"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    assert open_filesystem(f"{s3}/a")[0] is not first
