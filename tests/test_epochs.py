@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,7 +78,9 @@ def test_other_world_sizes_take_the_same_steps(counts: list[int], tail: str, sha
 
 
 @given(counts, policies, st.randoms(use_true_random=False))
-def test_the_order_does_not_depend_on_where_samples_are_stored(counts: list[int], policy: Policy, random: object) -> None:
+def test_the_order_does_not_depend_on_where_samples_are_stored(
+    counts: list[int], policy: Policy, random: object
+) -> None:
     keys, codes = samples(counts)
     moved = np.arange(len(keys))
     random.shuffle(moved)  # type: ignore[attr-defined]
@@ -117,7 +121,7 @@ def test_a_pack_holds_as_many_samples_as_fit() -> None:
     policy = Policy(tokens_per_batch=1000, shapes="pack")
     epoch, codes = plan([40, 40, 40], policy), samples([40, 40, 40])[1]
     batches = [epoch.batch(step, 0) for step in range(len(epoch))]
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert TOKENS[codes[batch]].sum() + TOKENS[codes[following[0]]] > 1000
     assert len({len(batch) for batch in batches}) > 3
 

@@ -133,13 +133,20 @@ def test_state_fits_another_world_size_at_the_same_global_batch(output: Path) ->
 def test_state_of_another_plan_is_refused_by_what_differs(output: Path) -> None:
     data = LatentDataset(str(output))
     state = data.batches(3).state_dict()
-    for other in (
-        data.batches(4),
-        LatentDataset(str(output), where="meta_aesthetic > 1").batches(3),
-        data.batches(3, seed=1),
-    ):
-        with pytest.raises(ConfigError, match=r"plan_hash|seed"):
+    filtered = LatentDataset(str(output), where="meta_aesthetic > 1")
+    others = {
+        r"in global_batch \(3 there, 4 here\)\.": data.batches(4),
+        r"samples \(.*\), where \(all there, \w+ here\)": filtered.batches(3),
+        r"seed \(0 there, 1 here\)": data.batches(3, seed=1),
+        r"tail \(drop there, pad here\)": data.batches(3, tail="pad"),
+        r"global_batch \(3 there, \w+ here\)\.": data.batches(tokens_per_batch=10_000),
+        r"shapes \(bucket there, pad here\)": data.batches(3, shapes="pad"),
+    }
+    for message, other in others.items():
+        with pytest.raises(ConfigError, match=message):
             other.load_state_dict(state)
+    with pytest.raises(ConfigError, match="version 99"):
+        data.batches(3).load_state_dict(state | {"version": 99})
 
 
 def test_posterior_samples_depend_on_seed_epoch_and_sample_only(output: Path) -> None:
