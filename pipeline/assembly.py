@@ -81,7 +81,7 @@ class Draft:
     """A batch whose bytes are being read."""
 
     samples: Indices
-    rows: dict[str, list[Any]]
+    rows: dict[str, Any]
     slot: Slot
     pad_thw: tuple[int, int, int]
     """The largest sample of the step, on all ranks."""
@@ -103,6 +103,7 @@ class Assembler:
         self._options = options
         self._seed = seed
         self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
+        self._sizes = np.array([bucket.latent_thw for bucket in samples.buckets])
         prefixes = ["", *(f"{frame}_" for frame in options.conditioning)]
         place = [f"{prefix}{name}" for prefix in prefixes for name in ("tensor_offset", "tensor_nbytes", "crc32c")]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
@@ -111,9 +112,9 @@ class Assembler:
     def draft(self, samples: Indices, step: Indices, slot: Slot) -> Draft:
         """Where a batch's bytes are and where in the slot they go. ``step``: the samples of all ranks."""
         filled = np.where(samples == BLANK, step[step != BLANK][0], samples)  # blanks have their bucket's shape
-        sizes = np.array([b.latent_thw for b in self._samples.buckets])[self._samples.codes[step[step != BLANK]]]
+        sizes = self._sizes[self._samples.codes[step[step != BLANK]]]
         draft = Draft(samples, self._samples.take(filled, self._columns), slot, tuple(sizes.max(axis=0).tolist()))
-        shapes = [self._samples.buckets[code] for code in self._samples.codes[filled]]
+        shapes = [self._samples.buckets[code] for code in self._samples.codes[filled].tolist()]
         starts = self._starts(filled)
         nbytes = 0
         for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._options.conditioning)):
@@ -142,27 +143,29 @@ class Assembler:
         options, rows = self._options, draft.rows
         blank = draft.samples == BLANK
         starts = self._starts(draft.samples)
-        seeds = [
-            salt(self._seed, epoch, name, *([start] if start else []))
-            for name, start in zip(rows["id"], starts, strict=True)
-        ]
+        seeds: list[int] = []
+        if options.latent == "sample" or options.captions is not None:
+            names = zip(rows["id"], starts, strict=True)
+            seeds = [int(salt(self._seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for part in draft.parts:
             sampled = options.latent == "sample" and part.name == "latents"
-            values |= self._combine(part, draft, [int(seed) for seed in seeds] if sampled else None, blank)
+            values |= self._combine(part, draft, seeds if sampled else None, blank)
         draft.slot.copied()
-        numbers = {name: torch.tensor(rows[name]) for name in ("height", "width", "num_frames")}
-        numbers["fps"] = torch.tensor([float("nan") if fps is None else fps for fps in rows["fps"]])
+        numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width", "num_frames")}
+        numbers["fps"] = torch.from_numpy(rows["fps"].astype(np.float32))
         if self._samples.start_frames is not None:
             numbers["start_frame"] = torch.tensor(starts)
             numbers["num_frames"] = torch.tensor([self._samples.buckets[0].num_frames] * len(starts))
         if options.blanks:
             numbers["valid"] = torch.from_numpy(~blank)
-        captions = [self._caption(rows, i, seed) for i, seed in enumerate(seeds)]
-        texts = {"caption": captions, "id": rows["id"], "key": rows["key"]}
-        values |= {
-            name: ["" if b else text for text, b in zip(column, blank, strict=True)] for name, column in texts.items()
-        }
+        captions = (
+            [self._caption(rows, i, seed) for i, seed in enumerate(seeds)] if options.captions else rows["caption"]
+        )
+        values |= {"caption": captions, "id": rows["id"], "key": rows["key"]}
+        if blank.any():
+            for name in ("caption", "id", "key"):
+                values[name] = ["" if b else text for text, b in zip(values[name], blank, strict=True)]
         return cast(Batch, values | {name: tensor.to(options.device) for name, tensor in numbers.items()})
 
     def _starts(self, samples: Indices) -> list[int]:
@@ -199,7 +202,7 @@ class Assembler:
                 start = offset + (channel * stored_t + latent_start) * plane
                 draft.spans.append(Span(shard, start, into[at : at + length]))
 
-    def _check(self, rows: dict[str, list[Any]], i: int, prefix: str, content: memoryview) -> None:
+    def _check(self, rows: dict[str, Any], i: int, prefix: str, content: memoryview) -> None:
         expected, got = rows[f"{prefix}crc32c"][i], google_crc32c.value(bytes(content))
         if got != expected:
             raise IntegrityError(
@@ -241,15 +244,13 @@ class Assembler:
             x = x.to(options.dtype)
         return x.clone() if options.copy and x.data_ptr() == stored.data_ptr() else x
 
-    def _caption(self, rows: dict[str, list[Any]], i: int, seed: np.uint64) -> str | None:
-        if self._options.captions is None:
-            text: str | None = rows["caption"][i]
-            return text
+    def _caption(self, rows: dict[str, Any], i: int, seed: int) -> str | None:
+        assert self._options.captions is not None
         found = {name: rows[name][i] if name else "" for name in self._options.captions}
         found = {name: text for name, text in found.items() if text is not None and text != []}
         if not found:
             return None
-        rng = np.random.default_rng(int(seed))
+        rng = np.random.default_rng(seed)
         weights = np.cumsum([self._options.captions[name] for name in found])
         chosen = list(found.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
         return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)

@@ -180,7 +180,8 @@ class LatentDataset:
         found = self.samples.take(rows, names)
         channels = self.card.latent_channels * (2 if latent == "sample" else 1)
         sizes = [
-            (channels, 1 if frame else t, h, w) for t, h, w in zip(*(found[name] for name in names[2:]), strict=True)
+            (channels, 1 if frame else t, h, w)
+            for t, h, w in zip(*(found[name].tolist() for name in names[2:]), strict=True)
         ]
         by_shard: dict[str, list[int]] = {}
         for i, shard in enumerate(found["shard"]):
@@ -188,7 +189,7 @@ class LatentDataset:
         arrays: dict[int, npt.NDArray[Any]] = {}
         itemsize = 4 if self.recipe.dtype == "float32" else 2
         for shard, members in by_shard.items():
-            ranges = [(found[names[1]][i], int(np.prod(sizes[i])) * itemsize) for i in members]
+            ranges = [(int(found[names[1]][i]), int(np.prod(sizes[i])) * itemsize) for i in members]
             parts = self.store.read_ranges(shard, ranges)
             arrays |= {i: _to_array(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)}
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,26 @@ class Samples:
     """Each sample's bucket."""
     buckets: list[BucketShape]
 
-    def take(self, samples: Indices, names: list[str]) -> dict[str, list[Any]]:
-        """Some columns of some samples."""
-        found: dict[str, list[Any]] = self.table.select(names).take(pa.array(self.rows[samples])).to_pydict()
+    _views: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    def take(self, samples: Indices, names: list[str]) -> dict[str, Any]:
+        """Some columns of some samples: numbers as arrays (null as NaN), everything else as lists."""
+        rows = self.rows[samples]
+        at = pa.array(rows)
+        return {name: self._numbers(name)[rows] if self._is_number(name) else self._texts(name, at) for name in names}
+
+    def _is_number(self, name: str) -> bool:
+        type_ = self.table.schema.field(name).type
+        return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._views:  # of mapped columns without nulls this is no copy
+            self._views[name] = self.table[name].to_numpy()
+        return self._views[name]
+
+    def _texts(self, name: str, at: pa.Array) -> list[Any]:
+        column = self.table[name]
+        found: list[Any] = (column.chunk(0) if column.num_chunks == 1 else column).take(at).to_pylist()
         return found
 
     def columns(self) -> pa.Table:

@@ -70,7 +70,12 @@ def mosaic(output: Path, batch_size: int) -> Contestant:
         import transformers  # looks for torchvision itself
 
         assert transformers
-        for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
+        for name in (
+            "torchvision",
+            "torchvision.datasets",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+        ):
             module: Any = types.ModuleType(name)
             module.__getattr__ = lambda _: type("Absent", (), {})
             module.__path__ = []
@@ -79,7 +84,9 @@ def mosaic(output: Path, batch_size: int) -> Contestant:
 
     folder = output.with_name(f"{output.name}-mds")
     if not folder.exists():
-        with MDSWriter(out=str(folder), columns={"latent": "ndarray:float16:4,15,60,106"}, size_limit=190 << 20) as writer:
+        with MDSWriter(
+            out=str(folder), columns={"latent": "ndarray:float16:4,15,60,106"}, size_limit=190 << 20
+        ) as writer:
             for latent in latents(output):
                 writer.write({"latent": latent})
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size)
