@@ -54,6 +54,7 @@ class LatentDataset:
         cache: str | Path | None = None,
         cache_bytes: int = 0,
     ) -> None:
+        self.url = url
         self.store = Store(url)
         try:
             dataset = read_dataset(self.store)
@@ -126,12 +127,11 @@ class LatentDataset:
             raise ConfigError(f"{self.store.url} has no conditioning frames; encode it with --conditioning first")
         if conditioning and (shapes == "pack" or self.samples.start_frames is not None):
             raise ConfigError("conditioning frames go with whole clips: not with frames= or shapes='pack'")
-        if latent == "sample" and (self.recipe.store != "moments" or self.card.kind != "moments"):
-            raise ConfigError("this output stores means only; a posterior cannot be sampled")
-        _check_captions(captions, self.samples.table.schema)
+        self.check_latent(latent)
+        check_captions(captions, self.samples.table.schema)
         if shapes == "pack":
             check_patch(self.samples, patch)
-        rank, world_size = _place(rank, world_size)
+        rank, world_size = place_of(rank, world_size)
         policy = Policy(
             batch_size=batch_size,
             tokens_per_batch=tokens_per_batch,
@@ -173,8 +173,7 @@ class LatentDataset:
 
         ``frame``: instead of the clip its frame encoded alone, ``first`` or ``last``.
         """
-        if latent == "sample" and (self.recipe.store != "moments" or self.card.kind != "moments"):
-            raise ConfigError("this output stores means only; a posterior cannot be sampled")
+        self.check_latent(latent)
         prefix = "" if frame is None else f"{frame}_"
         names = ["shard", f"{prefix}tensor_offset", "latent_t", "latent_h", "latent_w"]
         found = self.samples.take(rows, names)
@@ -194,6 +193,11 @@ class LatentDataset:
             arrays |= {i: _to_array(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)}
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
 
+    def check_latent(self, latent: str) -> None:
+        """ConfigError unless the output stores what ``latent`` needs."""
+        if latent == "sample" and (self.recipe.store != "moments" or self.card.kind != "moments"):
+            raise ConfigError("this output stores means only; a posterior cannot be sampled")
+
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
         if self.samples.start_frames is None:
             return stored_Cthw
@@ -201,7 +205,7 @@ class LatentDataset:
         return stored_Cthw[:, start : start + self.samples.buckets[self.samples.codes[sample]].latent_thw[0]]
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """This process's rank and how many there are."""
     if (rank is None) != (world_size is None):
         raise ConfigError("give both rank and world_size, or neither")
@@ -214,7 +218,8 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> None:
+def check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> None:
+    """ConfigError unless every name is a text column (or empty) and the weights can be."""
     if captions is None:
         return
     texts = (pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string()))
