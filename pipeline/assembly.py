@@ -20,7 +20,7 @@ from pipeline.reading import Span
 from pipeline.samples import Samples, latents_before
 from pipeline.tensors import Batch, packed, padded, sample_posterior
 from stvae.card import Card
-from stvae.normalisation import normalize
+from stvae.normalisation import normalize_
 
 METADATA = ("fps", "height", "width", "num_frames", "id", "key")
 
@@ -239,10 +239,11 @@ class Assembler:
         if seeds is not None:
             x = sample_posterior(x, seeds)
         if options.normalized:
-            x = normalize(x.float(), self._card)
+            x = normalize_(x.to(torch.float32, copy=x is stored), self._card)  # one new tensor, the slot stays as it is
         if options.dtype is not None:
             x = x.to(options.dtype)
-        return x.clone() if options.copy and x.data_ptr() == stored.data_ptr() else x
+        lent = options.dtype is None and not options.copy
+        return x.clone() if x.data_ptr() == stored.data_ptr() and not lent else x
 
     def _caption(self, rows: dict[str, Any], i: int, seed: int) -> str | None:
         assert self._options.captions is not None

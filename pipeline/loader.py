@@ -8,6 +8,7 @@ knows. The path of a batch: ``samples`` (which there are) -> ``epochs`` (their o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -80,7 +81,7 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.samples.rows)
 
-    @property
+    @cached_property
     def columns(self) -> pa.Table:
         """What is known of each sample, in the order that ``read`` counts them."""
         return self.samples.columns()

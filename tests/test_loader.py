@@ -199,6 +199,33 @@ def test_a_newer_format_is_refused(output: Path, tmp_path: Path) -> None:
         LatentDataset(str(tmp_path / "newer"))
 
 
+def test_a_window_of_a_long_clip_is_what_encoding_its_frames_alone_gives(tmp_path: Path) -> None:
+    """Open-Sora's chunks of 17: one clip of 102 frames beside two of 51, of the same video, on the real codec."""
+    make_clip(tmp_path / "videos" / "0.mp4", 102, seed=3)
+    card = read_card(str(TINY))
+    outputs = {}
+    for num_frames in (102, 51):
+        outputs[num_frames] = str(tmp_path / f"out{num_frames}")
+        run = Run(output=outputs[num_frames], codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=2)
+        recipe = Recipe(codec=card.sha256, buckets=(Bucket(num_frames, 32, 56),), micro_batch=(1,), windows="all")
+        encode(recipe, run, card, say=lambda line: None)
+    long, short = LatentDataset(outputs[102], frames=51), LatentDataset(outputs[51])
+    assert len(LatentDataset(outputs[102])) == 1 and len(long) == len(short) == 2
+    place = {
+        start: x for b in long.batches(1) for start, x in zip(b["start_frame"].tolist(), b["latents"], strict=True)
+    }
+    for row, start in enumerate(short.columns["start_s"].to_pylist()):
+        (alone,) = short.read(np.array([row]))
+        frame = round(start * short.columns["fps"][row].as_py())
+        (window,) = long.read(np.flatnonzero(np.array(long.columns["start_frame"]) == frame))
+        assert alone.shape == window.shape == (4, 15, 4, 7)
+        assert np.abs(alone.astype(np.float32) - window.astype(np.float32)).max() < 2e-3  # float16, other micro-batches
+        normalised = short.normalize({"latents": torch.from_numpy(window.copy())[None].float(), "normalized": False})
+        assert torch.allclose(place[frame], normalised["latents"][0], atol=1e-6)
+    (first, second) = long.read(np.arange(2))
+    assert np.abs(first.astype(np.float32) - second.astype(np.float32)).max() > 0.1, "the video moves"
+
+
 def test_a_diffusion_transformer_learns_from_the_batches(output: Path) -> None:
     """A tiny Latte transformer, flow matching: the loss falls."""
     from diffusers.models.transformers.latte_transformer_3d import LatteTransformer3DModel

@@ -65,6 +65,18 @@ def test_lent_buffers_are_used_again_and_copies_are_not(output: Path) -> None:
     assert len(lent) <= 2 * (2 + 2), "two threads, so four buffers, which grow once for the larger bucket"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_batches_may_be_kept_unless_they_are_as_stored(tmp_path: Path, dtype: str) -> None:
+    write_latents(tmp_path / "out", BUCKETS[:8], dtype=dtype)
+    data = LatentDataset(str(tmp_path / "out"))
+    for options in ({"normalized": False}, {"latent": "sample"}, {"shapes": "pad"}, {}):
+        batches = data.batches(1, **options)  # type: ignore[arg-type]
+        kept = list(batches)
+        same = data.batches(1, **options)  # type: ignore[arg-type]
+        assert all(torch.equal(a["latents"], b["latents"]) for a, b in zip(kept, same, strict=True))
+        assert len({batch["latents"].data_ptr() for batch in kept}) == 8
+
+
 def test_reading_stops_where_training_stops(output: Path) -> None:
     import threading
 

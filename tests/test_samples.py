@@ -42,7 +42,8 @@ def test_the_order_does_not_depend_on_how_shards_were_cut(output: Path, tmp_path
 
 def test_the_cache_is_one_mapped_file_for_all_processes(output: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.loader import LatentDataset as D; d = D(sys.argv[1], 'meta_score > 2', cache=sys.argv[2]);"
+        "import sys; from pipeline.loader import LatentDataset as D\n"
+        "d = D(sys.argv[1], 'meta_score > 2', cache=sys.argv[2])\n"
         "print(len(d), [b['id'][0] for b in d.batches(2)])"
     )
     command = [sys.executable, "-c", code, str(output), str(tmp_path / "cache")]

@@ -57,9 +57,8 @@ def test_a_stateful_data_loader_resumes_exactly(output: Path, num_workers: int) 
     whole = two_epochs(loader())
     assert [b["id"] for b in whole[:6]] != [b["id"] for b in whole[6:]]
     for stop in (1, 4):
-        stopped, seen = loader(), 0
-        for _ in stopped:
-            seen += 1
+        stopped = loader()
+        for seen, _ in enumerate(stopped, start=1):
             if seen == stop:
                 state = stopped.state_dict()
                 break

@@ -122,17 +122,21 @@ def bench_resume(output: Path, rounds: int) -> None:
 
 def bench_memory(output: Path) -> None:
     """Resident memory after each epoch, in a process of its own."""
+    for options in ("dtype=None, normalized=False", ""):
+        print(f"\nresident MB after each of ten epochs: {_memory(output, options)} {options}")
+
+
+def _memory(output: Path, options: str) -> str:
     code = f"""
 from pathlib import Path
 from pipeline.loader import LatentDataset
-batches = LatentDataset({str(output)!r}).batches({BATCH})
-for _ in range(6):
+batches = LatentDataset({str(output)!r}).batches({BATCH}, {options})
+for _ in range(10):
     for batch in batches: pass
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS")), end=" ", flush=True)
 """
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    print(f"\nresident MB after each of six epochs: {shown.stdout}")
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def bench_plan() -> None:
