@@ -111,10 +111,15 @@ class Assembler:
 
     def draft(self, samples: Indices, step: Indices, slot: Slot) -> Draft:
         """Where a batch's bytes are and where in the slot they go. ``step``: the samples of all ranks."""
-        filled = np.where(samples == BLANK, step[step != BLANK][0], samples)  # blanks have their bucket's shape
-        sizes = self._sizes[self._samples.codes[step[step != BLANK]]]
-        draft = Draft(samples, self._samples.take(filled, self._columns), slot, tuple(sizes.max(axis=0).tolist()))
-        shapes = [self._samples.buckets[code] for code in self._samples.codes[filled].tolist()]
+        blank = samples == BLANK
+        whole = step[step != BLANK]
+        filled = np.where(blank, whole[0], samples)  # blanks have their bucket's shape
+        codes = self._samples.codes[filled].tolist()
+        pad_thw = self._samples.buckets[codes[0]].latent_thw
+        if self._options.shapes != "bucket":
+            pad_thw = tuple(self._sizes[self._samples.codes[whole]].max(axis=0).tolist())
+        draft = Draft(samples, self._samples.take(filled, self._columns), slot, pad_thw)
+        shapes = [self._samples.buckets[code] for code in codes]
         starts = self._starts(filled)
         nbytes = 0
         for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._options.conditioning)):
@@ -128,7 +133,7 @@ class Assembler:
             prefix = part.name.removesuffix("latents")
             for i, (size, at) in enumerate(zip(part.sizes_thw, part.offsets, strict=True)):
                 into = room[at : at + self._nbytes(size, prefix)]
-                if samples[i] == BLANK:
+                if blank[i]:
                     into[:] = bytes(len(into))
                 else:
                     self._add(draft, i, prefix, size, latents_before(self._card, starts[i]), into)

@@ -61,27 +61,26 @@ class Samples:
     """Each sample's bucket."""
     buckets: list[BucketShape]
 
-    _views: dict[str, npt.NDArray[Any]] = field(default_factory=dict, repr=False)
+    _views: dict[str, npt.NDArray[Any] | pa.Array] = field(default_factory=dict, repr=False)
 
     def take(self, samples: Indices, names: list[str]) -> dict[str, Any]:
         """Some columns of some samples: numbers as arrays (null as NaN), everything else as lists."""
         rows = self.rows[samples]
         at = pa.array(rows)
-        return {name: self._numbers(name)[rows] if self._is_number(name) else self._texts(name, at) for name in names}
+        views = {name: self._views[name] if name in self._views else self._view(name) for name in names}
+        return {
+            name: view[rows] if isinstance(view, np.ndarray) else view.take(at).to_pylist()
+            for name, view in views.items()
+        }
 
-    def _is_number(self, name: str) -> bool:
-        type_ = self.table.schema.field(name).type
-        return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
-
-    def _numbers(self, name: str) -> npt.NDArray[Any]:
-        if name not in self._views:  # of mapped columns without nulls this is no copy
-            self._views[name] = self.table[name].to_numpy()
-        return self._views[name]
-
-    def _texts(self, name: str, at: pa.Array) -> list[Any]:
+    def _view(self, name: str) -> npt.NDArray[Any] | pa.Array:
+        """A column to take rows of; of mapped columns without nulls this is no copy."""
         column = self.table[name]
-        found: list[Any] = (column.chunk(0) if column.num_chunks == 1 else column).take(at).to_pylist()
-        return found
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            self._views[name] = column.to_numpy()
+        else:
+            self._views[name] = column.chunk(0) if column.num_chunks == 1 else column
+        return self._views[name]
 
     def columns(self) -> pa.Table:
         """All that is known of each sample. A copy where there is a filter or windows."""
