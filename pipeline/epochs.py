@@ -102,6 +102,8 @@ def plan_epoch(
     tokens, names: of each bucket, in an order that follows from the buckets alone.
     """
     sizes = policy.sizes(tokens, names)
+    if not len(keys):
+        return Epoch(rows=np.zeros(0, np.int64), bounds=np.zeros((0, policy.world_size + 1), np.int64))
     mixed = _mix(keys ^ salt(seed, epoch))
     order = np.argsort(mixed)
     if policy.shapes == "pack":

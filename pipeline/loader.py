@@ -129,6 +129,8 @@ class LatentDataset:
         if conditioning and (shapes == "pack" or self.samples.start_frames is not None):
             raise ConfigError("conditioning frames go with whole clips: not with frames= or shapes='pack'")
         self.check_latent(latent)
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {threads}")
         check_captions(captions, self.samples.table.schema)
         if shapes == "pack":
             check_patch(self.samples, patch)

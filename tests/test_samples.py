@@ -215,6 +215,14 @@ def test_blanks_are_marked_and_nothing_else_is_lost(output: Path) -> None:
     assert len(set(seen)) == 18 and len(seen) - 18 == repeats.repeated == 6
 
 
+@pytest.mark.parametrize("shapes", ["bucket", "pad", "pack"])
+def test_a_filter_that_nothing_passes_gives_no_batches(output: Path, shapes: str) -> None:
+    data = LatentDataset(str(output), "meta_score > 1000")
+    batches = data.batches(tokens_per_batch=960, shapes=shapes)  # type: ignore[arg-type]
+    assert len(data) == len(batches) == len(list(batches)) == data.columns.num_rows == 0
+    assert batches.state_dict()["epoch"] == 1
+
+
 def test_a_token_budget_gives_small_clips_larger_batches(output: Path) -> None:
     sizes = {b["latents"].shape[2]: len(b["id"]) for b in LatentDataset(str(output)).batches(tokens_per_batch=960)}
     assert sizes[30] == 2 and sizes[15] == 2 and 5 not in sizes, "12 of the smallest would fit, 6 there are"
