@@ -95,6 +95,11 @@ class Store:
         self._local = scheme_of(url) == "file"
         self._single_writer = single_writer
 
+    @property
+    def folder(self) -> str | None:
+        """Where the files are on this machine; None for a remote store."""
+        return self._root.rstrip("/") if self._local else None
+
     def get(self, path: str) -> bytes:
         """A whole file. FileNotFoundError if there is none."""
 
@@ -112,10 +117,12 @@ class Store:
             return None
 
     def list_files(self, folder: str) -> dict[str, int]:
-        """Size of every file below a folder, by path relative to the output; empty if there is no such folder."""
+        """Size of every file below a folder, by path relative to the output; empty if there is no such folder.
+
+        0 where the store does not tell sizes, as web servers' listings."""
         found: dict[str, dict[str, Any]] = self._tried(folder, lambda: self._fs.find(self._at(folder), detail=True))
         start = len(self._root.rstrip("/")) + 1
-        return {name[start:]: int(info["size"]) for name, info in sorted(found.items()) if info["type"] == "file"}
+        return {name[start:]: int(info["size"] or 0) for name, info in sorted(found.items()) if info["type"] == "file"}
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, length), through one open file locally and concurrent range requests elsewhere.
@@ -141,6 +148,15 @@ class Store:
             return self._tried(path, remote)
         with self._said(path):
             return [_complete(part, length) for part, (_, length) in zip(retried(local), ranges, strict=True)]
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """The bytes at an offset in one request. StoreError if the file ends before."""
+
+        def whole() -> bytes:
+            data: bytes = self._fs.cat_file(self._at(path), start=offset, end=offset + length)
+            return _complete(data, length)
+
+        return self._tried(path, whole)
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""

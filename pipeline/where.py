@@ -50,6 +50,12 @@ def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
     return expression
 
 
+def columns_of(text: str, schema: pa.Schema) -> list[str]:
+    """The columns that a filter names, in the order of the schema."""
+    names = {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)}
+    return [name for name in schema.names if name in names]
+
+
 class _Translator(ast.NodeVisitor):
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.text = text

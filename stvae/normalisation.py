@@ -14,6 +14,12 @@ def normalize(latents_BCthw: Tensor, card: Card) -> Tensor:
     return (latents_BCthw - shift) * scale
 
 
+def normalize_(latents_BCthw: Tensor, card: Card) -> Tensor:
+    """``normalize`` in place, for float32."""
+    shift, scale = _statistics(latents_BCthw, card)
+    return latents_BCthw.sub_(shift).mul_(scale)
+
+
 def denormalize(latents_BCthw: Tensor, card: Card) -> Tensor:
     """Raw latents of normalised ones."""
     shift, scale = _statistics(latents_BCthw, card)

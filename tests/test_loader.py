@@ -133,13 +133,20 @@ def test_state_fits_another_world_size_at_the_same_global_batch(output: Path) ->
 def test_state_of_another_plan_is_refused_by_what_differs(output: Path) -> None:
     data = LatentDataset(str(output))
     state = data.batches(3).state_dict()
-    for other in (
-        data.batches(4),
-        LatentDataset(str(output), where="meta_aesthetic > 1").batches(3),
-        data.batches(3, seed=1),
-    ):
-        with pytest.raises(ConfigError, match=r"plan_hash|seed"):
+    filtered = LatentDataset(str(output), where="meta_aesthetic > 1")
+    others = {
+        r"in global_batch \(3 there, 4 here\)\.": data.batches(4),
+        r"samples \(.*\), where \(all there, \w+ here\)": filtered.batches(3),
+        r"seed \(0 there, 1 here\)": data.batches(3, seed=1),
+        r"tail \(drop there, pad here\)": data.batches(3, tail="pad"),
+        r"global_batch \(3 there, \w+ here\)\.": data.batches(tokens_per_batch=10_000),
+        r"shapes \(bucket there, pad here\)": data.batches(3, shapes="pad"),
+    }
+    for message, other in others.items():
+        with pytest.raises(ConfigError, match=message):
             other.load_state_dict(state)
+    with pytest.raises(ConfigError, match="version 99"):
+        data.batches(3).load_state_dict(state | {"version": 99})
 
 
 def test_posterior_samples_depend_on_seed_epoch_and_sample_only(output: Path) -> None:
@@ -190,6 +197,33 @@ def test_a_newer_format_is_refused(output: Path, tmp_path: Path) -> None:
     (tmp_path / "newer" / "dataset.json").write_text(json.dumps(values | {"format_version": 99}))
     with pytest.raises(IntegrityError, match="format version 99"):
         LatentDataset(str(tmp_path / "newer"))
+
+
+def test_a_window_of_a_long_clip_is_what_encoding_its_frames_alone_gives(tmp_path: Path) -> None:
+    """Open-Sora's chunks of 17: one clip of 102 frames beside two of 51, of the same video, on the real codec."""
+    make_clip(tmp_path / "videos" / "0.mp4", 102, seed=3)
+    card = read_card(str(TINY))
+    outputs = {}
+    for num_frames in (102, 51):
+        outputs[num_frames] = str(tmp_path / f"out{num_frames}")
+        run = Run(output=outputs[num_frames], codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=2)
+        recipe = Recipe(codec=card.sha256, buckets=(Bucket(num_frames, 32, 56),), micro_batch=(1,), windows="all")
+        encode(recipe, run, card, say=lambda line: None)
+    long, short = LatentDataset(outputs[102], frames=51), LatentDataset(outputs[51])
+    assert len(LatentDataset(outputs[102])) == 1 and len(long) == len(short) == 2
+    place = {
+        start: x for b in long.batches(1) for start, x in zip(b["start_frame"].tolist(), b["latents"], strict=True)
+    }
+    for row, start in enumerate(short.columns["start_s"].to_pylist()):
+        (alone,) = short.read(np.array([row]))
+        frame = round(start * short.columns["fps"][row].as_py())
+        (window,) = long.read(np.flatnonzero(np.array(long.columns["start_frame"]) == frame))
+        assert alone.shape == window.shape == (4, 15, 4, 7)
+        assert np.abs(alone.astype(np.float32) - window.astype(np.float32)).max() < 2e-3  # float16, other micro-batches
+        normalised = short.normalize({"latents": torch.from_numpy(window.copy())[None].float(), "normalized": False})
+        assert torch.allclose(place[frame], normalised["latents"][0], atol=1e-6)
+    (first, second) = long.read(np.arange(2))
+    assert np.abs(first.astype(np.float32) - second.astype(np.float32)).max() > 0.1, "the video moves"
 
 
 def test_a_diffusion_transformer_learns_from_the_batches(output: Path) -> None:

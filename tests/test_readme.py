@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from jobs.encode_dataset import main, parse_arguments
+from pipeline.loader import Batch, LatentDataset
 from stvae.card import OPEN_SORA_CLASS
 from stvae.conventions import TABLE
 from tests.clips_maker import make_clip
@@ -51,23 +58,92 @@ def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict
     return names
 
 
+def block_with(text: str) -> str:
+    (block,) = [b for b in PYTHON_BLOCKS if text in b]
+    return block
+
+
 def test_the_training_loop(output: Path) -> None:
-    (block,) = [b for b in PYTHON_BLOCKS if "LatentDataset" in b]
+    block = block_with("for epoch in range(10)")
     names = run(
         block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output), "batch_size=8": "batch_size=2"}
     )
     assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 9 and len(names["data"]) == 7
 
 
+def test_every_option_in_the_table_is_one(output: Path) -> None:
+    table = README[README.index("| you want | say |") : README.index("`where` takes")]
+    signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches)]
+    options = re.findall(r"[(, `](\w+)=", table)
+    assert len(options) > 15 and all(any(name in names for names in signatures) for name in options)
+    for fields in re.findall(r'batch\["(\w+)"\]', README):
+        assert fields in Batch.__annotations__, fields
+
+
+def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
+    ids = LatentDataset(str(output)).columns["id"]
+    extra = {"id": ids, "clip_score": [n / 10 for n in range(8)], "long_caption": ["long"] * 8}
+    pq.write_table(pa.table(extra), tmp_path / "recaptioned.parquet")
+    places = {
+        "s3://bucket/latents": str(output),
+        "s3://bucket/recaptioned.parquet": str(tmp_path / "recaptioned.parquet"),
+    }
+    names = run(block_with("recaptioned"), {}, places)
+    assert len(names["data"]) == 5 * 3 and names["batch"]["latents"].shape == (4, 4, 5, 4, 7)
+    assert names["batch"]["latents"].dtype == torch.bfloat16
+
+
+def test_open_soras_view(output: Path) -> None:
+    names = run(block_with("open_sora_batch"), {}, {"s3://bucket/latents": str(output)})
+    assert names["inputs"]["video"].shape == (8, 4, 15, 4, 7)
+
+
+def test_pytorchs_loaders(output: Path) -> None:
+    pytest.importorskip("torchdata")
+    block = block_with("StatefulDataLoader")
+    names = run(block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output)})
+    assert names["batch"]["latents"].shape == (2, 4, 15, 4, 7)
+    names["loader"].load_state_dict(names["state"])
+
+
+def test_the_ray_train_recipe(output: Path) -> None:
+    """On Ray Train's own context object, without a cluster."""
+    names = run(block_with("ray.train"), {}, {})
+    context = mock.Mock(**{"get_world_rank.return_value": 1, "get_world_size.return_value": 2})
+    reported: list[dict[str, Any]] = []
+    with mock.patch("ray.train.get_context", lambda: context), mock.patch("ray.train.report", reported.append):
+        seen: list[str] = []
+        config = {"latents": str(output), "train_step": lambda batch: seen.extend(batch["id"])}
+        names["train_worker"](config)
+        names["train_worker"](config | {"state": reported[0]["loader"]})
+    assert len(seen) == 8 and set(seen[:4]) != set(seen[4:]), "half of each of two epochs"
+
+
+def test_the_lightning_recipe(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Lightning, which is not among the test requirements."""
+    trainer = types.SimpleNamespace(global_rank=0, world_size=1)
+    module = types.ModuleType("lightning")
+    module.LightningDataModule = type("LightningDataModule", (), {"trainer": trainer})  # type: ignore[attr-defined]
+    module.Trainer = lambda **_: trainer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning", module)
+    latents = run(block_with("import lightning"), {}, {})["Latents"]
+    stopped = latents(str(output))
+    epoch = [batch["id"] for batch in LatentDataset(str(output)).batches(2)]
+    next(iter(stopped.train_dataloader()))
+    resumed = latents(str(output))
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch["id"] for batch in resumed.train_dataloader()] == epoch[1:]
+
+
 def test_the_webdataset_recipe(output: Path) -> None:
-    (block,) = [b for b in PYTHON_BLOCKS if "webdataset" in b]
+    block = block_with("import webdataset")
     index = json.loads((output / "index" / "0000.json").read_text())
     names = run(block, {"index": index}, {'"latents/"': f'"{output}/"'})
     assert names["mean"].shape == names["logvar"].shape == (4, 15, 4, 7) and len(names["shift"]) == 4
 
 
 def test_the_codec_alone() -> None:
-    (block,) = [b for b in PYTHON_BLOCKS if "load_codec" in b]
+    block = block_with("load_codec")
     pixels = torch.zeros(1, 3, 18, 32, 32, dtype=torch.uint8)
     places = {"/models/OpenSora-VAE-v1.2": str(TINY), '"cuda"': '"cpu"', '"bfloat16"': '"float32"'}
     names = run(block, {"pixels": pixels, "num_frames": 18}, places)

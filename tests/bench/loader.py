@@ -1,0 +1,180 @@
+"""How fast the loader reads, beside its peers: ``python -m tests.bench.loader``.
+
+One synthetic set of samples like Open-Sora's (4x15x60x106, float16), shuffled batches of 8 in host memory as the
+product, one process. Rounds interleave all contestants, so only the ratios within a round mean something: medians and
+spreads of them are printed. ``ours`` hands out stored values in reused buffers, as a GPU would get them; ``ours, float32``
+also converts and normalises on the CPU. Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.epochs import Policy, plan_epoch
+from pipeline.loader import LatentDataset
+from pipeline.recipe import Bucket
+from tests.bench import loader_peers
+from tests.bench.range_server import range_server
+from tests.latent_set import write_latents
+
+BUCKET = Bucket(51, 480, 848)
+BATCH = 8
+Contestant = Callable[[], int]
+
+
+def ours(url: str, **options: object) -> Contestant:
+    """An epoch; the batches object stays, as in training."""
+    batches = LatentDataset(url).batches(BATCH, **({"dtype": None, "normalized": False} | options))  # type: ignore[arg-type]
+    return lambda: sum(len(batch["latents"]) for batch in batches)
+
+
+def plain_read(shards: list[Path], num_samples: int) -> Contestant:
+    """The tars from begin to end, nothing else."""
+
+    def run() -> int:
+        for shard in shards:
+            with shard.open("rb", buffering=0) as file:
+                while file.read(BATCH << 20):
+                    pass
+        return num_samples
+
+    return run
+
+
+def race(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
+    """Print samples/s of each, and how many times faster the first is."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()  # warm
+    for number in range(rounds):
+        names = list(contestants)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started_s = time.perf_counter()
+            count = contestants[name]()
+            rates[name].append(count / (time.perf_counter() - started_s))
+    first = next(iter(contestants))
+    print(f"\n{title}: {rounds} interleaved rounds\n{'':32s} samples/s   {first} is so many times faster")
+    for name in sorted(rates, key=lambda name: -statistics.median(rates[name])):
+        ratios = sorted(a / b for a, b in zip(rates[first], rates[name], strict=True))
+        spread = f"{statistics.median(ratios):6.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"{name:32s} {statistics.median(rates[name]):9.0f}   {spread}", flush=True)
+
+
+def bench_local(output: Path, num_samples: int, rounds: int) -> None:
+    url, shards = str(output), sorted((output / "shards").iterdir())
+    contestants = {
+        "ours": ours(url),
+        "ours, mapped": ours(url, mapped=True),
+        "ours, float32 normalised": ours(url, dtype=None, normalized=True),
+        "ours, crc32c checked": ours(url, verify=True),
+        "read() of the tars, in order": plain_read(shards, num_samples),
+        **loader_peers.local(output, shards, BATCH),
+    }
+    race("local, warm", contestants, rounds)
+
+
+def bench_remote(output: Path, rounds: int) -> None:
+    with range_server(output, latency_s=0.03, bytes_per_s=90e6) as url:
+        shards = [f"{url}/shards/{path.name}" for path in sorted((output / "shards").iterdir())][:2]
+        first = LatentDataset(str(output)).columns["shard"].unique().to_pylist()[:2]
+        data = LatentDataset(url, where=f"shard in {first!r}")
+        batches = data.batches(BATCH, dtype=None, normalized=False)
+        contestants: dict[str, Contestant] = {
+            "ours": lambda: sum(len(batch["latents"]) for batch in batches),
+            "one range request at a time": lambda: sum(
+                len(data.read(np.array([row]))) for row in np.random.default_rng(0).permutation(len(data))[:40]
+            ),
+            **loader_peers.remote(shards, BATCH),
+        }
+        race("range server, 30 ms to the first byte, 90 MB/s per connection", contestants, rounds)
+
+
+def bench_resume(output: Path, rounds: int) -> None:
+    """From nothing but a state to the batch after it."""
+    times_ms: dict[str, list[float]] = {"dataset opened": [], "batches made, state loaded": [], "first batch": []}
+    with tempfile.TemporaryDirectory() as cache:
+        LatentDataset(str(output), cache=cache)
+        for number in range(rounds + 1):
+            started_s = time.perf_counter()
+            data = LatentDataset(str(output), cache=cache)
+            marks = [time.perf_counter()]
+            batches = data.batches(BATCH, dtype=None, normalized=False)
+            batches.load_state_dict(batches.state_dict() | {"epoch": 3, "step": len(batches) // 2})
+            marks.append(time.perf_counter())
+            next(iter(batches))
+            marks.append(time.perf_counter())
+            for name, mark in zip(times_ms, marks, strict=True):
+                if number:
+                    times_ms[name].append((mark - started_s) * 1e3)
+    print("\nresume in the middle of epoch 3, ms from the start (median, worst)")
+    for name, values in times_ms.items():
+        print(f"{name:32s} {statistics.median(values):6.1f} {max(values):6.1f}")
+
+
+def bench_memory(output: Path) -> None:
+    """Resident memory after each epoch, in a process of its own."""
+    for options in ("dtype=None, normalized=False", ""):
+        print(f"\nresident MB after each of ten epochs: {_memory(output, options)} {options}")
+
+
+def _memory(output: Path, options: str) -> str:
+    code = f"""
+from pathlib import Path
+from pipeline.loader import LatentDataset
+batches = LatentDataset({str(output)!r}).batches({BATCH}, {options})
+for _ in range(10):
+    for batch in batches: pass
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS")), end=" ", flush=True)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def bench_plan() -> None:
+    """Ten million rows in forty buckets."""
+    rng, count = np.random.default_rng(0), 10_000_000
+    keys, codes = rng.integers(0, 2**64, count, dtype=np.uint64), rng.integers(0, 40, count).astype(np.uint16)
+    print("\nten million rows in 40 buckets, seconds to plan an epoch")
+    for policy in (Policy(batch_size=8), Policy(tokens_per_batch=40_000, shapes="pack")):
+        started_s = time.perf_counter()
+        epoch = plan_epoch(keys, codes, np.arange(40) * 100 + 1000, [""] * 40, policy, 0, 0)
+        print(f"{policy.shapes:32s} {time.perf_counter() - started_s:6.1f}   {len(epoch)} steps")
+
+
+def main() -> None:
+    """Build the set where there is none, and race."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--folder", type=Path, help="keeps the set, for other runs")
+    every = ["local", "remote", "resume", "memory", "plan"]
+    parser.add_argument("--only", nargs="+", choices=every, default=every)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        output = (arguments.folder or Path(temporary)) / f"latents-{arguments.samples}"
+        if not output.exists():
+            print(f"writing {arguments.samples} samples to {output}", flush=True)
+            write_latents(output, [BUCKET] * arguments.samples, samples_per_shard=250, store="mean")
+        if "local" in arguments.only:
+            bench_local(output, arguments.samples, arguments.rounds)
+        if "remote" in arguments.only:
+            bench_remote(output, arguments.rounds)
+        if "resume" in arguments.only:
+            bench_resume(output, arguments.rounds)
+        if "memory" in arguments.only:
+            bench_memory(output)
+        if "plan" in arguments.only:
+            bench_plan()
+
+
+if __name__ == "__main__":
+    main()
