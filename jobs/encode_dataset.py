@@ -17,11 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.calibrate import calibrate
 from pipeline.dataset import default_threads
-from pipeline.errors import ConfigError, LatentmillError
+from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from stvae.card import UnknownCodec, read_card
-from stvae.weights import WeightsError
+from stvae.card import read_card
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -126,12 +125,9 @@ def main(argv: list[str] | None = None) -> int:
             calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
             return 0
         summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
-    except (WeightsError, UnknownCodec) as error:
+    except USER_ERRORS as error:
         _say(f"error: {error}")
-        return ConfigError.exit_code
-    except LatentmillError as error:
-        _say(f"error: {error}")
-        return error.exit_code
+        return exit_code(error)
     except KeyboardInterrupt:
         _say("interrupted; run the same command again to go on")
         return 130

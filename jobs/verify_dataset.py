@@ -14,13 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.dataset import default_threads, read_dataset
-from pipeline.errors import ConfigError, LatentmillError
+from pipeline.dataset import default_threads, recorded_dataset
+from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.recipe import Run
 from pipeline.store import Store
 from pipeline.verify import PATH, Verdict, verify
-from stvae.card import UnknownCodec
-from stvae.weights import WeightsError
 
 SHOWN = 20
 
@@ -46,20 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.sample and not arguments.codec:
             raise ConfigError("--sample encodes again, so it needs --codec")
         store = Store(arguments.output)
-        try:
-            read_dataset(store)
-        except FileNotFoundError:
-            raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
+        recorded_dataset(store)
         verdict = verify(store, say=print)
         if arguments.sample:
             _compare(arguments, verdict)
         verdict.save(store)
-    except (WeightsError, UnknownCodec) as error:
+    except USER_ERRORS as error:
         print(f"error: {error}")
-        return ConfigError.exit_code
-    except LatentmillError as error:
-        print(f"error: {error}")
-        return error.exit_code
+        return exit_code(error)
     _report(verdict, store.url)
     return verdict.exit_code
 

@@ -94,6 +94,14 @@ def read_dataset(store: Store) -> Dataset:
     )
 
 
+def recorded_dataset(store: Store) -> Dataset:
+    """What an output was made with; ConfigError where there is none."""
+    try:
+        return read_dataset(store)
+    except FileNotFoundError:
+        raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
+
+
 def default_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))

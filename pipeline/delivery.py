@@ -41,6 +41,10 @@ class Order:
         self._planned: tuple[int, int, Epoch] | None = None
         self.plan_hash = self._plan_hash(data)
 
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return len(self.plan())
+
     def plan(self) -> Epoch:
         """The current epoch's."""
         if self._planned is None or self._planned[:2] != (self.seed, self.epoch):
@@ -122,10 +126,6 @@ class Batches(Order):
         self._threads = threads
         self._assembler = Assembler(data.samples, data.card, data.recipe.dtype, options, seed)
         self._slots: list[Slot] = []
-
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-        return len(self.plan())
 
     @property
     def dropped(self) -> int:

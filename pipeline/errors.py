@@ -10,6 +10,9 @@ Rejected            one item or window is bad: becomes a row, the job goes on
 
 from __future__ import annotations
 
+from stvae.card import UnknownCodec
+from stvae.weights import WeightsError
+
 
 class LatentmillError(Exception):
     """Ends the job with a message for the user."""
@@ -30,9 +33,25 @@ class StoreError(LatentmillError):
 class SourceChanged(LatentmillError):
     """A source's size or entity tag differs from the plan."""
 
+    @classmethod
+    def between(cls, name: str, planned: object, found: object | None) -> SourceChanged:
+        """The error that says what planning saw of ``name`` and what is there now; None where it is gone."""
+        if found is None:
+            return cls(f"{name} was there when it was planned and is gone now")
+        return cls(f"{name} was {planned} when it was planned and is {found} now")
+
 
 class IntegrityError(LatentmillError):
     """Committed bytes or counts differ from what was recorded at commit."""
+
+
+USER_ERRORS = (LatentmillError, WeightsError, UnknownCodec)
+"""What a command answers with a sentence and an exit code."""
+
+
+def exit_code(error: Exception) -> int:
+    """Of a command that ended with one of ``USER_ERRORS``: a codec that cannot be used is a wrong argument."""
+    return error.exit_code if isinstance(error, LatentmillError) else ConfigError.exit_code
 
 
 class Rejected(Exception):

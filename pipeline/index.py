@@ -93,9 +93,8 @@ def build_index(store: Store, plan: Plan) -> Index:
     return _from_json(content)  # not what a listing, which may lag behind, takes for the newest
 
 
-def remove_orphans(store: Store, plan: Plan, index: Index) -> None:
+def remove_orphans(store: Store, units: set[str], index: Index) -> None:
     """Delete tars of attempts that lost: those whose own unit has committed another tar. Nothing else is touched."""
-    units = {unit.name for unit in plan.units}
     committed = set(store.get(index.shards).decode().splitlines())
     for path in store.list_files("shards"):
         unit = unit_of(path)

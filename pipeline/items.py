@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from pipeline import manifests, sidecars, targets, tars, web
+from pipeline import manifests, sidecars, targets, tars
 from pipeline.errors import Rejected, SourceChanged, StoreError
 from pipeline.plan import Unit
 from pipeline.recipe import Recipe
@@ -76,10 +76,10 @@ def fetch(item: Item, recipe: Recipe) -> int:
     try:
         if scheme == "file":
             return _open_local(item, recipe)
-        return _download(item, recipe) if scheme in web.SCHEMES else _read_remote(item, recipe)
+        return _download(item, recipe) if scheme in targets.HTTP else _read_remote(item, recipe)
     except FileNotFoundError:
         if item.facts is not None:
-            raise SourceChanged(f"{item.uri} was there when it was planned and is gone now") from None
+            raise SourceChanged.between(item.uri, item.facts, None) from None
         raise Rejected("fetch", "not_found", "there is no such file") from None
 
 
@@ -115,6 +115,8 @@ def _read_remote(item: Item, recipe: Recipe) -> int:
 
 
 def _download(item: Item, recipe: Recipe) -> int:
+    from pipeline import web  # its client takes a quarter of a driver's start
+
     fd = os.memfd_create("item")
     try:
         hosts = None if item.trusted else recipe.private_hosts
@@ -135,7 +137,7 @@ def _download(item: Item, recipe: Recipe) -> int:
 def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
     """Note the file's facts; SourceChanged if others were planned."""
     if item.facts not in (None, facts):
-        raise SourceChanged(f"{item.uri} was {item.facts} when it was planned and is {facts} now")
+        raise SourceChanged.between(item.uri, item.facts, facts)
     item.facts = facts
     if facts.size > recipe.max_item_bytes:
         raise Rejected("fetch", "too_large", f"{facts.size} bytes; the limit is {recipe.max_item_bytes}")
@@ -143,9 +145,8 @@ def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
 
 def _in_memory(content: bytes) -> int:
     fd = os.memfd_create("item")
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
     return fd
 
 
@@ -153,9 +154,9 @@ def _check_unchanged(unit: Unit, url: str) -> None:
     try:
         facts = file_facts(url)
     except FileNotFoundError:
-        raise SourceChanged(f"source {unit.source} was there when it was planned and is gone now") from None
+        raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
     if facts != unit.facts:
-        raise SourceChanged(f"source {unit.source} was {unit.facts} when it was planned and is {facts} now")
+        raise SourceChanged.between(f"source {unit.source}", unit.facts, facts)
 
 
 def _folder_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
@@ -215,7 +216,7 @@ def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
             yield Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=fault)
             return
         except FileNotFoundError:
-            raise SourceChanged(f"source {unit.source} was there when it was planned and is gone now") from None
+            raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
         if group.count:
             yield group.item(unit, url, ordinal, recipe)
 
@@ -234,6 +235,7 @@ class _Group:
         self.fault: Rejected | None = None
 
     def add(self, suffix: str, info: tarfile.TarInfo, content: IO[bytes] | None, recipe: Recipe) -> None:
+        """Take a member in, or note why it spoils the item."""
         self.count += 1
         if self.fault is not None:
             return

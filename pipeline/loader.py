@@ -19,7 +19,7 @@ import torch
 
 from pipeline import samples as samples_module
 from pipeline.assembly import Options
-from pipeline.dataset import read_dataset
+from pipeline.dataset import recorded_dataset
 from pipeline.delivery import Batches
 from pipeline.epochs import Indices, Policy, Shapes, Tail
 from pipeline.errors import ConfigError
@@ -57,10 +57,7 @@ class LatentDataset:
     ) -> None:
         self.url = url
         self.store = Store(url)
-        try:
-            dataset = read_dataset(self.store)
-        except FileNotFoundError:
-            raise ConfigError(f"{self.store.url} has no dataset.json: is it the output of an encode job?") from None
+        dataset = recorded_dataset(self.store)
         if cache_bytes and cache is None:
             raise ConfigError("cache_bytes needs a folder: give cache=")
         self.card: Card = dataset.card

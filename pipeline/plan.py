@@ -170,9 +170,7 @@ def _new_units(plan: Plan, sources: list[Source], recipe: Recipe, generation: in
             units += _folder_units(source, before, recipe, generation)
         elif before:
             if source.facts != before[0].facts:
-                raise SourceChanged(
-                    f"source {source.name} was {before[0].facts} when it was planned and is {source.facts} now"
-                )
+                raise SourceChanged.between(f"source {source.name}", before[0].facts, source.facts)
         elif source.kind == "tar":
             units.append(_unit(source, generation, start=0, stop=None))
         else:
@@ -192,9 +190,7 @@ def _folder_units(source: Source, before: list[Unit], recipe: Recipe, generation
         if file.path not in planned:
             new.append(file)
         elif planned[file.path] != file.facts:
-            raise SourceChanged(
-                f"{canonical(source.url)}/{file.path} was {planned[file.path]} when it was planned and is {file.facts} now"
-            )
+            raise SourceChanged.between(f"{canonical(source.url)}/{file.path}", planned[file.path], file.facts)
     first = len(planned)
     for start in range(0, len(new), recipe.unit_clips):
         files = tuple(new[start : start + recipe.unit_clips])

@@ -104,12 +104,12 @@ class LocalReader:
         self._shards = _OpenShards(folder)
 
     def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        return [partial(self._read, spans) for spans in batches]
+        return [partial(self._fill, spans) for spans in batches]
 
     def close(self) -> None:
         self._shards = _OpenShards("")
 
-    def _read(self, spans: list[Span]) -> None:
+    def _fill(self, spans: list[Span]) -> None:
         for shard, offset, into in spans:
             file, done = self._shards.get(shard), 0
             while done < len(into):
@@ -119,21 +119,10 @@ class LocalReader:
                 done += count
 
 
-class MappedReader:
+class MappedReader(LocalReader):
     """Copies from memory maps: for sets that fit in memory, where it spares the system calls."""
 
-    samples_at_once = 1
-
-    def __init__(self, folder: str) -> None:
-        self._shards = _OpenShards(folder)
-
-    def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        return [partial(self._copy, spans) for spans in batches]
-
-    def close(self) -> None:
-        self._shards = _OpenShards("")
-
-    def _copy(self, spans: list[Span]) -> None:
+    def _fill(self, spans: list[Span]) -> None:
         for shard, offset, into in spans:
             file = self._shards.get(shard)
             found = file.mapped()[offset : offset + len(into)]

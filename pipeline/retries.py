@@ -16,7 +16,6 @@ from pipeline.plan import Plan, Retry, Unit, freeze_generation, read_plan, unit_
 from pipeline.store import Store
 from pipeline.tables import read_parquet
 
-PLACE = ("source", "ordinal", "window")
 REST_OF_A_TAR = "read/damaged_tar"
 """A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
 
@@ -32,9 +31,9 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
         say("units that were planned earlier come first; rejects are tried again once an output is finished")
         return plan
     rejects = _rejects(store, index)
-    counts = Counter(f"{row['reject_stage']}/{row['reject_kind']}" for row in rejects)
+    counts = Counter(row["name"] for row in rejects)
     names = {name for name in counts if kind in ("all", name, name.partition("/")[2])} - {REST_OF_A_TAR}
-    chosen = [row for row in rejects if f"{row['reject_stage']}/{row['reject_kind']}" in names]
+    chosen = [row for row in rejects if row["name"] in names]
     if not chosen:
         found = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none at all"
         say(f"no rejects of kind '{kind}' to try again; there are {found}")
@@ -49,10 +48,8 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
 def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
     """Of an item's outcomes exactly one for each given window; what befell the item as a whole befell each of them."""
     left = list(windows)
-    facts, cause = (
-        None,
-        RejectedWindow(index=0, stage="decode", kind="changed", message="the video lacks this window now"),
-    )
+    facts = None
+    cause = RejectedWindow(index=0, stage="decode", kind="changed", message="the video lacks this window now")
     for facts, outcome in outcomes:
         index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
         if index in left:
@@ -65,8 +62,9 @@ def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Deco
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    names = [*PLACE, "reject_stage", "reject_kind"]
-    return [row for path in index.rejects for row in read_parquet(store.get(path), names).to_pylist()]
+    columns = ["source", "ordinal", "window", "reject_stage", "reject_kind"]
+    rows = [row for path in index.rejects for row in read_parquet(store.get(path), columns).to_pylist()]
+    return [row | {"name": f"{row['reject_stage']}/{row['reject_kind']}"} for row in rows]
 
 
 def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:

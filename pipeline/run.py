@@ -181,7 +181,7 @@ def _finish(store: Store, plan: Plan) -> Index:
     if index is None or index.generation < len(plan.columns) - 1:
         index = build_index(store, plan)
     units = {unit.name for unit in plan.units}
-    remove_orphans(store, plan, index)
+    remove_orphans(store, units, index)
     store.abort_uploads("shards", lambda path: unit_of(path) in units)
     remove_attempts(store, units)
     store.sweep()

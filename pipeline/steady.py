@@ -113,6 +113,7 @@ class _SteadyFile(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
+        """Bytes from here on, fewer than asked for only where a block or the file ends. StoreError names the file."""
         wanted = len(buffer)
         if self._size_bytes:
             wanted = min(wanted, self._size_bytes - self._place)

@@ -267,24 +267,22 @@ class Store:
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
 
-    def abort_uploads(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-        """Abort uploads in parts that were begun below ``folder`` and whose path is ``wanted``; the paths.
+    def abort_uploads(self, folder: str, wanted: Callable[[str], bool]) -> None:
+        """Abort uploads in parts that were begun below ``folder`` and whose path is ``wanted``.
 
         S3 keeps, and bills, the parts of an upload whose writer died. Other stores have none.
         """
         if "s3" not in self._fs.protocol:
-            return []
+            return
         bucket, _, root = self._at("").partition("/")
 
-        def abort() -> list[str]:
+        def abort() -> None:
             found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root + folder).get("Uploads", [])
-            stale = [upload for upload in found if wanted(upload["Key"].removeprefix(root))]
-            for upload in stale:
+            for upload in (upload for upload in found if wanted(upload["Key"].removeprefix(root))):
                 with contextlib.suppress(FileNotFoundError):  # completed or aborted meanwhile
                     self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-            return [upload["Key"].removeprefix(root) for upload in stale]
 
-        return self._tried(folder, abort)
+        self._tried(folder, abort)
 
     def probe(self) -> None:
         """Make sure that files can be created, and only once; ConfigError tells what to do where they cannot."""

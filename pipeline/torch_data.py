@@ -107,10 +107,6 @@ class StepSampler(Order, Sampler[list[tuple[int, int]]]):
         policy = Policy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
         super().__init__(data, policy, (1, 1, 1), seed)
 
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-        return len(self.plan())
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The rest of the epoch; afterwards the next epoch is due."""
         return _Steps(self)

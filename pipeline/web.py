@@ -21,8 +21,8 @@ from yarl import URL
 from pipeline.errors import Rejected
 from pipeline.retry import retried
 from pipeline.store import FileFacts
+from pipeline.targets import check_http, parsed
 
-SCHEMES = ("http", "https")
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 30.0
 SILENCE_TIMEOUT_S = 60.0
@@ -73,28 +73,12 @@ async def _download(url: str, fd: int, max_bytes: int, private_hosts: tuple[str,
                     if response.status not in (301, 302, 303, 307, 308):
                         return await _receive(response, fd, max_bytes)
                     place = place.join(parsed(response.headers.get("Location", ""), relative=True))
-                    _check_scheme(place)
+                    check_http(place)
     except TimeoutError:
         if clock.expired():
             raise Rejected("fetch", "timeout", f"the download took more than {DOWNLOAD_TIMEOUT_S:.0f} s") from None
         raise
     raise Rejected("fetch", "http_error", f"more than {MAX_REDIRECTS} redirects")
-
-
-def parsed(url: str, *, relative: bool = False) -> URL:
-    """The parts of an http URL as the client takes them; Rejected where it has none."""
-    try:
-        place = URL(url)
-    except ValueError:
-        raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
-    if not relative:
-        _check_scheme(place)
-    return place
-
-
-def _check_scheme(place: URL) -> None:
-    if place.scheme not in SCHEMES or not place.host:
-        raise Rejected("fetch", "forbidden_url", "it leads to something that is not http or https")
 
 
 def _session(restricted: bool) -> aiohttp.ClientSession:
@@ -142,11 +126,10 @@ async def _receive(response: aiohttp.ClientResponse, fd: int, max_bytes: int) ->
     if (response.content_length or 0) > max_bytes:
         raise Rejected("fetch", "too_large", f"{response.content_length} bytes; the limit is {max_bytes}")
     size_bytes = 0
-    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-        size_bytes += len(chunk)
-        if size_bytes > max_bytes:
-            raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes")
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(fd, view) :]
+    with open(fd, "wb", closefd=False) as file:
+        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            size_bytes += len(chunk)
+            if size_bytes > max_bytes:
+                raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes")
+            file.write(chunk)
     return FileFacts.of({"size": size_bytes, "ETag": response.headers.get("ETag")})

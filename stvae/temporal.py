@@ -125,6 +125,7 @@ class TemporalDecoder(nn.Module):
         self.conv_out = CausalConv3d(widths[0], config.in_out_channels, 3)
 
     def forward(self, z_BCthw: Tensor) -> Tensor:
+        """Frames' latents [B,C,T,H,W] of temporal latents: twice the frames at each level that doubles time."""
         x = self.conv1(z_BCthw)
         for block in self.res_blocks:
             x = block(x)

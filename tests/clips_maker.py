@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from pipeline.clips import VideoFacts
+
 BITS = 8
 
 
@@ -76,6 +78,24 @@ def make_image(path: Path, number: int = 5, size: tuple[int, int] = (64, 112)) -
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(numbered_frame(number, *size)).save(path, quality=95)
     return path
+
+
+def plain_facts(num_frames: int, height: int, width: int) -> VideoFacts:
+    """Facts of an upright video of 24 frames per second, as probing would tell them."""
+    return VideoFacts(
+        container="none",
+        codec="none",
+        coded_width=width,
+        coded_height=height,
+        rotation=0,
+        sample_aspect=Fraction(1),
+        time_base=Fraction(1, 24),
+        pts=tuple(range(num_frames)),
+        end_pts=num_frames,
+        is_image=num_frames == 1,
+        hdr=None,
+        decord_refusal=None,
+    )
 
 
 def package_clip(name: str) -> Path:

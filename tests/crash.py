@@ -45,7 +45,6 @@ class Scene:
         videos = folder / "videos"
         for number in range(FOLDER_VIDEOS):
             write_video(videos / f"{number}.mp4", number)
-            (videos / f"{number}.txt").write_text(f"number {number}")
         (videos / "bad.mp4").write_text("no video")
         with tarfile.open(folder / "more.tar", "w") as tar:
             for number in range(100, 100 + TAR_VIDEOS):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clips import Placement, VideoFacts, Window
+from pipeline.clips import Placement, Window
 from pipeline.dataset import open_dataset
 from pipeline.decode import Clip
 from pipeline.index import build_index
@@ -19,6 +18,7 @@ from pipeline.recipe import Bucket, Recipe
 from pipeline.shards import ShardWriter
 from pipeline.store import Store
 from stvae import read_card
+from tests.clips_maker import plain_facts
 from tests.conftest import TINY
 
 
@@ -55,7 +55,13 @@ def write_latents(
                 latents = {"latent": latent(n, buckets[n], 8 if store == "moments" else 4)}
                 for frame in recipe.conditioning_frames:
                     latents[frame] = latent(n + 1000, Bucket(1, buckets[n].height, buckets[n].width), 8)
-                writer.add_sample(item, _facts(buckets[n]), _clip(buckets[n]), latents, "whole")
+                writer.add_sample(
+                    item,
+                    plain_facts(buckets[n].num_frames, buckets[n].height, buckets[n].width),
+                    _clip(buckets[n]),
+                    latents,
+                    "whole",
+                )
             assert writer.commit(output, {}) == "committed"
     if index:
         build_index(output, Plan(units=units, columns=[columns]))
@@ -66,23 +72,6 @@ def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
     """What ``write_latents`` stores for a sample, before rounding."""
     size = read_card(str(TINY)).geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
     return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
-
-
-def _facts(bucket: Bucket) -> VideoFacts:
-    return VideoFacts(
-        container="none",
-        codec="none",
-        coded_width=bucket.width,
-        coded_height=bucket.height,
-        rotation=0,
-        sample_aspect=Fraction(1),
-        time_base=Fraction(1, 24),
-        pts=tuple(range(bucket.num_frames)),
-        end_pts=bucket.num_frames,
-        is_image=bucket.num_frames == 1,
-        hdr=None,
-        decord_refusal=None,
-    )
 
 
 def _clip(bucket: Bucket) -> Clip:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,10 +23,10 @@ import numpy as np
 from pipeline import encode as encode_module
 from pipeline import run as run_module
 from pipeline.actor import EncoderActor
-from pipeline.clips import Skip, VideoFacts, Window
+from pipeline.clips import Skip, Window
 from pipeline.decode import Clip, Decoded, RejectedWindow
 from stvae import Card, read_card
-from tests.clips_maker import BITS, numbered_frame, read_number
+from tests.clips_maker import BITS, numbered_frame, plain_facts, read_number
 from tests.conftest import TINY
 
 SIZE = (32, 56)
@@ -34,10 +34,17 @@ VARIABLE = "PAINTED"
 
 
 def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
-    """A painted video: what ``PaintingDecoders`` reads."""
+    """A painted video, what ``PaintingDecoders`` reads, with a caption that tells its number too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"number": number, "num_frames": num_frames}))
+    path.with_suffix(".txt").write_text(f"number {number}")
     return path
+
+
+def command(videos: Path, output: Path, *more: str) -> list[str]:
+    """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
+    places = ["--source", str(videos), "--output", str(output), "--codec", str(TINY)]
+    return [sys.executable, "-m", "tests.painted", *places, "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", *more]
 
 
 class PaintingDecoders:
@@ -56,20 +63,7 @@ class PaintingDecoders:
         except ValueError:
             yield None, RejectedWindow(index=0, stage="probe", kind="unknown_format", message="not a painted video")
             return
-        facts = VideoFacts(
-            container="painted",
-            codec="painted",
-            coded_width=SIZE[1] * 2,
-            coded_height=SIZE[0] * 2,
-            rotation=0,
-            sample_aspect=Fraction(1),
-            time_base=Fraction(1, 24),
-            pts=tuple(range(video["num_frames"])),
-            end_pts=video["num_frames"],
-            is_image=False,
-            hdr=None,
-            decord_refusal=None,
-        )
+        facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
         for planned in plan(facts):
             yield facts, planned if isinstance(planned, Skip) else self._painted(planned, video["number"])
 

@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from tests.clips_maker import make_clip
 from tests.conftest import TINY
 from tests.oracle import assert_sound
 from tests.painted import SIZE, VARIABLE, assert_together, painted, write_video
+from tests.painted import command as painted_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,7 +167,7 @@ def test_latents_that_cannot_be_stored_are_rejects_and_never_zeroed_or_clipped(
     deeds = {2: "nan", 3: "inf", 4: "huge"}
     monkeypatch.setenv(VARIABLE, json.dumps(deeds))
     for number in range(6):
-        write_video(tmp_path / "videos" / f"{number}.mp4", number).with_suffix(".txt").write_text(f"number {number}")
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
     bucket = (Bucket(17, *SIZE),)
     run = Run(output="", codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, max_rejects=1.0)
     for dtype, expected in (
@@ -185,19 +185,9 @@ def test_latents_that_cannot_be_stored_are_rejects_and_never_zeroed_or_clipped(
 
 def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Path) -> None:
     for number in range(6):
-        write_video(tmp_path / "videos" / f"{number}.mp4", number).with_suffix(".txt").write_text(f"number {number}")
-    command = [
-        sys.executable,
-        "-m",
-        "tests.painted",
-        "--local",
-        "--source",
-        str(tmp_path / "videos"),
-        "--codec",
-        str(TINY),
-    ]
-    command += ["--output", str(tmp_path / "out"), "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", "--windows", "all"]
-    command += ["--unit-clips", "6", "--cpus", "1"]
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
+    more = ["--local", "--windows", "all", "--unit-clips", "6", "--cpus", "1"]
+    command = painted_command(tmp_path / "videos", tmp_path / "out", *more)
 
     def small_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # less than the tar

@@ -90,7 +90,6 @@ class Jobs(RuleBasedStateMachine):
 
     def add_video(self, number: int) -> None:
         path = write_video(self.folder / "videos" / f"{number}.mp4", number)
-        path.with_suffix(".txt").write_text(f"number {number}")
         ordinal = len({ordinal for _, ordinal, _ in self.inputs})
         self.inputs |= {(canonical(str(path.parent)), ordinal, window) for window in range(3)}
 

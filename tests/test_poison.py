@@ -7,19 +7,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
 from tests.oracle import assert_sound, tree
-from tests.painted import SIZE, VARIABLE, assert_together, write_video
+from tests.painted import VARIABLE, assert_together, command, write_video
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
+OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2", "--max-rejects", "1")
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +26,14 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for number in range(NUM_VIDEOS):
         write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
-        (folder / f"{number:02d}.txt").write_text(f"number {number}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    subprocess.run([*command(videos, output), "--local"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(videos, output, *OPTIONS, "--local"), check=True, stdout=subprocess.DEVNULL)
     return tree(output)
-
-
-def command(videos: Path, output: Path, *more: str) -> list[str]:
-    arguments = ["--source", str(videos), "--output", str(output), "--codec", str(TINY), "--cpus", "1", *more]
-    arguments += [
-        "--buckets",
-        f"{SIZE[0]}x{SIZE[1]}x17",
-        "--unit-clips",
-        "2",
-        "--micro-batch",
-        "2",
-        "--max-rejects",
-        "1",
-    ]
-    return [sys.executable, "-m", "tests.painted", *arguments]
 
 
 @contextlib.contextmanager
@@ -59,7 +42,7 @@ def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterat
     environment = os.environ | {VARIABLE: json.dumps(deeds), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     environment |= {"TEST_OUTPUT": str(output)}  # so that `encoders` tells this job's
     process = subprocess.Popen(
-        command(videos, output, *more),
+        command(videos, output, *OPTIONS, *more),
         cwd=ROOT,
         env=environment,
         text=True,

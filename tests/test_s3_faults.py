@@ -30,8 +30,7 @@ NUM_VIDEOS = 8
 def videos(s3: str, tmp_path: Path) -> str:
     """URL of a folder of painted videos on the server."""
     for number in range(NUM_VIDEOS):
-        path = write_video(tmp_path / "videos" / f"{number}.mp4", number)
-        path.with_suffix(".txt").write_text(f"number {number}")
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
     s3fs.S3FileSystem(skip_instance_cache=True).put(str(tmp_path / "videos"), f"{s3}/videos", recursive=True)
     return f"{s3}/videos"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
 from tests.oracle import assert_sound, tree
-from tests.painted import SIZE, VARIABLE, assert_together, write_video
+from tests.painted import VARIABLE, assert_together, command, write_video
 
 ROOT = Path(__file__).parents[1]
 NUM_UNITS = 30
@@ -24,16 +22,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for number in range(NUM_UNITS):
         write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
-        (folder / f"{number:02d}.txt").write_text(f"number {number}")
     return folder
 
 
 def start(videos: Path, output: Path, *more: str, slow: bool = True) -> subprocess.Popen[str]:
-    arguments = ["--local", "--source", str(videos), "--output", str(output), "--codec", str(TINY), "--unit-clips", "1"]
-    arguments += ["--buckets", f"{SIZE[0]}x{SIZE[1]}x17", "--max-rejects", "1", "--cpus", "1", *more]
     deeds = dict.fromkeys(range(NUM_UNITS), "slow") if slow else {}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.painted", *arguments],
+        command(videos, output, "--local", "--unit-clips", "1", "--max-rejects", "1", "--cpus", "1", *more),
         cwd=ROOT,
         env=os.environ | {VARIABLE: json.dumps(deeds)},
         text=True,
