@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.assembly import Assembler, Draft, Options, Slot
-from pipeline.epochs import Epoch, Policy, digest_of, plan_epoch
+from pipeline.epoch_files import shared_epoch
+from pipeline.epochs import Epoch, Policy, plan_epoch
 from pipeline.errors import ConfigError
 from pipeline.reading import Reader, Wait, open_reader
 from pipeline.tensors import Batch
@@ -48,10 +49,15 @@ class Order:
     def plan(self) -> Epoch:
         """The current epoch's."""
         if self._planned is None or self._planned[:2] != (self.seed, self.epoch):
-            s = self._samples
-            made = plan_epoch(s.keys, s.codes, self._tokens, self._names, self._policy, self.seed, self.epoch)
+            folder = self._samples.folder
+            name = f"{self.plan_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
+            made = self._make() if folder is None else shared_epoch(folder / "epochs", name, self._make)
             self._planned = (self.seed, self.epoch, made)
         return self._planned[2]
+
+    def _make(self) -> Epoch:
+        s = self._samples
+        return plan_epoch(s.keys, s.codes, self._tokens, self._names, self._policy, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is; counts batches that were handed out."""
@@ -74,7 +80,7 @@ class Order:
         differing = [
             f"{name} ({theirs.get(name)} there, {value} here)"
             for name, value in ours.items()
-            if theirs.get(name) != value
+            if theirs.get(name) != value and not (name == "where" and theirs.get("samples") == ours["samples"])
         ]
         if differing:
             raise ConfigError(
@@ -88,13 +94,13 @@ class Order:
         policy = self._policy
         sizes = policy.sizes(self._tokens, self._names)
         if policy.shapes == "pack":
-            batch = f"{policy.tokens_per_batch}x{policy.world_size}"
+            batch = f"{policy.tokens_per_batch}x{policy.world_size}:{_short(str(self._tokens.tolist()))}"
         elif policy.tokens_per_batch is None:
             batch = str((policy.batch_size or 0) * policy.world_size)
         else:
             batch = _short(str((sizes * policy.world_size).tolist()))
         parts = {
-            "samples": digest_of(data.samples.keys),
+            "samples": data.samples.digest,
             "where": _short(data.where) if data.where else "all",
             "global_batch": batch,
             "tail": policy.tail,

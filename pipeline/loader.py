@@ -1,8 +1,8 @@
 """Committed latents to batches for training a diffusion transformer.
 
 Imports no video library, no diffusers and no Ray: reading a latent is one ranged read at an offset that the index
-knows. The path of a batch: ``samples`` (which there are) -> ``epochs`` (their order) -> ``reading`` (their bytes)
--> ``assembly`` (tensors).
+knows. The path of a batch: ``catalog`` (which samples there are) -> ``samples`` (which are wanted) -> ``epochs`` (their
+order) -> ``reading`` (their bytes) -> ``assembly`` (tensors).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pipeline import samples as samples_module
 from pipeline.assembly import Options
+from pipeline.catalog import open_catalog, read_table
 from pipeline.dataset import recorded_dataset
 from pipeline.delivery import Batches
 from pipeline.epochs import Indices, Policy, Shapes, Tail
 from pipeline.errors import ConfigError
 from pipeline.range_cache import RangeCache
 from pipeline.recipe import Recipe
+from pipeline.samples import latents_before, select_samples
 from pipeline.store import Store
 from pipeline.tensors import Batch, check_patch
 from stvae.card import Card
@@ -40,8 +41,8 @@ class LatentDataset:
     ``join``: further columns by ``id``, as tables or URLs of Parquet files; ``where`` and ``captions`` may name them.
     ``frames``: windows of so many frames, one every ``frames_stride`` (as many, if not given) of a longer clip. They are
     exactly what encoding those frames alone gives, so they begin and end where the codec's chunks do.
-    ``cache``: a folder on local disk, shared by the processes of a node. The index is kept there as an Arrow file that
-    all of them map, and of a remote output ``cache_bytes`` of latents.
+    ``cache``: a folder on local disk, shared by the processes of a node. The index and the plans of epochs are kept there
+    in files that all of them map, and of a remote output ``cache_bytes`` of latents.
     """
 
     def __init__(
@@ -64,13 +65,11 @@ class LatentDataset:
         self.recipe: Recipe = dataset.recipe
         self.where = where
         folder = None if cache is None else Path(cache)
-        table = samples_module.open_samples(self.store, folder)
+        catalog = open_catalog(self.store, folder)
         for n, extra in enumerate(join):
             name = extra if isinstance(extra, str) else f"table {n} of join="
-            table = samples_module.join(
-                table, samples_module.read_table(extra) if isinstance(extra, str) else extra, name
-            )
-        self.samples = samples_module.select_samples(table, self.card, where, frames, frames_stride)
+            catalog = catalog.join(read_table(extra) if isinstance(extra, str) else extra, name)
+        self.samples = select_samples(catalog, self.card, where, frames, frames_stride)
         self.range_cache: RangeCache | None = None
         if folder is not None and cache_bytes and self.store.folder is None:
             self.range_cache = RangeCache(folder / "ranges", self.store.url, cache_bytes)
@@ -201,7 +200,7 @@ class LatentDataset:
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
         if self.samples.start_frames is None:
             return stored_Cthw
-        start = samples_module.latents_before(self.card, int(self.samples.start_frames[sample]))
+        start = latents_before(self.card, int(self.samples.start_frames[sample]))
         return stored_Cthw[:, start : start + self.samples.buckets[self.samples.codes[sample]].latent_thw[0]]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.range_cache import RangeCache
+from pipeline.range_client import open_ranges
 from pipeline.store import Store
 
 MAX_OPEN_SHARDS = 256
@@ -137,7 +138,7 @@ class RemoteReader:
     samples_at_once = 64
 
     def __init__(self, store: Store, cache: RangeCache | None) -> None:
-        self._store = store
+        self._read_range = open_ranges(store)
         self._cache = cache
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT)
 
@@ -162,7 +163,7 @@ class RemoteReader:
         for pieces in merge_spans(request):
             shard, start = pieces[0].shard, pieces[0].offset
             length = max(piece.offset + len(piece.into) for piece in pieces) - start
-            content = memoryview(self._store.read_range(shard, start, length))
+            content = self._read_range(shard, start, length)
             for piece in pieces:
                 at = piece.offset - start
                 piece.into[:] = content[at : at + len(piece.into)]

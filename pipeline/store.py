@@ -100,6 +100,11 @@ class Store:
         """Where the files are on this machine; None for a remote store."""
         return self._root.rstrip("/") if self._local else None
 
+    @property
+    def client(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """fsspec's file system and the output's place in it; of web servers the URL with its credentials."""
+        return self._fs, self._root
+
     def get(self, path: str) -> bytes:
         """A whole file. FileNotFoundError if there is none."""
 

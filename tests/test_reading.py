@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ import torch
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.loader import Batch, LatentDataset
 from pipeline.range_cache import RangeCache
+from pipeline.range_client import open_ranges
 from pipeline.reading import MAX_GAP_BYTES, MAX_REQUEST_BYTES, LocalReader, MappedReader, Span, merge_spans
 from pipeline.recipe import Bucket
+from pipeline.store import Store
 from tests.bench.range_server import range_server
 from tests.latent_set import latent, write_latents
 
@@ -89,8 +94,21 @@ def test_reading_stops_where_training_stops(output: Path) -> None:
     assert sum(1 for _ in batches) == 15, "the rest of the epoch"
 
 
+@pytest.fixture(params=["obstore", "fsspec"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which client reads remote latents."""
+    if request.param == "obstore":
+        pytest.importorskip("obstore")
+        monkeypatch.setattr("pipeline.store.Store.read_range", None)
+    else:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("scheme", ["http", "s3"])
-def test_remote_equals_local(output: Path, scheme: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_remote_equals_local(
+    output: Path, scheme: str, client: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     local = list(LatentDataset(str(output)).batches(3, seed=1, latent="sample"))
     if scheme == "s3":
         import s3fs
@@ -103,6 +121,30 @@ def test_remote_equals_local(output: Path, scheme: str, request: pytest.FixtureR
             remote = list(LatentDataset(url, cache=tmp_path).batches(3, seed=1, latent="sample"))
     assert [batch["id"] for batch in remote] == [batch["id"] for batch in local]
     assert all(torch.equal(a["latents"], b["latents"]) for a, b in zip(local, remote, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_remote_shards_that_are_gone_or_cut_are_named(
+    output: Path, scheme: str, client: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Whoever reads them."""
+    shutil.copytree(output, tmp_path / "out")
+    first, second = sorted((tmp_path / "out" / "shards").iterdir())[:2]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:1000])
+    with contextlib.ExitStack() as stack:
+        if scheme == "s3":
+            import s3fs
+
+            url = request.getfixturevalue("s3") + "/out"
+            s3fs.S3FileSystem(skip_instance_cache=True).put(str(tmp_path / "out"), url, recursive=True)
+        else:
+            url = stack.enter_context(range_server(tmp_path / "out", 0.0, 1e12))
+        read = open_ranges(Store(url))
+        for shard, offset in ((first.name, 0), (second.name, 900), (second.name, 2000)):
+            with pytest.raises(StoreError, match=re.escape(f"{url}/shards/{shard}")):
+                read(f"shards/{shard}", offset, 200)
+        assert bytes(read(f"shards/{second.name}", 100, 200)) == second.read_bytes()[100:300]
 
 
 def test_a_cache_spares_requests_and_keeps_to_its_bound(output: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.epoch_files import FILES_KEPT
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Bucket
@@ -51,11 +52,39 @@ def test_the_cache_is_one_mapped_file_for_all_processes(output: Path, tmp_path: 
     printed = {process.communicate()[0] for process in processes}
     plain = LatentDataset(str(output), "meta_score > 2")
     assert printed == {f"{len(plain)} {[b['id'][0] for b in plain.batches(2)]}\n"}
-    assert [path.suffix for path in sorted((tmp_path / "cache").iterdir())] == [".arrow", ".lock"]
+    assert [path.suffix for path in sorted((tmp_path / "cache").iterdir())] == ["", ".lock"], "made by one of them"
+    assert len(list((tmp_path / "cache").glob("*/epochs/*.npy"))) == 1
     before = pa.total_allocated_bytes()
     cached = LatentDataset(str(output), cache=tmp_path / "cache")
     assert pa.total_allocated_bytes() - before < cached.samples.table.nbytes / 4, "mapped, not read"
     assert cached.columns.to_pylist() == LatentDataset(str(output)).columns.to_pylist()
+
+
+def test_processes_of_a_node_share_the_plan_of_an_epoch(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes first makes it; a resumed job makes none. Every rank reads its own part of the same file."""
+
+    def ids(cache: Path | None) -> list[list[str]]:
+        data = LatentDataset(str(output), cache=cache)
+        ranks = [data.batches(2, seed=3, rank=rank, world_size=2, tail="pad") for rank in range(2)]
+        return [[name for batch in rank for name in batch["id"]] for rank in ranks]
+
+    first = ids(tmp_path)
+    assert first == ids(None)
+    monkeypatch.setattr("pipeline.delivery.plan_epoch", None)
+    assert ids(tmp_path) == first
+    batches = LatentDataset(str(output), cache=tmp_path).batches(2, seed=3, rank=0, world_size=2, tail="pad")
+    assert (batches.dropped, batches.padded, len(batches)) == (0, 6, 6)
+    with pytest.raises(TypeError):
+        list(LatentDataset(str(output), cache=tmp_path).batches(2, seed=4))
+
+
+def test_only_the_newest_plans_are_kept(output: Path, tmp_path: Path) -> None:
+    batches = LatentDataset(str(output), cache=tmp_path).batches(4)
+    for _ in range(FILES_KEPT + 3):
+        assert list(batches)
+    assert len(list(tmp_path.glob("*/epochs/*.npy"))) == FILES_KEPT
 
 
 def test_a_new_index_is_not_mistaken_for_the_cached_one(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 from pipeline.epochs import Policy, plan_epoch
-from pipeline.loader import LatentDataset
+from pipeline.loader import Batches, LatentDataset
 from pipeline.recipe import Bucket
 from tests.bench import loader_peers
 from tests.bench.range_server import range_server
@@ -90,12 +91,18 @@ def bench_remote(output: Path, rounds: int) -> None:
         batches = data.batches(BATCH, dtype=None, normalized=False)
         contestants: dict[str, Contestant] = {
             "ours": lambda: sum(len(batch["latents"]) for batch in batches),
+            "ours, without obstore": lambda: _without_obstore(batches),
             "one range request at a time": lambda: sum(
                 len(data.read(np.array([row]))) for row in np.random.default_rng(0).permutation(len(data))[:40]
             ),
             **loader_peers.remote(shards, BATCH),
         }
         race("range server, 30 ms to the first byte, 90 MB/s per connection", contestants, rounds)
+
+
+def _without_obstore(batches: Batches) -> int:
+    with mock.patch("importlib.util.find_spec", lambda name: None):
+        return sum(len(batch["latents"]) for batch in batches)
 
 
 def bench_resume(output: Path, rounds: int) -> None:
@@ -129,7 +136,7 @@ def bench_memory(output: Path) -> None:
 def _memory(output: Path, options: str) -> str:
     code = f"""
 from pathlib import Path
-from pipeline.loader import LatentDataset
+from pipeline.loader import Batches, LatentDataset
 batches = LatentDataset({str(output)!r}).batches({BATCH}, {options})
 for _ in range(10):
     for batch in batches: pass
