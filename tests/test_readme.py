@@ -1,11 +1,10 @@
-"""The README's code and commands, as written but for the places they name."""
+"""The code in the README and the pages, as written but for the places they name; and what they list."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-import shlex
 import sys
 import types
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.encode_dataset import main, parse_arguments
+from jobs.encode_dataset import main
 from pipeline.loader import Batch, LatentDataset
 from stvae.card import OPEN_SORA_CLASS
 from stvae.conventions import TABLE
@@ -26,8 +25,9 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.S)
+LOADER = (ROOT / "pipeline" / "LOADER.md").read_text()
+CODECS = (ROOT / "stvae" / "CODECS.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + LOADER + CODECS, flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
     for old, new in replacements.items():
-        assert old in block, f"the README no longer says {old}"
+        assert old in block, f"the page no longer says {old}"
         block = block.replace(old, new)
     exec(block, names)  # noqa: S102
     return names
@@ -72,12 +72,21 @@ def test_the_training_loop(output: Path) -> None:
 
 
 def test_every_option_in_the_table_is_one(output: Path) -> None:
-    table = README[README.index("| you want | say |") : README.index("`where` takes")]
+    table = LOADER[LOADER.index("| you want | say |") : LOADER.index("`where` takes")]
     signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches)]
     options = re.findall(r"[(, `](\w+)=", table)
     assert len(options) > 15 and all(any(name in names for names in signatures) for name in options)
-    for fields in re.findall(r'batch\["(\w+)"\]', README):
+    for fields in re.findall(r'batch\["(\w+)"\]', README + LOADER):
         assert fields in Batch.__annotations__, fields
+
+
+def test_the_first_loop(output: Path) -> None:
+    names = run(
+        block_with('for batch in LatentDataset("s3://bucket/latents").batches(batch_size=8):  # one'),
+        {},
+        {"s3://bucket/latents": str(output)},
+    )
+    assert names["x"].shape == (8, 4, 15, 4, 7)
 
 
 def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
@@ -150,13 +159,6 @@ def test_the_codec_alone() -> None:
     assert names["frames"].shape == pixels.shape and names["codec"].latent_size((51, 480, 848)) == (15, 60, 106)
 
 
-def test_the_encode_command_parses() -> None:
-    (block,) = [b for b in SHELL_BLOCKS if "jobs/encode_dataset.py" in b]
-    command = shlex.split(block[block.index("python jobs") :].replace("\\\n", " "))
-    arguments = parse_arguments(command[2:])
-    assert arguments.fps == "24" and arguments.gpus == 1 and arguments.actors == 8
-
-
 def test_every_module_is_in_the_tree() -> None:
     tree = README[README.index("## The tree") :]
     for folder in ("stvae", "pipeline", "jobs"):
@@ -165,9 +167,8 @@ def test_every_module_is_in_the_tree() -> None:
 
 
 def test_every_codec_class_is_in_the_table() -> None:
-    table = README[README.index("## Codecs") : README.index("## Train from it")]
     for class_name in (OPEN_SORA_CLASS, *TABLE):
-        assert f"| `{class_name}` |" in table, class_name
+        assert f"| `{class_name}` |" in CODECS, class_name
 
 
 def test_every_test_in_the_table_of_faults_exists() -> None:
