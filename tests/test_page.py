@@ -261,11 +261,17 @@ def test_a_shift_or_scale_that_cannot_be_right_is_noticed(
     assert ("Normalised latents of channel 1 are far" in " ".join(notices(findings, 100))) == bool(odd)
 
 
-def test_a_codec_with_statistics_per_latent_frame_gets_raw_ones_only(tiny_card: Card) -> None:
+def test_a_codec_with_statistics_per_latent_frame_gets_raw_ones_only(tiny_card: Card, output: Path) -> None:
     frames = dataclasses.replace(tiny_card, latent_channels=1, shift=((0.0, 1.0),), scale=((1.0, 1.0),))
     raw = LatentStatistics(clips=1000, values_per_channel=9, mean=(50.0,), std=(0.0,))
     assert raw.normalised(frames) is None and raw.odd_channels(frames) == []
     assert json.loads(raw.shift_and_scale) == {"shift": [50.0], "scale": [None]}
+    findings = find(Store(str(output)))
+    findings.latents, findings.dataset = raw, dataclasses.replace(findings.dataset, card=frames)
+    text = text_of(render(findings, [], []))
+    assert (
+        "differ from latent frame to latent frame" in text and "norm. mean" not in text and "0 50.0000 0.0000" in text
+    )
 
 
 def test_long_tables_are_cut_and_say_what_is_left(output: Path, tiny_card: Card) -> None:
