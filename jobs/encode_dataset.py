@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline import page
 from pipeline.calibrate import calibrate
 from pipeline.dataset import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; run the same command again to go on")
         return 130
-    _say(str(summary))
+    _say(f"{summary}\n  report   {summary.output}/{page.PATH}")
     return summary.exit_code
 
 

@@ -1,4 +1,4 @@
-"""What a person can do about each kind of reject."""
+"""What a person can do about each kind of reject, and what each kind of skip means."""
 
 from __future__ import annotations
 
@@ -45,6 +45,15 @@ ADVICE: dict[str, str] = {
     "out_of_range": "--dtype bfloat16 or float32, in a new output: float16 cannot hold the latent",
 }
 """By kind. Wherever trying again may help, the words say so."""
+
+SKIPS: dict[str, str] = {
+    "too_short": "fewer frames than every bucket: --remainder shorten or a shorter bucket would keep them",
+    "too_small": "would have to be enlarged: a smaller bucket or a larger --max-upscale would keep them",
+    "remainder": "frames left over behind the last whole clip: --remainder shorten keeps as many as the codec can take",
+    "repeated_frames": "frame times repeat, as where --fps is above the source's rate: see --max-repeats",
+    "frozen_frames": "decoded frames are the same picture again, as in stills: see --max-repeats",
+}
+"""By reason; all need a new output, since another recipe makes other latents."""
 
 
 def advice(name: str) -> str:

@@ -52,6 +52,10 @@ class Report:
     size_bytes: int = 0
     wall_s: float = 0.0
     encode_s: float = 0.0
+    ended_s: float = 0.0
+    """Unix time at which the unit ended; 0 where it was not encoded here."""
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds by what the unit spent them on; what they leave of ``wall_s`` is the rest."""
 
     @property
     def windows(self) -> int:
@@ -146,7 +150,7 @@ class ShardEncoder:
             report.samples, report.frames = counts.samples, counts.frames
             report.skips, report.rejects = dict(counts.skips), dict(counts.rejects)
             report.size_bytes = scratch.stat().st_size if scratch.exists() else 0
-        report.wall_s = time.monotonic() - started_s
+        report.wall_s, report.ended_s = time.monotonic() - started_s, time.time()
         return report
 
     def _agree_with_dataset(self) -> dict[str, str]:

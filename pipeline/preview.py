@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 from PIL import Image, ImageDraw
 
 from pipeline.clips import plan_windows
 from pipeline.decode import Clip, Decoders, Frames
 from pipeline.errors import ConfigError
-from pipeline.items import fetch, items
+from pipeline.index import unit_of
+from pipeline.items import Item, fetch, items
 from pipeline.loader import LatentDataset
-from pipeline.plan import Unit, read_plan
+from pipeline.plan import read_plan
 from pipeline.recipe import Run
 from pipeline.sources import find_sources
 from pipeline.store import Store
@@ -49,21 +49,51 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
 
 
 def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterator[Frames]:
-    """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources.
+    """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources."""
+    with Sources(run, data) as sources:
+        for row in rows:
+            yield sources.frames(row)
 
-    The sources are where they were, or where ``run.sources`` says that they are now.
-    """
-    plan = read_plan(data.store)
-    units = {unit.name: unit for unit in plan.units}
-    urls = {source.name: source.url for source in find_sources(run.sources)} if run.sources else {}
-    decoders = Decoders(data.recipe, run)
-    try:
-        for row in data.columns.select(["shard", "ordinal", "window", "uri"]).take(rows).to_pylist():
-            unit = units[row["shard"].removeprefix("shards/").rpartition("-")[0]]
-            url = urls.get(unit.source, unit.source)
-            yield _find_clip(unit, url, row, data, decoders, plan.columns[unit.generation]).frames_THWC
-    finally:
-        decoders.close()
+
+class Sources:
+    """What samples were encoded from: where it was, or where ``run.sources`` says that it is now."""
+
+    def __init__(self, run: Run, data: LatentDataset) -> None:
+        plan = read_plan(data.store)
+        self._data = data
+        self._units = {unit.name: unit for unit in plan.units}
+        self._columns = plan.columns
+        self._urls = {source.name: source.url for source in find_sources(run.sources)} if run.sources else {}
+        self._decoders = Decoders(data.recipe, run)
+
+    def frames(self, row: int) -> Frames:
+        """The frames uint8 [T,H,W,3] of a sample. LatentmillError or Rejected if they can no longer be had."""
+        found = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
+        unit = self._units[unit_of(found["shard"])]
+        for item in items(
+            unit, self._urls.get(unit.source, unit.source), self._data.recipe, self._columns[unit.generation]
+        ):
+            if item.ordinal == found["ordinal"]:
+                return self._clip(item, found).frames_THWC
+        raise _changed(found)
+
+    def _clip(self, item: Item, row: dict[str, Any]) -> Clip:
+        plan = partial(plan_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)
+        with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
+            for _, outcome in self._decoders.clips(file.fileno(), plan):
+                if isinstance(outcome, Clip) and outcome.window.index == row["window"]:
+                    return outcome
+        raise _changed(row)
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoders.close()
+
+
+def _changed(row: dict[str, Any]) -> ConfigError:
+    return ConfigError(f"the source of this sample is no longer what it was: {row['uri']}")
 
 
 def decode_back(codec: Codec, data: LatentDataset, row: int) -> Frames:
@@ -80,25 +110,17 @@ def psnr_db(a: Frames, b: Frames) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def _find_clip(
-    unit: Unit, url: str, row: dict[str, Any], data: LatentDataset, decoders: Decoders, columns: pa.Schema
-) -> Clip:
-    for item in items(unit, url, data.recipe, columns):
-        if item.ordinal == row["ordinal"]:
-            with open(fetch(item, data.recipe), "rb", buffering=0) as file:
-                plan = lambda facts: plan_windows(facts, data.recipe, data.card.geometry)  # noqa: E731
-                for _, outcome in decoders.clips(file.fileno(), plan):
-                    if isinstance(outcome, Clip) and outcome.window.index == row["window"]:
-                        return outcome
-    raise ConfigError(f"the source of this sample is no longer what it was: {row['uri']}")
+def side_by_side(source: Frames, decoded: Frames) -> Frames:
+    """A few frames of a clip in a row above the same frames decoded: uint8 [2H, n W, 3]."""
+    picked = np.linspace(0, len(source) - 1, min(FRAMES_SHOWN, len(source))).round().astype(int)
+    rows = [np.concatenate(list(frames[picked]), axis=1) for frames in (source, decoded)]
+    return np.concatenate(rows, axis=0)
 
 
 def _strip(source: Frames, decoded: Frames, label: str) -> Image.Image:
-    picked = np.linspace(0, len(source) - 1, min(FRAMES_SHOWN, len(source))).round().astype(int)
-    rows = [np.concatenate(list(frames[picked]), axis=1) for frames in (source, decoded)]
-    picture: npt.NDArray[np.uint8] = np.concatenate(rows, axis=0)
-    strip = Image.new("RGB", (picture.shape[1], picture.shape[0] + LABEL_PIXELS), "white")
-    strip.paste(Image.fromarray(picture), (0, LABEL_PIXELS))
+    picture = Image.fromarray(side_by_side(source, decoded))
+    strip = Image.new("RGB", (picture.width, picture.height + LABEL_PIXELS), "white")
+    strip.paste(picture, (0, LABEL_PIXELS))
     ImageDraw.Draw(strip).text((4, 5), f"{label}   (source above, decoded below)", fill="black")
     return strip
 

@@ -1,6 +1,6 @@
 """The whole path, from sources to a finished output. Start reading here.
 
-sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> index, summary
+sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> index, summary, page
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_da
 from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
 from pipeline.errors import StoreError
 from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
+from pipeline.page import write_page
 from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
 from pipeline.recipe import Recipe, Run
 from pipeline.report import Progress, Summary, stopped, summarize
@@ -60,6 +61,7 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
         index = _finish(store, plan)
         summary = summarize(store, index, run, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
     summary.save(store)
+    write_page(store)
     return summary
 
 

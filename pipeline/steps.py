@@ -40,6 +40,7 @@ class Step(StrEnum):
     SCRATCH_REMOVED = "scratch-removed"
     """A file that a dead writer left in the scratch folder."""
     SUMMARY_WRITTEN = "summary-written"
+    REPORT_WRITTEN = "report-written"
 
 
 _times: defaultdict[Step, Iterator[int]] = defaultdict(lambda: itertools.count(1))

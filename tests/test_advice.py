@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.advice import ADVICE, advice
+from pipeline.advice import ADVICE, SKIPS, advice
 
 PIPELINE = Path(__file__).parents[1] / "pipeline"
 
@@ -37,3 +37,14 @@ def test_every_kind_of_reject_has_advice_and_no_advice_is_left_over() -> None:
 def test_advice_names_the_kind_to_retry() -> None:
     assert advice("fetch/not_found").endswith("then --retry-rejects not_found")
     assert not [text for text in map(advice, ADVICE) if "{" in text]
+
+
+def test_every_reason_of_a_skip_is_explained() -> None:
+    made: set[str] = set()
+    for path in (PIPELINE / "clips.py", PIPELINE / "decode.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Skip":
+                made |= {text for keyword in node.keywords if keyword.arg == "reason" for text in texts(keyword.value)}
+            elif isinstance(node, ast.FunctionDef) and node.name == "choose_bucket":
+                made |= {text for part in ast.walk(node) if isinstance(part, ast.Return) for text in texts(part.value)}
+    assert made == SKIPS.keys()

@@ -46,8 +46,9 @@ def test_what_decides_about_commits_knows_no_clock_and_no_chance() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("pipeline.run", ["torch", "diffusers", "av", "decord", "ray", "aiohttp"]),
-        ("jobs.encode_dataset", ["torch", "diffusers", "av", "decord", "ray"]),
+        ("pipeline.run", ["torch", "diffusers", "av", "decord", "ray", "aiohttp", "PIL"]),
+        ("jobs.encode_dataset", ["torch", "diffusers", "av", "decord", "ray", "PIL"]),
+        ("jobs.report", ["torch", "diffusers", "av", "decord", "ray", "PIL"]),
         ("pipeline.loader", ["av", "decord", "diffusers", "ray", "PIL"]),
         ("stvae", ["torch", "diffusers"]),
     ],

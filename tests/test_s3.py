@@ -34,6 +34,7 @@ def test_from_s3_to_s3(s3: str, videos: Path, recipe: Recipe, run: Run, tiny_car
     assert encode(recipe, run, tiny_card, say=lambda line: None).units_done_now == 0
     fs.get(f"{s3}/out", str(tmp_path / "copy"), recursive=True)
     rows = assert_sound(tmp_path / "copy")
+    assert "probe/unknown_format" in (tmp_path / "copy" / "report.html").read_text()
     assert {row["source"] for row in rows} == {f"{s3}/videos"}
     seen = [name for batch in LatentDataset(f"{s3}/out").batches(4) for name in batch["id"]]
     assert sorted(seen) == sorted(row["id"] for row in rows if row["shard"])

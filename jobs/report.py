@@ -1,0 +1,70 @@
+"""Make an output's report.html again; with the codec also its gallery, frames of sources above frames decoded back.
+
+    python jobs/report.py s3://bucket/latents
+    python jobs/report.py s3://bucket/latents --codec /models/opensora-vae-v1.2 --samples 3
+
+Exit codes: 0 written, 1 the output cannot be read or written, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.dataset import default_threads, recorded_dataset
+from pipeline.errors import USER_ERRORS, ConfigError, exit_code
+from pipeline.page import PATH, write_page
+from pipeline.recipe import Run
+from pipeline.store import Store
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="URL")
+    parser.add_argument("--codec", metavar="NAME|PATH|URL", help="the output's codec: makes the gallery")
+    parser.add_argument("--samples", type=int, default=2, metavar="N", help="of each bucket in the gallery (default 2)")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
+    parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
+    parser.add_argument("--cpus", type=int, default=default_threads())
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the gallery if asked to, then the page; the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        store = Store(arguments.output)
+        recorded_dataset(store)
+        if arguments.codec:
+            _make_gallery(arguments)
+        elif arguments.source:
+            raise ConfigError("--source is for the gallery, which needs --codec")
+        write_page(store)
+    except USER_ERRORS as error:
+        print(f"error: {error}")
+        return exit_code(error)
+    print(f"{store.url}/{PATH}")
+    return 0
+
+
+def _make_gallery(arguments: argparse.Namespace) -> None:
+    from pipeline.gallery import make_gallery
+
+    if arguments.samples < 1:
+        raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")
+    run = Run(
+        output=arguments.output,
+        codec=arguments.codec,
+        sources=tuple(arguments.source),
+        gpus=arguments.gpus,
+        cpus=arguments.cpus,
+    )
+    make_gallery(run, arguments.samples, say=print)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
