@@ -1,7 +1,7 @@
 # What every node of a cluster runs: `docker build --tag latentmill:0.1.0 .`
 #
 # A plain Python image, not nvidia/cuda: PyPI's torch brings the CUDA libraries it was built with, the driver comes from
-# the machine, and a second copy of CUDA would only be larger. For other platforms take the digest of your own pull.
+# the machine, and a second copy of CUDA would only be larger. `@sha256:...` behind the tag pins it to the byte.
 FROM python:3.11.14-slim-bookworm
 
 # gcc: --compile builds with it. rsync: Ray's cluster launcher copies files into the container with it.

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import click
 import jsonschema
 import pytest
 import yaml
+from ray._private.runtime_env.packaging import create_package
+from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
@@ -211,6 +214,20 @@ RAYJOB_SHAPE = shape(
 def test_the_kubernetes_job_has_the_published_shape() -> None:
     jsonschema.validate(RAYJOB, RAYJOB_SHAPE)
     assert RAYJOB["spec"]["backoffLimit"] > 0 and RAYJOB["spec"]["shutdownAfterJobFinishes"]
+
+
+def test_the_working_directory_is_uploaded_without_what_lies_around(tmp_path: Path) -> None:
+    """By what ``ray job submit --working-dir .`` itself calls."""
+    package = tmp_path / "package.zip"
+
+    def pack(folder: str, excludes: list[str]) -> None:
+        create_package(folder, package, include_gitignore=True, excludes=excludes)
+
+    upload_working_dir_if_needed({"working_dir": str(ROOT)}, include_gitignore=True, upload_fn=pack)
+    names = {Path(name) for name in zipfile.ZipFile(package).namelist()}
+    assert {Path("jobs/encode_dataset.py"), Path("pipeline/run.py"), Path("stvae/demo/model.safetensors")} <= names
+    assert not {".git", ".venv", ".mypy_cache"} & {name.parts[0] for name in names}
+    assert package.stat().st_size < 10 << 20
 
 
 def commands() -> list[list[str]]:

@@ -13,10 +13,10 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.oracle import assert_sound, tree
-from tests.painted import VARIABLE, command, write_video
+from tests.painted import HELD, VARIABLE, command, write_video
 
 ROOT = Path(__file__).parents[1]
-NUM_VIDEOS = 32
+NUM_VIDEOS = 16
 OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2")
 
 
@@ -37,10 +37,17 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file; while it exists, no unit gets done."""
+    return tmp_path_factory.mktemp("held") / "file"
+
+
+@pytest.fixture(scope="module")
+def cluster(held: Path) -> Iterator[Cluster]:
     deeds = json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))
+    variables = {VARIABLE: deeds, HELD: str(held), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {VARIABLE: deeds, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
@@ -90,14 +97,16 @@ def test_a_job_for_which_no_node_comes_says_so_and_ends(cluster: Cluster, videos
 
 
 def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(
-    cluster: Cluster, videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+    cluster: Cluster, videos: Path, held: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     first = cluster.add_node(num_cpus=1)
     job = Job(cluster, videos, tmp_path, "--actors", "3")
     job.wait_until(lambda: job.num_commits() >= 1)
+    held.touch()
     second = cluster.add_node(num_cpus=1)
     job.wait_until(lambda: job.at_work() == {first.node_id, second.node_id})
     cluster.remove_node(first, allow_graceful=False)
+    held.unlink()
     assert job.process.wait(timeout=200) == 0, job.said
     assert not [row for row in assert_sound(job.output) if row["reject_kind"]]
     assert tree(job.output) == undisturbed

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import VARIABLE, command, write_video
+from tests.painted import HELD, VARIABLE, command, write_video
 from tests.ray_head import Head, ray_head, ray_node
 
 ROOT = Path(__file__).parents[1]
-NUM_VIDEOS = 40
+NUM_VIDEOS = 16
 OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2")
 PATIENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # 3 by default, before it kills
 SLOW = {VARIABLE: json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))}
@@ -69,16 +69,18 @@ def processes(output: Path) -> list[str]:
 def test_a_job_waits_for_a_node_is_stopped_and_goes_on_when_submitted_again(
     head: Head, videos: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
+    output, held = tmp_path / "out", tmp_path / "held"
     entrypoint = ["python", *command(videos, output, *OPTIONS)[1:]]
     where = ("--working-dir", str(ROOT))
-    first = head.submit(*entrypoint, options=where, env_vars=SLOW | {"TEST_OUTPUT": str(output)} | PATIENT)
+    marks = {"TEST_OUTPUT": str(output), HELD: str(held)}
+    first = head.submit(*entrypoint, options=where, env_vars=SLOW | PATIENT | marks)
     waits = "waiting for a node with 1 CPU and 0 GPU; the cluster's nodes have 0 CPU"
     wait_until(lambda: waits in head.log(first), lambda: head.log(first))
     assert head.status(first) == "RUNNING"
     with ray_node(head, tmp_path / "worker.log", "--num-cpus=2"):
         wait_until(lambda: len(list(output.glob("metadata/*.parquet"))) >= 2, lambda: head.log(first))
-        assert "a node has come" in head.log(first)
+        held.touch()
+        wait_until(lambda: "a node has come" in head.log(first), lambda: head.log(first))
         assert any("PaintedActor" in name for name in processes(output))
         assert head.ray("job", "stop", first).returncode == 0
         assert head.status(first) == "STOPPED"
