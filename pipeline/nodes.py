@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import LatentmillError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.recipe import Run
 
 LOOK_EVERY_S = 5.0
@@ -37,6 +37,15 @@ def stalled(run: Run) -> LatentmillError:
     )
 
 
+def must_hold(run: Run, resources: dict[str, float]) -> None:
+    """ConfigError unless the only node that there will be, which has ``resources``, could hold an encoder."""
+    if not _holds(resources, run):
+        raise ConfigError(
+            f"an encoder of {_size(run.cpus, run.gpus)} does not fit this machine, for which Ray finds "
+            f"{_size_of(resources)}: lower --cpus or --gpus, or name a cluster with --ray-address"
+        )
+
+
 def _watch(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
     import ray
 
@@ -45,14 +54,22 @@ def _watch(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
         if not ray.is_initialized():
             continue
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(node.get("CPU", 0) >= run.cpus and node.get("GPU", 0) >= run.gpus for node in nodes):
+        if any(_holds(node, run) for node in nodes):
             if waiting:
                 say("a node has come; going on")
             waiting = False
         elif not waiting:
             waiting = True
-            have = dict.fromkeys(_size(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
-            say(f"waiting for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {', '.join(have)}")
+            have = ", ".join(dict.fromkeys(map(_size_of, nodes)))
+            say(f"waiting for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {have}")
+
+
+def _holds(node: dict[str, float], run: Run) -> bool:
+    return node.get("CPU", 0) >= run.cpus and node.get("GPU", 0) >= run.gpus
+
+
+def _size_of(node: dict[str, float]) -> str:
+    return _size(node.get("CPU", 0), node.get("GPU", 0))
 
 
 def _size(cpus: float, gpus: float) -> str:

@@ -18,7 +18,7 @@ from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_da
 from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
 from pipeline.errors import StoreError
 from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
-from pipeline.nodes import stalled
+from pipeline.nodes import must_hold, stalled
 from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
 from pipeline.recipe import Recipe, Run
 from pipeline.report import Progress, Summary, stopped, summarize
@@ -178,6 +178,8 @@ def connect(run: Run) -> Any:
         ray.init(
             address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
         )
+        if run.ray_address == "local":
+            must_hold(run, ray.cluster_resources())
     return ray
 
 
