@@ -64,13 +64,13 @@ class Head:
             return None
 
     def status(self, job: str) -> str:
-        """Of a submitted job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
-        return str(self.get(f"jobs/{job}")["status"])
+        """Of a submitted job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; empty where a busy server gives none."""
+        return str((self.get(f"jobs/{job}") or {}).get("status", ""))
 
     def wait(self, job: str) -> str:
         """The status of a submitted job once it has ended."""
         deadline_s = time.monotonic() + 200
-        while (status := self.status(job)) in ("PENDING", "RUNNING"):
+        while (status := self.status(job)) not in ("STOPPED", "SUCCEEDED", "FAILED"):
             assert time.monotonic() < deadline_s, self.log(job)
             time.sleep(0.2)
         return status
