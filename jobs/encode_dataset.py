@@ -19,6 +19,7 @@ from pipeline import page
 from pipeline.calibrate import calibrate
 from pipeline.dataset import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
+from pipeline.nodes import watched
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from stvae.card import read_card
@@ -107,6 +108,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     run.add_argument("--decode-timeout-s", type=float, default=60.0)
     run.add_argument(
+        "--progress-timeout-s",
+        type=float,
+        default=7200.0,
+        help="on Ray, end when no unit was done for so long, for example as no node comes (default 7200)",
+    )
+    run.add_argument(
         "--single-writer", action="store_true", help="for stores that cannot create a file only if it is absent"
     )
     run.add_argument(
@@ -122,14 +129,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         card = read_card(arguments.codec)
-        if arguments.calibrate:
-            calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
-            return 0
-        summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
+        with watched(_run(arguments), say=_say):
+            if arguments.calibrate:
+                calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
+                return 0
+            summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
     except USER_ERRORS as error:
         _say(f"error: {error}")
         return exit_code(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter is how Ray answers SIGTERM once it is connected
         _say("interrupted; run the same command again to go on")
         return 130
     _say(f"{summary}\n  report   {summary.output}/{page.PATH}")
@@ -190,6 +198,7 @@ def _run(arguments: argparse.Namespace) -> Run:
         max_rejects=arguments.max_rejects,
         retry_rejects=arguments.retry_rejects,
         single_writer=arguments.single_writer,
+        progress_timeout_s=arguments.progress_timeout_s,
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_da
 from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
 from pipeline.errors import StoreError
 from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
+from pipeline.nodes import must_hold, stalled
 from pipeline.page import write_page
 from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
 from pipeline.recipe import Recipe, Run
@@ -82,7 +83,11 @@ def _device(run: Run) -> str:
     if run.local:
         return gpu_model()
     ray = connect(run)
-    name: str = ray.get(ray.remote(num_gpus=run.gpus)(gpu_model).remote())
+    asked = ray.remote(num_gpus=run.gpus)(gpu_model).remote()
+    try:
+        name: str = ray.get(asked, timeout=run.progress_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise stalled(run) from error
     return name
 
 
@@ -139,9 +144,10 @@ def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = run.progress_timeout_s
     context.max_consecutive_actor_init_deaths = 3
+    # A pool of one size: Ray starts an encoder on every node that comes, and asks its autoscaler for those that lack.
+    # One that may grow does not, since Ray measures need by tasks that wait in actors, and here none does.
     pool = ray.data.ActorPoolStrategy(
-        min_size=1,
-        max_size=min(run.actors, len(tasks)),
+        size=min(run.actors, len(tasks)),
         max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
         max_concurrent_calls_per_actor=UNITS_IN_FLIGHT,
         enable_true_multi_threading=True,
@@ -158,19 +164,24 @@ def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[
         )
         .iter_rows()
     )
-    for row in rows:
-        yield read_report(row["report"])
+    try:
+        for row in rows:
+            yield read_report(row["report"])
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise stalled(run) from error
 
 
 def connect(run: Run) -> Any:
     """Ray, connected to the cluster that the run names or to one of its own."""
     import ray
-    import ray.data
+    import ray.data.exceptions
 
     if not ray.is_initialized():
         ray.init(
             address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
         )
+        if run.ray_address == "local":
+            must_hold(run, ray.cluster_resources())
     return ray
 
 

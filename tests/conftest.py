@@ -12,7 +12,7 @@ from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, read_card
 from tests.s3_server import s3_bucket
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token is made in the home of whoever runs the tests
 settings.register_profile("untimed", deadline=None)  # no test asserts speed
 settings.load_profile("untimed")
 

@@ -2,7 +2,8 @@
 
 Everything between them is the product's own. A "video" is a text file with its number and its count of frames. What
 some numbers do to the codec (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
-variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances.
+variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances. While the file
+that PAINTED_HELD names exists, nothing that is slow gets done.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.conftest import TINY
 
 SIZE = (32, 56)
 VARIABLE = "PAINTED"
+HELD = "PAINTED_HELD"
 
 
 def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
@@ -107,6 +109,8 @@ class PaintedCodec:
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "slow":
             time.sleep(0.5)
+            while HELD in os.environ and Path(os.environ[HELD]).exists():
+                time.sleep(0.05)
         elif deed in ("nan", "inf", "huge"):
             row[1, 0, 0, 0] = {"nan": float("nan"), "inf": float("inf"), "huge": 7e4}[deed]
 

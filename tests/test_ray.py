@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
 from tests.clips_maker import make_clip
 from tests.conftest import TINY
 from tests.oracle import assert_sound, tree
+from tests.ray_head import ray_head
 
 ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture(scope="module")
@@ -55,61 +48,13 @@ def test_actors_write_the_same_bytes_as_one_process(videos: Path, tmp_path: Path
     assert tree(tmp_path / "out") == in_process
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """Address of the job server of a head node that was started by hand, as on a cluster."""
-    ports = [_free_port() for _ in range(2)]
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--disable-usage-stats", *options],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    address = f"http://127.0.0.1:{ports[1]}"
-    try:
-        deadline_s = time.monotonic() + 90
-        while True:
-            try:
-                urlopen(f"{address}/api/jobs/", timeout=5).close()  # noqa: S310
-                break
-            except (URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
-                time.sleep(0.5)
-        yield address
-    finally:
-        # its own way to end takes half a minute; the children are this test's as much as the head is
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [*map(int, children), process.pid]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def test_ray_job_submit_runs_the_same_command(
-    videos: Path, tmp_path: Path, head: str, in_process: dict[str, str]
-) -> None:
+def test_ray_job_submit_runs_the_same_command(videos: Path, tmp_path: Path, in_process: dict[str, str]) -> None:
+    """Without a token, on purpose; ``test_submit.py`` has a cluster that wants one."""
     output = tmp_path / "out"
-    entrypoint = ["python", "jobs/encode_dataset.py", *command(videos, output)[2:]]
-    submit = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *entrypoint]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    deadline_s = time.monotonic() + 60
-    while True:
-        job = subprocess.run(submit, capture_output=True, text=True, check=False, env=environment, timeout=240)
-        # the head answers a little before it has an agent to run jobs with
-        if "No available agent" not in job.stderr or time.monotonic() > deadline_s:
-            break
-    assert job.returncode == 0, job.stdout[-5000:] + job.stderr[-5000:]
+    with ray_head(tmp_path, "--num-cpus=2", RAY_AUTH_MODE="disabled") as head:
+        entrypoint = ["python", "jobs/encode_dataset.py", *command(videos, output)[2:]]
+        job = head.submit(*entrypoint, options=("--working-dir", str(ROOT)))
+        assert head.wait(job) == "SUCCEEDED", head.log(job)
     assert json.loads((output / "summary.json").read_text())["exit_code"] == 0
     assert_sound(output)
     assert tree(output) == in_process
