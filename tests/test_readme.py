@@ -154,7 +154,7 @@ def test_the_encode_command_parses() -> None:
     (block,) = [b for b in SHELL_BLOCKS if "jobs/encode_dataset.py" in b]
     command = shlex.split(block[block.index("python jobs") :].replace("\\\n", " "))
     arguments = parse_arguments(command[2:])
-    assert arguments.fps == "24" and arguments.gpus == 1 and arguments.actors == 8
+    assert arguments.fps == 24 and arguments.gpus == 1 and arguments.actors == 8
 
 
 def test_every_module_is_in_the_tree() -> None:
