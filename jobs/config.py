@@ -44,6 +44,8 @@ def parse_arguments(argv: list[str] | None, description: str | None) -> argparse
     values |= {flag.dest: _typed(flag, getattr(given, flag.dest)) for flag in FLAGS.values() if flag.dest in given}
     for flag in (DRY_RUN, CLIPS_PER_S):
         values[flag.dest] = _typed(flag, getattr(given, flag.dest)) if flag.dest in given else None
+    if values[CLIPS_PER_S.dest] and values[DRY_RUN.dest] is None:
+        raise ConfigError(f"--{CLIPS_PER_S.name} is a figure for --{DRY_RUN.name}")
     missing = [f"--{flag.name}" for flag in FLAGS.values() if flag.required and not values[flag.dest]]
     if missing and not given.print_config:
         raise ConfigError(f"{', '.join(missing)} must be given, on the command line or in a --config file")
@@ -112,14 +114,9 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         const=DRY_RUN_ITEMS,
         default=argparse.SUPPRESS,
         metavar=DRY_RUN.metavar,
-        help=f"encode nothing; look at so many items (default {DRY_RUN_ITEMS}) and say what would become of all",
+        help=DRY_RUN.help,
     )
-    modes.add_argument(
-        f"--{CLIPS_PER_S.name}",
-        default=argparse.SUPPRESS,
-        metavar=CLIPS_PER_S.metavar,
-        help="speed of one encoder that --dry-run reckons with, for all or for each bucket",
-    )
+    CLIPS_PER_S.add_to(modes)
     modes.add_argument(
         "--calibrate",
         action="store_true",
@@ -151,8 +148,8 @@ def _compose(url: str, shown: str) -> yaml.Node | None:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         hint = "; quote texts that begin with one of * & ! % @ ` { [, or have ': ' or ' #' in them"
         raise ConfigError(f"{shown}{line}: not YAML: {error.problem}{hint}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{shown}: not YAML: {type(error).__name__}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"{shown}: not YAML: it is no text, or nested too deeply") from None
     return node
 
 

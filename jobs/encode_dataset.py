@@ -17,12 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs import config
-from pipeline.calibrate import calibrate
+from pipeline.bill import bill
+from pipeline.calibrate import calibrate, measure_speed
 from pipeline.dataset import default_threads
 from pipeline.errors import USER_ERRORS, exit_code
+from pipeline.estimate import Speeds, estimate, speeds_given
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
-from stvae.card import read_card
+from stvae.card import Card, read_card
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         card = read_card(arguments.codec)
         recipe, run = _recipe(arguments, card.sha256), _run(arguments)
+        if arguments.dry_run is not None:
+            _dry_run(arguments, recipe, run, card)
+            return 0
         if arguments.calibrate:
             calibrate(recipe, run, card, say=_say)
             return 0
@@ -53,6 +58,19 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     _say(str(summary))
     return summary.exit_code
+
+
+def _dry_run(arguments: argparse.Namespace, recipe: Recipe, run: Run, card: Card) -> None:
+    """Print what the job would do and cost; the speed of an encoder is given, measured here or left open."""
+    speeds: Speeds | None = None
+    speeds_are = "at the speed given"
+    if arguments.clips_per_s:
+        speeds = speeds_given(recipe, arguments.clips_per_s)
+    found = estimate(recipe, run, card, None if arguments.dry_run == "all" else arguments.dry_run, say=_say)
+    if speeds is None and arguments.calibrate and found.num_left:
+        speeds = measure_speed(found.recipe, run, found.used_buckets, say=_say)
+        speeds_are = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
+    _say(bill(found, speeds, speeds_are))
 
 
 def _say(line: str) -> None:

@@ -245,8 +245,19 @@ RUN = (
     Flag("ray-address", optional, "of a cluster (default: RAY_ADDRESS, else a local one)"),
 )
 
-DRY_RUN = Flag("dry-run", or_word(whole, "all"), "", metavar="ITEMS|all")
-CLIPS_PER_S = Flag("clips-per-s", number, "", metavar="N,...", several="commas")
+DRY_RUN = Flag(
+    "dry-run",
+    or_word(whole, "all"),
+    "encode nothing; look at so many items (default 200) and say what would become of all",
+    metavar="ITEMS|all",
+)
+CLIPS_PER_S = Flag(
+    "clips-per-s",
+    number,
+    "speed of one encoder that --dry-run reckons with, for all or for each bucket",
+    metavar="N,...",
+    several="commas",
+)
 
 GROUPS = {
     "data": DATA,

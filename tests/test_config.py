@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 
 import diffusers
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,7 +22,11 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Bucket, Recipe
 from stvae import conventions
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
+from tests import tiny_codecs
+from tests.clips_maker import make_clip
+from tests.conftest import TINY
 from tests.http_server import Reply, serving
+from tests.test_sources import write_tar
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
@@ -147,6 +154,7 @@ def test_what_is_wrong_in_a_file_is_said_by_file_line_and_field(tmp_path: Path, 
         (["--max-upscal=2"], "did you mean '--max-upscale'?"),
         (["--fps", "fast"], "--fps: expected a number or 'native', got 'fast'"),
         (["--dry-run", "few"], "--dry-run: expected a whole number or 'all', got 'few'"),
+        (["--clips-per-s", "2"], "--clips-per-s is a figure for --dry-run"),
         (["--config", "/nowhere.yaml"], "there is no file at --config /nowhere.yaml"),
         (["--output", "x"], "--source, --codec, --buckets must be given, on the command line or in a --config file"),
     ],
@@ -280,3 +288,52 @@ def test_open_soras_frame_counts_are_those_of_its_training(tiny_card: Card) -> N
         "opensora-1.2-720p": [1, 51, 102],
         "wan-2.1-480p": [81],
     }
+
+
+PAGE = (ROOT / "jobs" / "RECIPES.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def test_every_command_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written but for places and machines, which also say that it is a small one."""
+    make_clip(tmp_path / "videos" / "a.mp4", 20)
+    write_tar(tmp_path / "00000.tar", [("a.mp4", (tmp_path / "videos" / "a.mp4").read_bytes())])
+    pq.write_table(pa.table({"path": ["videos/a.mp4"]}), tmp_path / "clips.parquet")
+    places = {
+        "jobs/recipes": str(ROOT / "jobs" / "recipes"),
+        "s3://bucket/videos/{00000..00999}.tar": str(tmp_path / "{00000..00000}.tar"),
+        "s3://bucket/": "",
+        "/models/OpenSora-VAE-v1.2": str(TINY),
+        "/models/Wan2.1-T2V-1.3B-Diffusers": str(tiny_codecs.save("AutoencoderKLWan", tmp_path / "wan")),
+        "/models/LTX-Video": str(tiny_codecs.save("AutoencoderKLLTXVideo", tmp_path / "ltx")),
+        "--gpus 1 --actors 8 --cpus 8": "--local",
+    }
+    assert len(COMMANDS) == 4 and all(any(place in command for command in COMMANDS) for place in places)
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for command in COMMANDS:
+        for place, here in places.items():
+            command = command.replace(place, here)
+        program, script, *arguments = shlex.split(command.partition(" > ")[0])
+        assert (program, script) == ("python", "jobs/encode_dataset.py")
+        assert main(arguments) == 0, command
+        said.append(capsys.readouterr().out)
+        if " > " in command:
+            (tmp_path / command.partition(" > ")[2]).write_text(said[-1])
+    assert "dry run: nothing was written" in said[0] and "1 units planned, 0 committed, 1 to do" in said[1]
+    assert "windows: first" in said[2] and "dry run: nothing was written" in said[3]
+    assert sorted(path.name for path in tmp_path.glob("*latents*")) == ["latents.yaml", "wan-latents"]
+
+
+def test_the_page_names_every_recipe_and_its_buckets() -> None:
+    rows = dict(re.findall(r"\| `([\w.-]+\.yaml)` \|.*\| (\d+) \|", PAGE))
+    assert rows.keys() == {path.name for path in RECIPES}
+    for path in RECIPES:
+        buckets = recipe_of(parse_arguments(["--config", str(path), *PLACES])).buckets
+        assert len(buckets) == int(rows[path.name])
