@@ -1,4 +1,4 @@
-"""Items decoded ahead of their turn, by threads that each drive a decoding child."""
+"""Items decoded or probed ahead of their turn, by threads that each drive a decoding child."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
+from typing import TypeVar
 
-from pipeline.decode import Decoded
-from pipeline.items import Item
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 CLIPS_AHEAD = 2
 """Decoded clips that wait per video in flight."""
 
 
 def decode_in_order(
-    found: Iterator[Item], decode: Callable[[Item], Iterator[Decoded]], ahead: int
-) -> Iterator[tuple[Item, Decoded]]:
+    found: Iterator[Asked], decode: Callable[[Asked], Iterator[Answer]], ahead: int
+) -> Iterator[tuple[Asked, Answer]]:
     """Outcomes of every item in order, with ``ahead`` items being decoded at once and a few clips of each waiting."""
     stop = threading.Event()
-    lanes: deque[tuple[Item, Queue[Decoded | BaseException | None]]] = deque()
+    lanes: deque[tuple[Asked, Queue[Answer | BaseException | None]]] = deque()
 
-    def put(lane: Queue[Decoded | BaseException | None], value: Decoded | BaseException | None) -> None:
+    def put(lane: Queue[Answer | BaseException | None], value: Answer | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 return lane.put(value, timeout=0.2)
             except Full:
                 continue
 
-    def work(item: Item, lane: Queue[Decoded | BaseException | None]) -> None:
+    def work(item: Asked, lane: Queue[Answer | BaseException | None]) -> None:
         try:
             for decoded in decode(item):
                 put(lane, decoded)
@@ -39,7 +40,7 @@ def decode_in_order(
         except BaseException as error:  # handed to the consumer, who raises it
             put(lane, error)
 
-    def drain() -> Iterator[tuple[Item, Decoded]]:
+    def drain() -> Iterator[tuple[Asked, Answer]]:
         item, lane = lanes.popleft()
         while (value := lane.get()) is not None:
             if isinstance(value, BaseException):
@@ -49,7 +50,7 @@ def decode_in_order(
     with ThreadPoolExecutor(ahead) as pool:
         try:
             for item in found:
-                lane: Queue[Decoded | BaseException | None] = Queue(CLIPS_AHEAD)
+                lane: Queue[Answer | BaseException | None] = Queue(CLIPS_AHEAD)
                 lanes.append((item, lane))
                 pool.submit(work, item, lane)
                 if len(lanes) == ahead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.recipe import Bucket, Recipe, Run
@@ -36,11 +36,7 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
-        if run.local or not run.gpus:
-            trials = try_sizes(run, bucket, dtype, recipe.compile)
-        else:
-            ray = connect(run)
-            trials = ray.get(ray.remote(num_gpus=run.gpus)(try_sizes).remote(run, bucket, dtype, recipe.compile))
+        trials = _tried(run, bucket, dtype, recipe.compile, SIZES)
         for size, trial in trials.items():
             memory = "" if trial.peak_bytes is None else f", peak {trial.peak_bytes / 2**30:.1f} GiB"
             say(f"{bucket}: {size:2d} clips at once  {trial.clips_per_s:8.2f} clips/s{memory}")
@@ -52,7 +48,41 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     return flag
 
 
-def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool) -> dict[int, Trial]:
+def measure_speed(
+    recipe: Recipe, run: Run, buckets: Sequence[Bucket], say: Callable[[str], None]
+) -> dict[Bucket, float | None]:
+    """Clips per second of the recipe's micro-batch in some of its buckets, where the encoders would be.
+
+    None where memory does not suffice for one. Frames that are encoded alone count.
+    """
+    dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
+    speeds: dict[Bucket, float | None] = {}
+    for bucket in buckets:
+        size = recipe.clips_per_call[bucket]
+        alone = Bucket(1, bucket.height, bucket.width)
+        trials = [
+            _tried(run, shape, dtype, recipe.compile, (size,)).get(size)
+            for shape in [bucket, *([alone] if recipe.conditioning_frames else [])]
+        ]
+        times_s = [1 / trial.clips_per_s for trial in trials if trial]
+        alone_s = sum(times_s[1:]) * len(recipe.conditioning_frames)
+        speeds[bucket] = speed = 1 / (times_s[0] + alone_s) if len(times_s) == len(trials) else None
+        say(f"{bucket}: {size} at once  " + ("do not fit the memory" if speed is None else f"{speed:.2f} clips/s"))
+    return speeds
+
+
+def _tried(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int]) -> dict[int, Trial]:
+    """``try_sizes`` where the encoders would be."""
+    if run.local or not run.gpus:
+        return try_sizes(run, bucket, dtype, compiled, sizes)
+    ray = connect(run)
+    trials: dict[int, Trial] = ray.get(
+        ray.remote(num_gpus=run.gpus)(try_sizes).remote(run, bucket, dtype, compiled, sizes)
+    )
+    return trials
+
+
+def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int] = SIZES) -> dict[int, Trial]:
     """Clips per second for growing micro-batches of random pixels, until memory ends or speed no longer grows."""
     import torch
 
@@ -61,7 +91,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool) -> dict[int,
     device = "cuda" if run.gpus else "cpu"
     codec = load_codec(run.codec, device=device, dtype=dtype, half="encoder", compiled=compiled)
     trials: dict[int, Trial] = {}
-    for size in SIZES:
+    for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         try:

@@ -70,6 +70,11 @@ def open_dataset(store: Store, recipe: Recipe, card: Card, environment: dict[str
     }
     store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
     reached(Step.DATASET_RECORDED)
+    return agreed_dataset(store, recipe)
+
+
+def agreed_dataset(store: Store, recipe: Recipe) -> Dataset:
+    """What the output was made with; ConfigError where that was another recipe, FileNotFoundError where nothing was."""
     recorded = read_dataset(store)
     if recorded.recipe.fingerprint != recipe.fingerprint:
         fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())

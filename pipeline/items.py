@@ -46,6 +46,8 @@ class Item:
     """URL to open it at, where it has no content yet; may carry a signature."""
     fault: Rejected | None = None
     """Why there is nothing to open."""
+    end_byte: int = 0
+    """Where the next item's first header is, in a tar."""
     trusted: bool = True
     """Whether the user named it; what a manifest names may not be in a private network."""
 
@@ -205,7 +207,9 @@ def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
                     continue
                 key, suffix = tars.split_name(info.name)
                 if group.count and (key != group.key or suffix in group.members):
-                    yield group.item(unit, url, ordinal, recipe)
+                    item = group.item(unit, url, ordinal, recipe)
+                    item.end_byte = info.offset
+                    yield item
                     ordinal += 1
                     group = _Group(key)
                 group.key = key

@@ -122,6 +122,14 @@ def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
         # read back: another job may have frozen this generation first
 
 
+def foresee_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
+    """The plan that ``freeze_plan`` would record; nothing is written."""
+    plan = read_plan(store)
+    units, columns = _new_units(plan, sources, recipe, len(plan.columns))
+    _check_unique(plan.units + units)
+    return Plan(units=plan.units + units, columns=[*plan.columns, columns]) if units else plan
+
+
 def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, generation: int) -> None:
     """Record a generation of units, unless another job has recorded it first."""
     schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})

@@ -39,7 +39,7 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
-    recipe = _resolved(recipe, run, store)
+    recipe = resolved(recipe, run, store)
     open_dataset(store, recipe, card, describe_environment(run, _device(run)))
     plan = freeze_plan(store, sources, recipe)
     if run.retry_rejects:
@@ -66,7 +66,7 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     return summary
 
 
-def _resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
+def resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
     """The recipe with ``auto`` decided: as this output was begun, else bfloat16 on GPUs and float32 without."""
     if recipe.compute_dtype != "auto":
         return recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -28,13 +29,15 @@ from pipeline.recipe import Recipe
 from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet, write_parquet
-from pipeline.tars import TarWriter
+from pipeline.tars import TarWriter, member_bytes
 from stvae.card import Card
 
 FLOAT16_MAX = 65504.0
 TENSOR_ALIGNMENT = 64
 ROWS_PER_BATCH = 4096
 SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
+CRC32C, LONG_NUMBER, SHORT_NUMBER = 4_000_000_000, 0.1234567890123456, 3.1234
+"""As many digits as a checksum, a mean and a stored value have as a rule."""
 
 Array = npt.NDArray[Any]
 Row = dict[str, Any]
@@ -100,8 +103,6 @@ class ShardWriter:
         self._moments += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
         self._cells += int(np.prod(mean.shape[1:]))
         row |= {
-            "dtype": self._recipe.dtype,
-            "kind": self._recipe.store if self._card.kind == "moments" else "mean",
             "latent_mean": float(mean.mean()),
             "latent_std": float(mean.std()),
             "latent_absmax": float(np.abs(mean).max()),
@@ -112,6 +113,25 @@ class ShardWriter:
         self.counts.samples += 1
         self.counts.frames += window.bucket.num_frames
         reached(Step.SAMPLE_WRITTEN)
+
+    def sample_bytes(self, item: Item, facts: VideoFacts, window: Window) -> int:
+        """What ``add_sample`` would add to the tar. Exact but for the digits of numbers that only encoding tells, which
+        may take the JSON over the edge of a block of 512 bytes."""
+        recipe, card = self._recipe, self._card
+        channels = card.latent_channels if recipe.store == "mean" else card.stored_channels
+        size = (window.bucket.num_frames, window.bucket.height, window.bucket.width)
+        shapes = [(channels, *card.geometry.latent_size(size))]
+        shapes += [(channels, *card.geometry.latent_size((1, *size[1:])))] * len(recipe.conditioning_frames)
+        decoder = "pyav" if facts.decord_refusal else recipe.decoder
+        clip = Clip(window=window, frames_THWC=np.empty(0, np.uint8), decoder=decoder)
+        row = self._row(item, window.index, facts) | _clip_columns(clip, facts)
+        row |= self._latent_columns(window, shapes[0]) | {
+            f"{name}_crc32c": CRC32C for name in recipe.conditioning_frames
+        }
+        row |= dict.fromkeys(("latent_mean", "latent_std"), LONG_NUMBER)
+        row |= {"crc32c": CRC32C, "latent_absmax": SHORT_NUMBER, "encode_path": "whole"}
+        members = [payload_bytes(shape, recipe.dtype) for shape in shapes]
+        return sum(map(member_bytes, [*members, len(_sample_json(row, card))]))
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
         """A window that the recipe leaves out."""
@@ -193,6 +213,8 @@ class ShardWriter:
         geometry = self._card.geometry
         sizes = (self._card.latent_channels, *shape[1:])
         return dict(zip(("latent_c", "latent_t", "latent_h", "latent_w"), sizes, strict=True)) | {
+            "dtype": self._recipe.dtype,
+            "kind": self._recipe.store if self._card.kind == "moments" else "mean",
             "pad_t": 0,
             "pad_h": 0,
             "pad_w": 0,
@@ -259,6 +281,12 @@ def pack_latent(latent: Array, dtype: str) -> tuple[Array, bytes, int, str]:
     header = json.dumps({"latent": entry}).encode()
     header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT)
     return stored, len(header).to_bytes(8, "little") + header + data, 8 + len(header), "safetensors"
+
+
+@functools.cache
+def payload_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Size of the member that ``pack_latent`` makes of a latent."""
+    return len(pack_latent(np.zeros(shape, dtype=np.float32), dtype)[1])
 
 
 def _clip_columns(clip: Clip, facts: VideoFacts) -> Row:

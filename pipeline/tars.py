@@ -135,6 +135,16 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def member_bytes(content_bytes: int) -> int:
+    """What a member of so many bytes takes in an archive of ``TarWriter``."""
+    return BLOCK_BYTES + -(-content_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def archive_bytes(members_bytes: int) -> int:
+    """Size of an archive of ``TarWriter`` whose members take so much: two empty blocks end it, and it fills a record."""
+    return -(-(members_bytes + 2 * BLOCK_BYTES) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
 class TarWriter:
     """Writes a USTAR archive whose bytes depend on names and contents only: no times, owners or host in it."""
 
@@ -149,7 +159,7 @@ class TarWriter:
         info.size = len(content)
         self._tar.addfile(info, io.BytesIO(content))
         start = self._offset + BLOCK_BYTES
-        self._offset = start + -(-len(content) // BLOCK_BYTES) * BLOCK_BYTES
+        self._offset += member_bytes(len(content))
         return start
 
     def close(self) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 
 from pipeline import encode as encode_module
+from pipeline import estimate as estimate_module
 from pipeline import run as run_module
 from pipeline.actor import EncoderActor
 from pipeline.clips import Skip, Window
@@ -129,6 +130,7 @@ def painted() -> Iterator[None]:
     with (
         mock.patch.object(encode_module, "load_codec", lambda *_, **__: PaintedCodec(read_card(str(TINY)))),
         mock.patch.object(encode_module, "Decoders", PaintingDecoders),
+        mock.patch.object(estimate_module, "Decoders", PaintingDecoders),
     ):
         yield
 

@@ -155,7 +155,7 @@ def test_another_recipe_is_refused_by_field_before_any_model_is_loaded(
         (["--codec", "/nowhere"], "no codec at"),
         (["--source", "/nowhere"], "/nowhere"),
         (["--windows", "stride"], "--stride-frames"),
-        (["--fps", "fast"], "--fps takes numbers"),
+        (["--fps", "fast"], "--fps: expected a number or 'native'"),
     ],
 )
 def test_wrong_arguments_end_with_exit_2_and_a_sentence(
