@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -406,3 +408,27 @@ def test_closing_ends_every_child(tmp_path: Path) -> None:
     while Child.pids() - before and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not Child.pids() - before
+
+
+CHILD = """
+import os, socket, sys
+from pipeline.decode_child import _run_child
+if sys.argv[1] == "nobody" and os.getuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+if os.fork() == 0:
+    _run_child(None, lambda _: print([name for _, name in socket.if_nameindex()], flush=True))
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_decoding_children_have_no_network(user: str) -> None:
+    """Where the system lets plain users make namespaces, for them as well."""
+    if user == "root" and os.getuid() != 0:
+        pytest.skip("not root")
+    if user == "nobody":
+        plain = {"user": 65534} if os.getuid() == 0 else {}
+        if subprocess.run(["unshare", "--user", "true"], check=False, **plain).returncode != 0:  # type: ignore[call-overload]
+            pytest.skip("plain users may make no namespaces here")
+    child = subprocess.run([sys.executable, "-c", CHILD, user], capture_output=True, text=True, check=True, timeout=60)
+    assert child.stdout == "['lo']\n"

@@ -17,6 +17,8 @@ from tests.conftest import TINY
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/*.md"))]
 CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).glob("*.py"))
+RUN_ELSEWHERE = {"RECIPES.md": "test_config.py", "CLUSTER.md": "test_deploy.py"}
+"""Pages with tests of their own for every command."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
@@ -31,7 +33,7 @@ PYTHON_COMMANDS = [
     pytest.param(words, id=f"{page.stem} {number}")
     for page in PAGES
     for number, words in enumerate(commands(page))
-    if "python" in words
+    if "python" in words and page.name not in RUN_ELSEWHERE
 ]
 
 
@@ -45,6 +47,11 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = re.findall(r"\]\(([^)]+\.md)\)", PAGES[0].read_text())
     assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} == set(linked)
+
+
+def test_pages_left_to_other_tests_are_named_there() -> None:
+    for page, test in RUN_ELSEWHERE.items():
+        assert page in (ROOT / "tests" / test).read_text()
 
 
 @pytest.mark.parametrize("words", PYTHON_COMMANDS)
