@@ -187,7 +187,7 @@ def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[S
         data = np.frombuffer(block, dtype=np.uint8)
         ends = data == ord("\n")
         if quoted:
-            parity = (np.cumsum(data == ord('"')) + inside) & 1
+            parity = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)) ^ inside
             ends &= parity == 0
             inside = int(parity[-1])
         positions = np.flatnonzero(ends) + 1

@@ -190,6 +190,8 @@ def _differences(store: Store, made: list[Path], stored: list[str], verdict: Ver
     missing: dict[str, str] = {}
     extra: dict[str, str] = {}
     for ours, path in itertools.zip_longest(made, stored):
+        if ours and path and _same_bytes(store, ours, path):
+            continue  # as always, unless another version of Arrow wrote it
         expected = read_parquet(ours.read_bytes()) if ours else _NO_ROWS
         found = _read(store, path) if path else _NO_ROWS
         if isinstance(found, str):
@@ -205,6 +207,13 @@ def _differences(store: Store, made: list[Path], stored: list[str], verdict: Ver
         yield f"the row of {name} ({missing[name]}) is missing"
     for name in extra.keys() - missing.keys():
         yield f"{name} is in no sidecar"
+
+
+def _same_bytes(store: Store, ours: Path, path: str) -> bool:
+    try:
+        return store.get(path) == ours.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _differing_rows(expected: pa.Table, found: pa.Table) -> Iterator[str]:
