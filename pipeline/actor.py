@@ -27,13 +27,13 @@ class EncoderActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of tasks to what ``read_report`` takes. Ends this process where its GPU has failed."""
-        return {"report": [self._answer(text) for text in batch["task"]]}
+        return {"report": [self._answer(packed) for packed in batch["task"]]}
 
-    def _answer(self, task: str) -> str:
+    def _answer(self, task: bytes) -> str:
         try:
             if self.failure is not None:
                 raise self.failure
-            report = self.encoder.encode_unit(*Task.from_json(task))
+            report = self.encoder.encode_unit(*Task.unpack(task))
         except LatentmillError as error:
             return json.dumps({"error": type(error).__name__, "message": str(error)})
         except RuntimeError as error:

@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,14 +71,14 @@ class Task(NamedTuple):
     known: Sequence[str] = ()
     """Attempts of other jobs that are dead, or have had their time. A newer one's unit is left to it."""
 
-    def to_json(self) -> str:
-        """For Ray."""
-        return json.dumps({"unit": self.unit.to_json(), "known": list(self.known)})
+    def pack(self) -> bytes:
+        """For Ray: JSON, a tenth as long. A unit of a folder names all of its files."""
+        return zlib.compress(json.dumps({"unit": self.unit.to_json(), "known": list(self.known)}).encode(), 1)
 
     @classmethod
-    def from_json(cls, text: str) -> Task:
-        """The task that ``to_json`` wrote."""
-        values = json.loads(text)
+    def unpack(cls, packed: bytes) -> Task:
+        """The task that ``pack`` wrote."""
+        values = json.loads(zlib.decompress(packed))
         return cls(Unit.from_json(values["unit"]), values["known"])
 
 

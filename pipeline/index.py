@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import itertools
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import columns
 from pipeline.errors import IntegrityError
-from pipeline.plan import Plan
+from pipeline.parallel import in_parallel
+from pipeline.parts import KINDS, PartWriter
+from pipeline.plan import Plan, Unit
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.shards import sidecar_facts, sidecar_path
 from pipeline.steps import Step, reached
 from pipeline.store import Store
-from pipeline.tables import read_parquet, write_parquet
+from pipeline.tables import read_parquet
 
-ROWS_PER_PART = 1_000_000
+ROWS_AT_ONCE = 16_384
+"""Of sidecars, that are sorted into parts together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,38 +62,28 @@ def _from_json(content: bytes) -> Index:
 def build_index(store: Store, plan: Plan) -> Index:
     """Compact all sidecars; the same files for the same sidecars, whenever and however often it is called.
 
-    IntegrityError if a committed shard is missing or has another size than its sidecar says.
+    Sidecars are read once, in the order of their sources; few rows are in memory at once. The parts lie on local disk until
+    all are whole, since their hash names their folder. IntegrityError if a committed shard is missing or has another size
+    than its sidecar says.
     """
-    sidecars = [store.get(sidecar_path(unit.name)) for unit in plan.units]
-    tables = [read_parquet(sidecar) for sidecar in sidecars]
-    shards = _check_shards(store, [sidecar_facts(table) for table in tables])
-    tables = _without_replaced(plan, [table.replace_schema_metadata(None) for table in tables])
-    table = pa.concat_tables(tables, promote_options="default")
-    is_sample = pc.field("shard").is_valid()
-    is_skip = pc.field("skip_reason").is_valid()
-    parts = {
-        "samples": table.filter(is_sample).sort_by([(c, "ascending") for c in ("bucket", "shard", "offset")]),
-        "rejects": table.filter(~is_sample & ~is_skip).sort_by(
-            [(c, "ascending") for c in ("source", "ordinal", "window")]
-        ),
-        "skips": table.filter(is_skip).sort_by([(c, "ascending") for c in ("source", "ordinal", "window")]),
-    }
     generation = len(plan.columns) - 1
-    files = {
-        f"{name}-{n:05d}.parquet": data for name, rows in parts.items() for n, data in enumerate(_to_parquet(rows))
-    }
-    files["shards.txt"] = "".join(f"{shard}\n" for shard in shards).encode()
-    digest = hashlib.sha256(b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))).hexdigest()[:8]
-    folder = f"index/{generation:04d}-{digest}"
-    for name, data in files.items():
-        store.put_new(f"{folder}/{name}", data)
-        reached(Step.INDEX_PART_WRITTEN)
+    with contextlib.ExitStack() as stack:
+        shards: dict[str, int] = {}
+        read = in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), in_source_order(plan))
+        counts, parts = write_parts(_noting_shards(read, shards), plan, lambda: stack.enter_context(store.scratch()))
+        _check_shards(store, shards)
+        names = "".join(f"{shard}\n" for shard in sorted(shards))
+        files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
+        folder = f"index/{generation:04d}-{_digest(files)}"
+        for name, content in files.items():
+            store.put_new(f"{folder}/{name}", content)
+            reached(Step.INDEX_PART_WRITTEN)
     values = {
         "format_version": FORMAT_VERSION,
         "generation": generation,
         "shards": f"{folder}/shards.txt",
-        **{name: [f"{folder}/{f}" for f in files if f.startswith(name)] for name in ("samples", "rejects", "skips")},
-        **{f"num_{name}": rows.num_rows for name, rows in parts.items()},
+        **{kind: [f"{folder}/{name}" for name in files if name.startswith(f"{kind}-")] for kind in KINDS},
+        **{f"num_{kind}": counts[kind] for kind in KINDS},
     }
     content = json.dumps(values, indent=1, sort_keys=True).encode()
     path = f"index/{generation:04d}.json"
@@ -111,28 +111,73 @@ def unit_of(shard: str) -> str:
     return shard.removeprefix("shards/").removesuffix(".tar").rpartition("-")[0]
 
 
-def _without_replaced(plan: Plan, tables: list[pa.Table]) -> list[pa.Table]:
-    """The units' sidecars, in plan order, without the rejects that a later generation has tried again."""
+def in_source_order(plan: Plan) -> list[Unit]:
+    """The units as their rows follow one another in the index; those over the same items are neighbours."""
+    return sorted(plan.units, key=lambda unit: (unit.source, unit.start, unit.generation))
+
+
+def write_parts(
+    sidecars: Iterable[tuple[Unit, pa.Table]], plan: Plan, new_path: Callable[[], Path]
+) -> tuple[Counter[str], dict[str, Path]]:
+    """The parts of an index as local files by their names, and the number of rows of each kind.
+
+    ``sidecars``: in source order; they are read as they are needed.
+    """
+    schema = columns.schema(pa.unify_schemas(plan.columns))
+    writer = PartWriter(schema, new_path)
+    portion: list[pa.Table] = []
+    for _, found in itertools.groupby(sidecars, key=lambda sidecar: (sidecar[0].source, sidecar[0].start)):
+        portion.append(_merged(list(found)))
+        if sum(table.num_rows for table in portion) >= ROWS_AT_ONCE:
+            writer.add(_as(schema, portion))
+            portion = []
+    writer.add(_as(schema, portion))
+    return writer.counts, writer.close()
+
+
+def _noting_shards(
+    sidecars: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int]
+) -> Iterator[tuple[Unit, pa.Table]]:
+    """The same, with the size in bytes of every shard that they name put into ``shards``."""
+    for unit, table in sidecars:
+        facts = sidecar_facts(table)
+        if "shard" in facts:
+            shards[facts["shard"]] = int(facts["size_bytes"])
+        yield unit, table
+
+
+def _merged(sidecars: list[tuple[Unit, pa.Table]]) -> pa.Table:
+    """Rows of units over the same items, the earliest first, without the rejects that a later one has tried again."""
+    if len(sidecars) == 1:
+        return sidecars[0][1].replace_schema_metadata(None)
     later = pa.array([], pa.string())
     kept: list[pa.Table] = []
-    for unit, table in zip(reversed(plan.units), reversed(tables), strict=True):
-        kept.append(table.filter(pc.invert(pc.is_in(table["id"], later))) if len(later) else table)
+    for unit, table in reversed(sidecars):
+        kept.append(table.replace_schema_metadata(None).filter(pc.invert(pc.is_in(table["id"], later))))
         if unit.retries:
             later = pa.concat_arrays([later, table["id"].combine_chunks()])
-    return kept[::-1]
+    rows = pa.concat_tables(kept, promote_options="default")
+    return rows.sort_by([("ordinal", "ascending"), ("window", "ascending")])
 
 
-def _check_shards(store: Store, facts: list[dict[str, str]]) -> list[str]:
+def _as(schema: pa.Schema, tables: list[pa.Table]) -> pa.Table:
+    """One table with every column, also those that later generations brought."""
+    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").combine_chunks()
+
+
+def _check_shards(store: Store, expected: dict[str, int]) -> None:
     sizes = store.list_files("shards")
-    expected = {f["shard"]: int(f["size_bytes"]) for f in facts if "shard" in f}
     for shard, size_bytes in expected.items():
         found = sizes.get(shard)
         if found is None:  # listings may lag behind
             found = store.size(shard)
         if found != size_bytes:
             raise IntegrityError(f"{store.url}/{shard}: expected {size_bytes} bytes, found {found}")
-    return sorted(expected)
 
 
-def _to_parquet(table: pa.Table) -> list[bytes]:
-    return [write_parquet(table.slice(start, ROWS_PER_PART)) for start in range(0, table.num_rows, ROWS_PER_PART)]
+def _digest(files: dict[str, Path | bytes]) -> str:
+    digest = hashlib.sha256()
+    for _, content in sorted(files.items()):
+        with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:8]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,10 @@ SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
 CAPTION_COLUMNS = ("caption", "text")
 BLOCK_BYTES = 16 << 20
+ROWS_AT_ONCE = 8192
+"""Of a Parquet manifest, in memory."""
+PARSED_BYTES = 32 << 20
+"""Of text, at least, that Arrow sees at once while types are found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +54,7 @@ class Survey:
 
 
 def survey(url: str, rows_per_slice: int) -> Survey:
-    """Columns with their types, and the manifest cut into slices. Reads text manifests once.
+    """Columns with their types, and the manifest cut into slices. Reads text manifests twice, a block at a time.
 
     ConfigError if it cannot be read as what its name says.
     """
@@ -62,21 +66,17 @@ def survey(url: str, rows_per_slice: int) -> Survey:
             starts = range(0, num_rows, rows_per_slice)
             slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
             return Survey(schema=parquet.schema_arrow, slices=slices)
-        content = f.read()
-        header = content[: content.find(b"\n") + 1 or None] if suffix == "csv" else b""
+        header = f.readline() if suffix == "csv" else b""
         if header.count(b'"') % 2:
             raise ConfigError(f"manifest '{canonical(url)}' has a line break inside a column name")
-        text = io.BytesIO(content)
-        text.seek(len(header))
-        slices = _cut(text, len(header), rows_per_slice, quoted=suffix == "csv")
-        table = _parse(content, suffix, None)
-        return Survey(schema=table.schema, slices=slices, header=header.decode("utf-8-sig"))
+        slices = _cut(f, len(header), rows_per_slice, quoted=suffix == "csv")
+        return Survey(schema=_schema(url, f, header, slices), slices=slices, header=header.decode("utf-8-sig"))
 
 
 def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
     """The rows of a slice, in order, with the types that planning saw. ConfigError if they cannot be read."""
     suffix = _suffix(url)
-    with _named(url), open_steady(url, size_bytes) as f:
+    with _named(url, part.start), open_steady(url, size_bytes) as f:
         if suffix == "parquet":
             yield from _parquet_rows(pq.ParquetFile(f, pre_buffer=False), part)
             return
@@ -86,15 +86,15 @@ def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int)
 
 
 @contextlib.contextmanager
-def _named(url: str) -> Iterator[None]:
+def _named(url: str, first_row: int = 0) -> Iterator[None]:
     """Name the manifest in what Arrow says of it, without the values that Arrow quotes."""
     try:
         yield
     except FileNotFoundError:
         raise SourceChanged(f"manifest '{canonical(url)}' is gone") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        row = re.search(r"row #?\d+", str(error), re.IGNORECASE)
-        place = f" from {row.group().lower()} on" if row else ""
+        row = re.search(r"row #?(\d+)", str(error), re.IGNORECASE)
+        place = f" from row {first_row + int(row[1])} on" if row else ""
         raise ConfigError(f"manifest '{canonical(url)}' cannot be read as {_suffix(url)}{place}") from None
 
 
@@ -122,6 +122,35 @@ def _suffix(url: str) -> str:
     return PurePosixPath(canonical(url)).suffix.lower().lstrip(".")
 
 
+def _schema(url: str, file: IO[bytes], header: bytes, slices: list[Slice]) -> pa.Schema:
+    """Types for every row of a CSV or JSONL file. A column whose blocks disagree is text, in JSONL only where it was."""
+    types: dict[str, pa.DataType] = {}
+    start, first_row = len(header), 0
+    for number, part in enumerate(slices, 1):
+        if part.byte_stop - start < PARSED_BYTES and number < len(slices):
+            continue
+        file.seek(start)
+        with _named(url, first_row):
+            found = _parse(header + file.read(part.byte_stop - start), _suffix(url), None).schema
+        for column in found:
+            types[column.name] = _common_type(types.get(column.name, column.type), column, url)
+        start, first_row = part.byte_stop, part.stop
+    return pa.schema(list(types.items())) if slices else _parse(header, _suffix(url), None).schema
+
+
+def _common_type(before: pa.DataType, column: pa.Field, url: str) -> pa.DataType:
+    types = [before, column.type]
+    try:
+        pair = [pa.schema([(column.name, type_)]) for type_ in types]
+        return pa.unify_schemas(pair, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        if _suffix(url) == "csv" or (pa.string() in types and any(map(pa.types.is_timestamp, types))):
+            return pa.string()
+        raise ConfigError(
+            f"manifest '{canonical(url)}': column '{column.name}' is {before} in some rows and {column.type} in others"
+        ) from None
+
+
 def _parse(content: bytes, suffix: str, schema: pa.Schema | None) -> pa.Table:
     if suffix == "csv":
         return pa.csv.read_csv(
@@ -137,15 +166,17 @@ def _parse(content: bytes, suffix: str, schema: pa.Schema | None) -> pa.Table:
 
 
 def _parquet_rows(parquet: pq.ParquetFile, part: Slice) -> Iterator[dict[str, Any]]:
-    start = 0
-    for group in range(parquet.metadata.num_row_groups):
-        stop = start + parquet.metadata.row_group(group).num_rows
-        if start < part.stop and stop > part.start:
-            first = max(part.start - start, 0)
-            # one thread, this one: see tables.py
-            table = parquet.read_row_group(group, use_threads=False).slice(first, min(part.stop, stop) - start - first)
-            yield from table.to_pylist()
-        start = stop
+    stops = list(itertools.accumulate(parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)))
+    groups = range(bisect_right(stops, part.start), bisect_left(stops, part.stop) + 1)
+    start = stops[groups[0] - 1] if groups[0] else 0
+    # one thread, this one: see tables.py
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=list(groups), use_threads=False):
+        first, stop = max(part.start - start, 0), min(part.stop - start, batch.num_rows)
+        if first < stop:
+            yield from batch.slice(first, stop - first).to_pylist()
+        start += batch.num_rows
+        if start >= part.stop:
+            return
 
 
 def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[Slice]:
@@ -156,7 +187,7 @@ def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[S
         data = np.frombuffer(block, dtype=np.uint8)
         ends = data == ord("\n")
         if quoted:
-            parity = (np.cumsum(data == ord('"')) + inside) & 1
+            parity = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)) ^ inside
             ends &= parity == 0
             inside = int(parity[-1])
         positions = np.flatnonzero(ends) + 1
@@ -172,5 +203,5 @@ def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[S
     starts = range(0, count, rows_per_slice)
     return [
         Slice(start=s, stop=min(s + rows_per_slice, count), byte_start=a, byte_stop=b)
-        for s, (a, b) in zip(starts, pairwise(cuts), strict=True)
+        for s, (a, b) in zip(starts, itertools.pairwise(cuts), strict=True)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ import pyarrow as pa
 
 from pipeline import manifests
 from pipeline.errors import ConfigError, SourceChanged
+from pipeline.files import FILE_TYPE, Files
 from pipeline.recipe import Recipe
-from pipeline.sources import File, Kind, Source
+from pipeline.sources import Kind, Source
 from pipeline.steps import Step, reached
 from pipeline.store import FileFacts, Store, canonical
-from pipeline.tables import read_parquet, write_parquet
+from pipeline.tables import parquet_writer, row_groups
+
+UNITS_AT_ONCE = 1000
+"""In a row group of the plan: what is rows of Python's while it is written or read."""
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -33,7 +38,7 @@ UNIT_SCHEMA = pa.schema(
         ("header", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),
-        ("files", pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("etag", pa.string())]))),
+        ("files", pa.list_(FILE_TYPE)),
         ("retries", pa.list_(pa.struct([("ordinal", pa.int64()), ("windows", pa.list_(pa.int32()))]))),
     ]
 )
@@ -67,7 +72,7 @@ class Unit:
     """First line of a CSV manifest."""
     size: int = 0
     etag: str = ""
-    files: tuple[File, ...] = ()
+    files: Files = dataclasses.field(default_factory=Files)
     retries: tuple[Retry, ...] = ()
     """Where not empty: of the items from ``start`` to ``stop``, only these."""
 
@@ -79,21 +84,25 @@ class Unit:
     @property
     def cost(self) -> int:
         """A guess at how long it takes, to start long units early; comparable within one kind of source."""
-        return (
-            self.size if self.kind == "tar" else sum(f.facts.size for f in self.files) or (self.stop or 0) - self.start
-        )
+        return self.size if self.kind == "tar" else self.files.size_bytes or (self.stop or 0) - self.start
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a row of the plan."""
-        files = [{"path": f.path, "size": f.facts.size, "etag": f.facts.etag} for f in self.files]
-        retries = [{"ordinal": r.ordinal, "windows": list(r.windows)} for r in self.retries]
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return values | {"files": files, "retries": retries}
+        return self.without_files() | {"files": self.files.rows.to_pylist()}
+
+    def without_files(self) -> dict[str, Any]:
+        """The same but for the files, which may be many."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
+        return values | {"retries": [{"ordinal": r.ordinal, "windows": list(r.windows)} for r in self.retries]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Unit:
         """The unit that ``to_json`` wrote."""
-        files = tuple(File(path=f["path"], facts=FileFacts(size=f["size"], etag=f["etag"])) for f in values["files"])
+        return cls.with_files(values, Files(pa.chunked_array([values["files"]], FILE_TYPE)))
+
+    @classmethod
+    def with_files(cls, values: dict[str, Any], files: Files) -> Unit:
+        """The unit that ``without_files`` described, with its files."""
         retries = tuple(Retry(ordinal=r["ordinal"], windows=tuple(r["windows"])) for r in values["retries"])
         return cls(**values | {"files": files, "retries": retries})
 
@@ -113,28 +122,28 @@ def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
     """
     while True:
         plan = read_plan(store)
-        generation = len(plan.columns)
-        units, columns = _new_units(plan, sources, recipe, generation)
+        units, columns = plan_units(plan, sources, recipe)
         if not units:
             return plan
-        _check_unique(plan.units + units)
-        freeze_generation(store, units, columns, generation)
+        freeze_generation(store, units, columns, len(plan.columns))
         # read back: another job may have frozen this generation first
 
 
 def foresee_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
     """The plan that ``freeze_plan`` would record; nothing is written."""
     plan = read_plan(store)
-    units, columns = _new_units(plan, sources, recipe, len(plan.columns))
-    _check_unique(plan.units + units)
+    units, columns = plan_units(plan, sources, recipe)
     return Plan(units=plan.units + units, columns=[*plan.columns, columns]) if units else plan
 
 
 def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, generation: int) -> None:
     """Record a generation of units, unless another job has recorded it first."""
     schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
-    table = pa.Table.from_pylist([unit.to_json() for unit in units], schema=schema)
-    store.put_new(f"plan/{generation:04d}.parquet", write_parquet(table))
+    with store.scratch() as scratch:
+        with parquet_writer(scratch, schema) as writer:
+            for start in range(0, len(units), UNITS_AT_ONCE):
+                writer.write_table(_to_table(units[start : start + UNITS_AT_ONCE], schema))
+        store.put_new(f"plan/{generation:04d}.parquet", scratch)
     reached(Step.PLAN_RECORDED)
 
 
@@ -147,9 +156,28 @@ def read_plan(store: Store) -> Plan:
             content = store.get(f"plan/{len(columns):04d}.parquet")
         except FileNotFoundError:
             return Plan(units=units, columns=columns)
-        table = read_parquet(content)
+        for table in row_groups(content):
+            units += _from_table(table)
         columns.append(schema_from_text(table.schema.metadata[b"columns"].decode()))
-        units += [Unit.from_json(row) for row in table.to_pylist()]
+
+
+def _to_table(units: list[Unit], schema: pa.Schema) -> pa.Table:
+    rows = [unit.without_files() for unit in units]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([column for column in schema if column.name != "files"]))
+    files = Files.joined(unit.files for unit in units).rows.combine_chunks()
+    offsets = pa.array([0, *itertools.accumulate(len(unit.files) for unit in units)], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, files, type=schema.field("files").type)
+    return (
+        table.append_column(schema.field("files"), lists).select(schema.names).replace_schema_metadata(schema.metadata)
+    )
+
+
+def _from_table(table: pa.Table) -> Iterator[Unit]:
+    lists = table["files"].combine_chunks()
+    offsets, files = lists.offsets.to_pylist(), Files(pa.chunked_array([lists.values], FILE_TYPE))
+    rows = table.drop_columns(["files"]).to_pylist()
+    for row, (start, stop) in zip(rows, itertools.pairwise(offsets), strict=True):
+        yield Unit.with_files(row, files.cut(start, stop) if stop > start else Files())
 
 
 def committed_units(store: Store) -> set[str]:
@@ -167,13 +195,22 @@ def schema_from_text(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
-def _new_units(plan: Plan, sources: list[Source], recipe: Recipe, generation: int) -> tuple[list[Unit], pa.Schema]:
+def plan_units(plan: Plan, sources: list[Source], recipe: Recipe) -> tuple[list[Unit], pa.Schema]:
+    """The units of what the sources hold beyond a plan, and the user columns with those of the plan. Writes nothing.
+
+    SourceChanged if a planned source or file is not what it was.
+    """
     units: list[Unit] = []
+    generation = len(plan.columns)
     # together with those of earlier generations, so that one index can hold them all
     columns = {field.name: field.type for schema in plan.columns for field in schema}
     columns |= {"meta": pa.string()} | _promoted(recipe)
+    planned: dict[str, list[Unit]] = {}
+    for unit in plan.units:
+        if not unit.retries:
+            planned.setdefault(unit.source, []).append(unit)
     for source in sources:
-        before = [unit for unit in plan.units if unit.source == source.name and not unit.retries]
+        before = planned.get(source.name, [])
         if source.kind == "folder":
             units += _folder_units(source, before, recipe, generation)
         elif before:
@@ -187,21 +224,20 @@ def _new_units(plan: Plan, sources: list[Source], recipe: Recipe, generation: in
             units += [
                 _unit(source, generation, **dataclasses.asdict(part), header=survey.header) for part in survey.slices
             ]
+    _check_unique(itertools.chain(plan.units, units))
     return units, pa.schema(list(columns.items()))
 
 
 def _folder_units(source: Source, before: list[Unit], recipe: Recipe, generation: int) -> Iterator[Unit]:
     """Files that are in no unit yet, in runs; SourceChanged if one that is in a unit has changed."""
-    planned = {file.path: file.facts for unit in before for file in unit.files}
-    new = []
-    for file in source.files:
-        if file.path not in planned:
-            new.append(file)
-        elif planned[file.path] != file.facts:
-            raise SourceChanged.between(f"{canonical(source.url)}/{file.path}", planned[file.path], file.facts)
+    planned = Files.joined(unit.files for unit in before)
+    new, changed = source.files.beside(planned)
+    if changed:
+        was, found = changed
+        raise SourceChanged.between(f"{canonical(source.url)}/{found.path}", was.facts, found.facts)
     first = len(planned)
     for start in range(0, len(new), recipe.unit_clips):
-        files = tuple(new[start : start + recipe.unit_clips])
+        files = new.cut(start, min(start + recipe.unit_clips, len(new)))
         yield _unit(source, generation, start=first + start, stop=first + start + len(files), files=files)
 
 

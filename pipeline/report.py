@@ -6,11 +6,11 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.advice import advice
 from pipeline.encode import Report
@@ -128,9 +128,17 @@ class Summary:
 
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a finished output, from its index."""
-    samples = _read(store, index.samples, ["bucket", "num_frames"])
-    skips = _read(store, index.skips, ["skip_reason"])
-    rejects = _read(store, index.rejects, ["key", "uri", "reject_stage", "reject_kind", "reject_message"])
+    frames, buckets = 0, Counter[str]()
+    for table in _tables(store, index.samples, ["bucket", "num_frames"]):
+        frames += pc.sum(table["num_frames"]).as_py()
+        buckets += _counted(table["bucket"])
+    skips, rejects, examples = Counter[str](), Counter[str](), list[str]()
+    for table in _tables(store, index.skips, ["skip_reason"]):
+        skips += _counted(table["skip_reason"])
+    for table in _tables(store, index.rejects, ["key", "reject_stage", "reject_kind", "reject_message"]):
+        rejects += _counted(pc.binary_join_element_wise(table["reject_stage"], table["reject_kind"], "/"))
+        some = table.slice(0, EXAMPLES - len(examples)).to_pylist()
+        examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
     shards = store.list_files("shards")
     summary = Summary(
         output=store.url,
@@ -141,14 +149,14 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
         units_done_now=len(progress.reports),
         elapsed_s=progress.elapsed_s,
         samples=index.num_samples,
-        frames=sum(row["num_frames"] for row in samples),
+        frames=frames,
         size_bytes=sum(shards.values()),
-        buckets=dict(Counter(row["bucket"] for row in samples)),
-        skips=dict(Counter(row["skip_reason"] for row in skips)),
-        rejects=dict(Counter(f"{row['reject_stage']}/{row['reject_kind']}" for row in rejects)),
-        reject_examples=[f"{row['key']}: {row['reject_message']}"[:160] for row in rejects[:EXAMPLES]],
+        buckets=dict(buckets),
+        skips=dict(skips),
+        rejects=dict(rejects),
+        reject_examples=examples,
     )
-    if too_many_rejects(len(rejects), summary.windows, run.max_rejects):
+    if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
         summary.exit_code = 3
     return summary
 
@@ -173,10 +181,12 @@ def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Sum
     return summary
 
 
-def _read(store: Store, parts: list[str], names: list[str]) -> list[dict[str, Any]]:
-    tables = [read_parquet(store.get(part), names) for part in parts]
-    rows: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist() if tables else []
-    return rows
+def _tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
+    return (read_parquet(store.get(part), names) for part in parts)
+
+
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
 
 
 def _duration(seconds: float) -> str:

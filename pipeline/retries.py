@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.decode import Clip, Decoded, RejectedWindow
 from pipeline.index import Index, newest_index
@@ -70,9 +71,11 @@ def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
 def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:
     """Items that ended as one reject: whatever windows they turn out to have are new."""
     wanted = {(row["source"], row["ordinal"]) for row in rejects}
+    ordinals = pa.array({ordinal for _, ordinal in wanted}, pa.int64())
     rows: Counter[tuple[str, int]] = Counter()
     for path in [*index.samples, *index.rejects, *index.skips]:
         table = read_parquet(store.get(path), ["source", "ordinal"])
+        table = table.filter(pc.is_in(table["ordinal"], value_set=ordinals))
         rows.update(
             item
             for item in zip(table["source"].to_pylist(), table["ordinal"].to_pylist(), strict=True)

@@ -153,7 +153,7 @@ def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[
         enable_true_multi_threading=True,
     )
     rows = (
-        ray.data.from_items([{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks))
+        ray.data.from_items([{"task": task.pack()} for task in tasks], override_num_blocks=len(tasks))
         .map_batches(
             EncoderActor,
             batch_size=1,

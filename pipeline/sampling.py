@@ -196,8 +196,8 @@ def _some_items(
         yield from (item for item in items(unit, url, recipe, columns) if item.ordinal in drawn)
         return
     for ordinal in sorted(drawn):  # each as a unit of its own: the files beside the others are not asked for
-        file = unit.files[ordinal - unit.start]
-        alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=(file,))
+        files = unit.files.cut(ordinal - unit.start, ordinal - unit.start + 1)
+        alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
         yield from items(alone, url, recipe, columns)
 
 

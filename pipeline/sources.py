@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
@@ -18,6 +18,9 @@ import braceexpand
 
 from pipeline import manifests
 from pipeline.errors import ConfigError
+from pipeline.files import Files
+from pipeline.listing import walk
+from pipeline.parallel import in_parallel
 from pipeline.steady import asked, file_facts, open_source
 from pipeline.store import FileFacts, canonical, scheme_of
 
@@ -30,15 +33,6 @@ Kind = Literal["tar", "manifest", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class File:
-    """A media file of a folder as planning saw it."""
-
-    path: str
-    """Relative to the folder."""
-    facts: FileFacts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One tar, manifest or folder as planning saw it."""
 
@@ -48,7 +42,7 @@ class Source:
     """As given, with what is needed to open it. Never written to the output."""
     facts: FileFacts = NO_FACTS
     """Of a tar or manifest."""
-    files: tuple[File, ...] = ()
+    files: Files = field(default_factory=Files)
     """Of a folder, by path."""
 
 
@@ -83,7 +77,7 @@ def _find(spec: str) -> list[Source]:
             return canonical(path)
         return f"{name}/{PurePosixPath(canonical(path)).name}" if many else name
 
-    return [_open_source(named(path), kinds[path], path) for path in opened] + [
+    return list(in_parallel(lambda path: _open_source(named(path), kinds[path], path), opened)) + [
         Source(name=named(folder), kind="folder", url=folder, files=_given_files(paths))
         for folder, paths in folders.items()
     ]
@@ -134,34 +128,42 @@ def _file_facts(url: str) -> FileFacts:
         raise ConfigError(f"there is no file at '{canonical(url)}'") from None
 
 
-def _list_media(url: str) -> tuple[File, ...]:
+def _list_media(url: str) -> Files:
     """Media files below a folder, sorted by path; symbolic links are not followed."""
     fs, root = open_source(url)
-    found = asked(url, lambda: fs.find(root, detail=True))
-    start = len(root.rstrip("/")) + 1
-    files = {
-        name[start:]: FileFacts.of(info)
-        for name, info in found.items()
-        if _suffix(name) in MEDIA_SUFFIXES and not info.get("islink")
-    }
+    tars = False
+
+    def media() -> Iterator[tuple[str, FileFacts]]:
+        nonlocal tars
+        for path, info in walk(fs, root, partial(asked, url)):
+            suffix = _suffix(path)
+            tars |= suffix == "tar"
+            if suffix in MEDIA_SUFFIXES:
+                _check_name(path, url)
+                yield path, FileFacts.of(info)
+
+    files = Files.of(media())
     if not files:
-        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if any(_suffix(n) == "tar" for n in found) else ""
+        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if tars else ""
         raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
-    for path in files:
-        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if path != shown:
-            raise ConfigError(f"a file below '{canonical(url)}' has a name that is not UTF-8: '{shown}'; rename it")
-    return tuple(File(path=path, facts=files[path]) for path in sorted(files))
+    return files
 
 
-def _given_files(urls: list[str]) -> tuple[File, ...]:
+def _check_name(path: str, url: str) -> None:
+    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if path != shown:
+        raise ConfigError(f"a file below '{canonical(url)}' has a name that is not UTF-8: '{shown}'; rename it")
+
+
+def _given_files(urls: list[str]) -> Files:
     for url in urls:
         if scheme_of(url) in ("http", "https") and "?" in url:
             raise ConfigError(
                 f"'{canonical(url)}' is given with a query, which would be written to the plan as a part of its name; "
                 "give such URLs in a manifest"
             )
-    return tuple(File(path=url.rpartition("/")[2], facts=_file_facts(url)) for url in sorted(urls))
+    names = (url.rpartition("/")[2] for url in sorted(urls))
+    return Files.of(zip(names, in_parallel(_file_facts, sorted(urls)), strict=True))
 
 
 def _suffix(path: str) -> str:

@@ -16,6 +16,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.listing import walk
 from pipeline.retry import ShortRead, is_transient, remote_errors, retried
 from pipeline.steps import Step, reached
 
@@ -125,9 +127,8 @@ class Store:
         """Size of every file below a folder, by path relative to the output; empty if there is no such folder.
 
         0 where the store does not tell sizes, as web servers' listings."""
-        found: dict[str, dict[str, Any]] = self._tried(folder, lambda: self._fs.find(self._at(folder), detail=True))
-        start = len(self._root.rstrip("/")) + 1
-        return {name[start:]: int(info["size"] or 0) for name, info in sorted(found.items()) if info["type"] == "file"}
+        found = walk(self._fs, self._at(folder), partial(self._tried, folder))
+        return {f"{folder}/{path}".lstrip("/"): int(info["size"] or 0) for path, info in found}
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, length), through one open file locally and concurrent range requests elsewhere.

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_index": True, "write_page_checksum": True}
 
 
 def arrow_file(content: bytes) -> pa.NativeFile:
@@ -33,8 +37,19 @@ def parquet_batches(content: bytes, columns: list[str], rows: int) -> Iterator[p
         yield pa.Table.from_batches([batch])
 
 
+def row_groups(content: bytes) -> Iterator[pa.Table]:
+    """The table in a Parquet file, one row group after the other."""
+    parquet = pq.ParquetFile(arrow_file(content), page_checksum_verification=True)
+    return (parquet.read_row_group(n) for n in range(parquet.metadata.num_row_groups))
+
+
 def write_parquet(table: pa.Table) -> bytes:
     """The table as a Parquet file with zstd, a page index and checksums; equal bytes for equal tables."""
     sink = io.BytesIO()  # written by the calling thread only
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, write_page_checksum=True)
+    pq.write_table(table, sink, **_FORMAT)
     return sink.getvalue()
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """The same, of tables that come one after the other; each becomes a row group."""
+    return pq.ParquetWriter(path, schema, **_FORMAT)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.columns import NAMES
-from pipeline.index import newest_index
-from pipeline.plan import read_plan
+from pipeline.columns import NAMES, schema
+from pipeline.index import in_source_order, newest_index, write_parts
+from pipeline.parallel import in_parallel
+from pipeline.plan import Plan, Unit, read_plan
 from pipeline.shards import sidecar_facts, sidecar_path
 from pipeline.store import Store
 from pipeline.tables import read_parquet
@@ -24,6 +30,13 @@ WINDOW_BYTES = 64 << 20
 """Of a shard that is held in memory at once."""
 
 Row = dict[str, Any]
+
+_TENSORS = [
+    f"{prefix}{name}"
+    for prefix in ("", "first_", "last_")
+    for name in ("offset", "tensor_offset", "tensor_nbytes", "crc32c")
+]
+_NO_ROWS = schema(pa.schema([])).empty_table()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,43 +73,57 @@ class Verdict:
 
 
 def verify(store: Store, say: Callable[[str], None]) -> Verdict:
-    """Read everything that is committed and compare it with what its commit says. Raises StoreError if it cannot be read."""
+    """Read everything that is committed and compare it with what its commit says. Raises StoreError if it cannot be read.
+
+    The index is compared with one that is made again, on local disk: few rows are in memory at once.
+    """
     verdict = Verdict()
     plan = read_plan(store)
-    rows: list[Row] = []
-    for unit in plan.units:
+    shards: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        sidecars = _checked_units(store, plan, shards, verdict, say)
+        _, parts = write_parts(sidecars, plan, lambda: stack.enter_context(store.scratch()))
+        _check_index(store, parts, shards, verdict)
+    return verdict
+
+
+def _checked_units(
+    store: Store, plan: Plan, shards: set[str], verdict: Verdict, say: Callable[[str], None]
+) -> Iterator[tuple[Unit, pa.Table]]:
+    """Every sidecar that can be read, once it and its shard have been looked at. Notes the shards."""
+    units = in_source_order(plan)
+    paths = [sidecar_path(unit.name) for unit in units]
+    for unit, path, sidecar in zip(units, paths, in_parallel(partial(_read, store), paths), strict=True):
         verdict.units += 1
-        path = sidecar_path(unit.name)
-        sidecar = _read(store, path, verdict)
-        if sidecar is None:
+        if isinstance(sidecar, str):
+            verdict.problems.append((path, sidecar))
             continue
-        facts, table = sidecar_facts(sidecar), sidecar.to_pylist()
-        again = {row["id"] for row in table} if unit.retries else set()
-        rows = [row for row in rows if row["id"] not in again or not row["reject_kind"]] + table
-        counts = {"num_samples": sum(row["shard"] is not None for row in table)}
-        counts["num_skips"] = sum(row["skip_reason"] is not None for row in table)
-        counts["num_rejects"] = len(table) - sum(counts.values())
+        facts = sidecar_facts(sidecar)
+        counts = {"num_samples": sidecar["shard"].is_valid(), "num_skips": sidecar["skip_reason"].is_valid()}
+        counts = {name: pc.sum(found).as_py() or 0 for name, found in counts.items()}
+        counts["num_rejects"] = len(sidecar) - sum(counts.values())
         for name, count in counts.items():
             if int(facts[name]) != count:
                 problem = f"its metadata says {name} {facts[name]}, it holds {count}"
                 verdict.problems.append((path, problem))
         if "shard" in facts:
+            shards.add(facts["shard"])
             verdict.shards += 1
-            _check_shard(store, facts, [row for row in table if row["shard"]], verdict)
+            samples = sidecar.filter(sidecar["shard"].is_valid()).select(["id", "key", *_TENSORS])
+            _check_shard(store, facts, samples.to_pylist(), verdict)
             if verdict.shards % 100 == 0:
                 say(f"{verdict.shards} shards read, {len(verdict.problems)} problems")
-    _check_index(store, rows, verdict)
-    return verdict
+        yield unit, sidecar
 
 
-def _read(store: Store, path: str, verdict: Verdict) -> pa.Table | None:
+def _read(store: Store, path: str) -> pa.Table | str:
+    """A table, or what is wrong with it."""
     try:
         return read_parquet(store.get(path))
     except FileNotFoundError:
-        verdict.problems.append((path, "missing; if the job did not finish, run it again"))
+        return "missing; if the job did not finish, run it again"
     except (pa.ArrowException, OSError) as error:  # what Arrow raises for damaged files
-        verdict.problems.append((path, f"cannot be read: {str(error).splitlines()[0]}"))
-    return None
+        return f"cannot be read: {str(error).splitlines()[0]}"
 
 
 def _check_shard(store: Store, facts: dict[str, str], rows: list[Row], verdict: Verdict) -> None:
@@ -139,28 +166,66 @@ def _windows(store: Store, path: str, size: int) -> Iterator[tuple[int, bytes]]:
         yield start, store.read_ranges(path, [(start, min(WINDOW_BYTES, size - start))])[0]
 
 
-def _check_index(store: Store, rows: list[Row], verdict: Verdict) -> None:
+def _check_index(store: Store, parts: dict[str, Path], shards: set[str], verdict: Verdict) -> None:
     """The newest index holds the rows of the sidecars, no more and no fewer, and names their shards."""
     index = newest_index(store)
     if index is None:
         verdict.problems.append(("index/", "there is no index: the job has not finished; run it again"))
         return
-    indexed: dict[str, Row] = {}
-    for path in [*index.samples, *index.rejects, *index.skips]:
-        part = _read(store, path, verdict)
-        indexed |= {row["id"]: row for row in part.to_pylist()} if part is not None else {}
-    for row in rows:
-        other = indexed.pop(row["id"], None)
-        differing = [name for name in NAMES if other is not None and other[name] != row[name]]
-        if other is None or differing:
-            where = f"index/{index.generation:04d}.json"
-            what = f"differs in {', '.join(differing)}" if differing else "is missing"
-            verdict.problems.append((where, f"the row of {row['id']} ({row['key']}) {what}"))
-    for name in indexed:
-        verdict.problems.append((f"index/{index.generation:04d}.json", f"{name} is in no sidecar"))
+    where = f"index/{index.generation:04d}.json"
+    for kind, paths in (("samples", index.samples), ("rejects", index.rejects), ("skips", index.skips)):
+        made = [path for name, path in parts.items() if name.startswith(kind)]
+        for what in _differences(store, made, paths, verdict):
+            verdict.problems.append((where, what))
     try:
         listed = store.get(index.shards).decode().split()
     except FileNotFoundError:
         listed = []
-    if listed != sorted({row["shard"] for row in rows if row["shard"]}):
+    if listed != sorted(shards):
         verdict.problems.append((index.shards, "does not list the committed shards"))
+
+
+def _differences(store: Store, made: list[Path], stored: list[str], verdict: Verdict) -> Iterator[str]:
+    """What differs between parts of the index as they should be and as they are."""
+    missing: dict[str, str] = {}
+    extra: dict[str, str] = {}
+    for ours, path in itertools.zip_longest(made, stored):
+        if ours and path and _same_bytes(store, ours, path):
+            continue  # as always, unless another version of Arrow wrote it
+        expected = read_parquet(ours.read_bytes()) if ours else _NO_ROWS
+        found = _read(store, path) if path else _NO_ROWS
+        if isinstance(found, str):
+            verdict.problems.append((path, found))
+            found = _NO_ROWS
+        if not expected.equals(found):
+            place = pc.index_in(expected["id"], value_set=found["id"])
+            missing |= _keys(expected.filter(pc.is_null(place)))
+            extra |= _keys(found.filter(pc.invert(pc.is_in(found["id"], value_set=expected["id"]))))
+            yield from _differing_rows(expected.filter(pc.is_valid(place)), found.take(place.drop_null()))
+    # rows that have moved from one part to the next since others are missing are not missing themselves
+    for name in missing.keys() - extra.keys():
+        yield f"the row of {name} ({missing[name]}) is missing"
+    for name in extra.keys() - missing.keys():
+        yield f"{name} is in no sidecar"
+
+
+def _same_bytes(store: Store, ours: Path, path: str) -> bool:
+    try:
+        return store.get(path) == ours.read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def _differing_rows(expected: pa.Table, found: pa.Table) -> Iterator[str]:
+    differing: dict[int, list[str]] = {}
+    for name in NAMES:
+        a, b = expected[name], found[name]
+        differs = pc.fill_null(pc.not_equal(a, b), pc.xor(a.is_null(), b.is_null()))
+        for row in pc.indices_nonzero(differs).to_pylist():
+            differing.setdefault(row, []).append(name)
+    for row, names in differing.items():
+        yield f"the row of {expected['id'][row]} ({expected['key'][row]}) differs in {', '.join(names)}"
+
+
+def _keys(rows: pa.Table) -> dict[str, str]:
+    return dict(zip(rows["id"].to_pylist(), rows["key"].to_pylist(), strict=True))

@@ -58,7 +58,7 @@ def write_latents(
                 writer.add_sample(
                     item,
                     plain_facts(buckets[n].num_frames, buckets[n].height, buckets[n].width),
-                    _clip(buckets[n]),
+                    clip_of(buckets[n]),
                     latents,
                     "whole",
                 )
@@ -74,7 +74,8 @@ def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
     return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
 
 
-def _clip(bucket: Bucket) -> Clip:
+def clip_of(bucket: Bucket) -> Clip:
+    """A clip of a bucket with no picture in it."""
     place = Placement(
         scaled_height=bucket.height,
         scaled_width=bucket.width,

@@ -13,11 +13,12 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 PROMISED = ("shards", "metadata", "index", "plan", "dataset.json")
 """What is the same bytes after any disturbance."""
+
+ORDER = ("source", "ordinal", "window")
 
 Read = Callable[[str], bytes]
 
@@ -125,8 +126,8 @@ def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> 
         assert len(part) == index[f"num_{name}"]
         found += part
     assert len(found) == len(rows), "the index has a row twice, or lacks one"
-    samples = pa.Table.from_pylist([row for row in found if row["shard"]]) if shards else None
-    if samples is not None:
-        order = [(row["bucket"], row["shard"], row["offset"]) for row in samples.to_pylist()]
-        assert order == sorted(order)
+    for name, columns in (("samples", ("bucket", *ORDER)), ("rejects", ORDER), ("skips", ORDER)):
+        part = [row for path in index[name] for row in pq.read_table(output / path).to_pylist()]
+        order = [tuple(row[column] for column in columns) for row in part]
+        assert order == sorted(order), f"{name} are not in order"
     assert {row["id"]: row for row in found} == {row["id"]: row | dict.fromkeys(found[0], None) | row for row in rows}

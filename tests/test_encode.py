@@ -212,5 +212,5 @@ def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatc
     monkeypatch.setattr("pipeline.actor.ShardEncoder", Encoder)
     task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None))
     with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
-        EncoderActor()({"task": [task.to_json()]})
+        EncoderActor()({"task": [task.pack()]})
     assert signals == [signal.SIGKILL]

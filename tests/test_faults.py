@@ -30,6 +30,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipeline import parallel as parallel_module
 from pipeline import run as run_module
 from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
@@ -108,6 +109,7 @@ class Jobs(RuleBasedStateMachine):
         with (
             painted(),
             mock.patch.object(run_module, "ThreadPoolExecutor", InOrder),
+            mock.patch.object(parallel_module, "ThreadPoolExecutor", InOrder),
             mock.patch.object(run_module.secrets, "token_hex", lambda n: f"job{next(self.names)}"),
             mock.patch.dict(os.environ, noise),
         ):
