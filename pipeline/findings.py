@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,17 +19,18 @@ import pyarrow.compute as pc
 from pipeline.dataset import Dataset, recorded_dataset
 from pipeline.index import Index, newest_index
 from pipeline.latent_statistics import LatentStatistics, latent_statistics
+from pipeline.parallel import in_parallel
 from pipeline.plan import Unit, committed_units, read_plan
 from pipeline.shards import sidecar_facts, sidecar_path
 from pipeline.store import Store
 from pipeline.tables import parquet_batches, read_parquet
+from pipeline.totals import Totals
 
 EXAMPLES = 5
 """Of each kind of reject and skip."""
 ROWS_FOR_EXAMPLES = 100
 """Of one table and kind that are looked at: many may be windows of one item."""
 DURATION_EDGES_S = (0, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, float("inf"))
-READERS = 16
 ROWS_AT_ONCE = 1 << 17
 COLUMNS = (
     *("id", "source", "key", "window", "shard", "skip_reason", "reject_stage", "reject_kind", "reject_message"),
@@ -83,11 +83,8 @@ class Findings:
     dataset: Dataset
     units: int
     committed: int
-    latents: LatentStatistics | None
-    size_bytes: int
-    """Of the committed shards."""
-    environments: int
-    """Units that were made in another environment than the one that began the output."""
+    totals: Totals
+    latents: LatentStatistics | None = None
     buckets: defaultdict[str, BucketCount] = field(default_factory=lambda: defaultdict(BucketCount))
     sources: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
     skips: defaultdict[str, Group] = field(default_factory=lambda: defaultdict(Group))
@@ -122,43 +119,32 @@ def find(store: Store) -> Findings:
     dataset, plan = recorded_dataset(store), read_plan(store)
     names = committed_units(store)
     committed = [unit for unit in plan.units if unit.name in names]
-    facts = [sidecar_facts(table) for table in _sidecars(store, committed, [])]
-    findings = Findings(
-        url=store.url,
-        dataset=dataset,
-        units=len(plan.units),
-        committed=len(committed),
-        latents=latent_statistics(facts),
-        size_bytes=sum(int(f["size_bytes"]) for f in facts if "shard" in f),
-        environments=sum("environment" in f for f in facts),
-    )
-    for table in _tables(store, committed, newest_index(store)):
+    index = newest_index(store)
+    later = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
+    totals = Totals() if index is None else index.totals
+    findings = Findings(url=store.url, dataset=dataset, units=len(plan.units), committed=len(committed), totals=totals)
+    for table in _tables(store, later, index, totals):
         _add(findings, table)
+    findings.latents = latent_statistics(totals)
     return findings
 
 
-def _tables(store: Store, committed: list[Unit], index: Index | None) -> Iterator[pa.Table]:
-    """The rows of the index and of sidecars that came later, without the rejects that a later unit has tried again."""
+def _tables(store: Store, later: list[Unit], index: Index | None, totals: Totals) -> Iterator[pa.Table]:
+    """The rows of the index and of sidecars that came later, without the rejects that a later unit has tried again.
+
+    What the sidecars' facts say is added to ``totals``.
+    """
     again = pa.array([], pa.string())
-    later = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
-    for unit, table in zip(later, _sidecars(store, later, COLUMNS), strict=True):
+    read = in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), later)
+    for unit, sidecar in read:
+        totals.add(sidecar_facts(sidecar))
+        table = sidecar.select(list(COLUMNS))
         yield _without(table, again)
         if unit.retries:
             again = pa.concat_arrays([again, table["id"].combine_chunks()])
     for part in [] if index is None else [*index.samples, *index.skips, *index.rejects]:
         for table in parquet_batches(store.get(part), list(COLUMNS), ROWS_AT_ONCE):
             yield _without(table, again)
-
-
-def _sidecars(store: Store, units: Sequence[Unit], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of each unit's sidecar, in order, many read at a time."""
-
-    def read(unit: Unit) -> pa.Table:
-        return read_parquet(store.get(sidecar_path(unit.name)), list(columns))
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(units), 4 * READERS):
-            yield from pool.map(read, units[start : start + 4 * READERS])
 
 
 def _without(table: pa.Table, ids: pa.Array) -> pa.Table:

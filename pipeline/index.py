@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -26,6 +27,7 @@ from pipeline.shards import sidecar_facts, sidecar_path
 from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet
+from pipeline.totals import Totals
 
 ROWS_AT_ONCE = 16_384
 """Of sidecars, that are sorted into parts together."""
@@ -43,6 +45,7 @@ class Index:
     num_samples: int
     num_rejects: int
     num_skips: int
+    totals: Totals
 
 
 def newest_index(store: Store) -> Index | None:
@@ -56,7 +59,7 @@ def newest_index(store: Store) -> Index | None:
 def _from_json(content: bytes) -> Index:
     values: dict[str, Any] = json.loads(content)
     values.pop("format_version")
-    return Index(**values)
+    return Index(**values | {"totals": Totals(**values["totals"])})
 
 
 def build_index(store: Store, plan: Plan) -> Index:
@@ -69,8 +72,9 @@ def build_index(store: Store, plan: Plan) -> Index:
     generation = len(plan.columns) - 1
     with contextlib.ExitStack() as stack:
         shards: dict[str, int] = {}
+        totals = Totals()
         read = in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), in_source_order(plan))
-        counts, parts = write_parts(_noting_shards(read, shards), plan, lambda: stack.enter_context(store.scratch()))
+        counts, parts = write_parts(_noting(read, shards, totals), plan, lambda: stack.enter_context(store.scratch()))
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
         files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
@@ -84,6 +88,7 @@ def build_index(store: Store, plan: Plan) -> Index:
         "shards": f"{folder}/shards.txt",
         **{kind: [f"{folder}/{name}" for name in files if name.startswith(f"{kind}-")] for kind in KINDS},
         **{f"num_{kind}": counts[kind] for kind in KINDS},
+        "totals": dataclasses.asdict(totals),
     }
     content = json.dumps(values, indent=1, sort_keys=True).encode()
     path = f"index/{generation:04d}.json"
@@ -135,12 +140,13 @@ def write_parts(
     return writer.counts, writer.close()
 
 
-def _noting_shards(
-    sidecars: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int]
+def _noting(
+    sidecars: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int], totals: Totals
 ) -> Iterator[tuple[Unit, pa.Table]]:
-    """The same, with the size in bytes of every shard that they name put into ``shards``."""
+    """The same, with the size in bytes of every shard that they name put into ``shards``, and all added to ``totals``."""
     for unit, table in sidecars:
         facts = sidecar_facts(table)
+        totals.add(facts)
         if "shard" in facts:
             shards[facts["shard"]] = int(facts["size_bytes"])
         yield unit, table

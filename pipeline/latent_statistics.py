@@ -1,12 +1,12 @@
-"""Mean and standard deviation of an output's latents per channel, from the sums that its sidecars carry."""
+"""Mean and standard deviation of an output's latents per channel, from its totals."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pipeline.totals import Totals
 from stvae.card import Card
 
 JUDGED_AFTER_CLIPS = 100
@@ -47,20 +47,19 @@ class LatentStatistics:
         return json.dumps({"shift": [_short(m) for m in self.mean], "scale": [s and _short(s) for s in scale]})
 
 
-def latent_statistics(sidecars: Iterable[Mapping[str, str]]) -> LatentStatistics | None:
-    """The statistics that the facts of all sidecars add up to; None where there is no sample.
+def latent_statistics(totals: Totals) -> LatentStatistics | None:
+    """The statistics that sums over all latents tell; None where there is no sample.
 
-    Sums are float64 and added exactly, so the variance, mean of squares minus square of the mean, is as good as they are:
-    its error is about 1e-16 of the mean of squares.
+    The variance is the mean of squares minus the square of the mean: its error is about 1e-16 of the mean of squares for
+    each unit that was added.
     """
-    facts = [(s, json.loads(s["latent_sum"]), json.loads(s["latent_sum_of_squares"])) for s in sidecars]
-    count = sum(int(s["latent_count"]) for s, _, _ in facts)
+    count = totals.latent_count
     if not count:
         return None
-    mean = [math.fsum(sums) / count for sums in zip(*(sums for _, sums, _ in facts), strict=True)]
-    squares = [math.fsum(sums) / count for sums in zip(*(sums for _, _, sums in facts), strict=True)]
+    mean = [value / count for value in totals.latent_sum]
+    squares = [value / count for value in totals.latent_sum_of_squares]
     return LatentStatistics(
-        clips=sum(int(s["num_samples"]) for s, _, _ in facts),
+        clips=totals.num_samples,
         values_per_channel=count,
         mean=tuple(mean),
         std=tuple(math.sqrt(max(square - m * m, 0.0)) for m, square in zip(mean, squares, strict=True)),

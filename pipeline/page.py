@@ -160,9 +160,9 @@ def notices(findings: Findings, windows: int) -> list[str]:
         )
     if tiled := findings.encode_paths["tiled"]:
         found.append(f"{tiled:,} clips did not fit the memory whole and were encoded in tiles, which blends seams.")
-    if findings.environments:
+    if others := findings.totals.environments:
         found.append(
-            f"{findings.environments:,} units were made with other versions, threads or devices than those that began "
+            f"{others:,} units were made with other versions, threads or devices than those that began "
             "the output: their last bits may differ. Their sidecars say which."
         )
     return found

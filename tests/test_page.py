@@ -26,6 +26,7 @@ from pipeline.preview import decode_back, psnr_db, source_frames
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.store import Store
+from pipeline.totals import Totals
 from stvae import Card, load_codec
 from tests.browser import Sight, look, needs_chromium
 from tests.clips_maker import make_clip, make_image
@@ -135,7 +136,7 @@ def test_counts_are_those_of_the_rows(output: Path) -> None:
         seconds = sum(row["end_s"] - row["start_s"] for row in rows if row["fps"] is not None)
         assert bucket.seconds == pytest.approx(seconds)
         assert bucket.latent_shape == data.read(np.array([columns["bucket"].to_pylist().index(name)]))[0].shape
-    assert findings.size_bytes == sum(path.stat().st_size for path in (output / "shards").iterdir())
+    assert findings.totals.size_bytes == sum(path.stat().st_size for path in (output / "shards").iterdir())
     summary = json.loads((output / "summary.json").read_text())
     assert {name: group.count for name, group in findings.skips.items()} == summary["skips"]
     assert {name: group.count for name, group in findings.rejects.items()} == summary["rejects"]
@@ -173,9 +174,13 @@ def counts(output: Path) -> dict[str, Any]:
     """What a page counts, without the examples, whose choice depends on the order of rows."""
     findings = find(Store(str(output)))
     groups = {f"{name}: {group.count}" for kinds in (findings.skips, findings.rejects) for name, group in kinds.items()}
-    names = ("buckets", "sources", "codecs", "encode_paths", "latents", "size_bytes", "units", "committed")
+    names = ("buckets", "sources", "codecs", "encode_paths", "units", "committed")
+    found = {name: getattr(findings, name) for name in names} | {"groups": groups}
     lengths = [findings.clip_durations.tolist(), findings.item_durations.tolist()]
-    return {name: getattr(findings, name) for name in names} | {"groups": groups, "lengths": lengths}
+    # sums depend on their order in the last bits
+    sums = [f"{value:.9g}" for value in findings.totals.latent_sum + findings.totals.latent_sum_of_squares]
+    counted = (findings.totals.num_samples, findings.totals.latent_count, findings.totals.size_bytes)
+    return found | {"lengths": lengths, "sums": sums, "counted": counted}
 
 
 def test_an_unfinished_output_is_counted_from_its_sidecars(output: Path) -> None:
@@ -207,7 +212,7 @@ def test_rejects_that_were_tried_again_count_once(tmp_path: Path, tiny_card: Car
         write_video(tmp_path / "videos" / "4.mp4", 4)
         encode(recipe, dataclasses.replace(run, max_rejects=1.0, retry_rejects="all"), tiny_card, say=lambda line: None)
     indexed = counts(tmp_path / "out")
-    assert indexed["groups"] == {"fetch/not_found: 2"} and indexed["latents"].clips == 4
+    assert indexed["groups"] == {"fetch/not_found: 2"} and indexed["counted"][0] == 4
     (tmp_path / "out" / "index" / "0001.json").unlink()  # as while the second generation is being made
     assert counts(tmp_path / "out") == indexed
     shutil.rmtree(tmp_path / "out" / "index")
@@ -238,12 +243,17 @@ def test_statistics_of_many_sidecars_are_those_of_all_their_values() -> None:
     generator = np.random.default_rng(0)
     parts = [generator.normal([[0.0], [300.0]], [[1.0], [0.01]], (2, n)) for n in generator.integers(1, 5000, 50)]
     empty = facts_of(np.zeros((2, 0)), clips=0)
-    statistics = latent_statistics([facts_of(part) for part in parts] + [empty])
+    totals = Totals()
+    for facts in [empty, *map(facts_of, parts), empty]:
+        totals.add(facts)
+    statistics = latent_statistics(totals)
     together = np.concatenate(parts, axis=1)
     assert statistics is not None and statistics.values_per_channel == together.shape[1] and statistics.clips == 50
     assert np.allclose(statistics.mean, together.mean(axis=1), rtol=1e-12, atol=1e-12)
     assert np.allclose(statistics.std, together.std(axis=1), rtol=1e-6)
-    assert latent_statistics([empty]) is None
+    nothing = Totals()
+    nothing.add(empty)
+    assert latent_statistics(nothing) is None
 
 
 @pytest.mark.parametrize(
