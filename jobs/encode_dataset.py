@@ -20,6 +20,7 @@ from pipeline.dataset import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
+from pipeline.terminal import Terminal
 from stvae.card import read_card
 
 
@@ -119,24 +120,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the job; the exit code says how it ended (0 done, 1 failed, 2 arguments or recipe, 3 rejects, 130 interrupted)."""
     arguments = parse_arguments(argv)
+    terminal = Terminal(sys.stdout)
     try:
         card = read_card(arguments.codec)
         if arguments.calibrate:
-            calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
+            calibrate(_recipe(arguments, card.sha256), _run(arguments), card, say=terminal.say)
             return 0
-        summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=_say)
+        show = terminal.show if terminal.rewrites else None
+        summary = encode(_recipe(arguments, card.sha256), _run(arguments), card, say=terminal.say, show=show)
     except USER_ERRORS as error:
-        _say(f"error: {error}")
+        terminal.say(f"error: {error}")
         return exit_code(error)
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on")
+        terminal.say("interrupted; run the same command again to go on")
         return 130
-    _say(str(summary))
+    terminal.say(str(summary))
     return summary.exit_code
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:

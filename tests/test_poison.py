@@ -70,6 +70,17 @@ def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -
         time.sleep(0.02)
 
 
+def a_busy_node(process: subprocess.Popen[str], output: Path) -> str:
+    """A node that has begun a unit."""
+    while True:
+        for path in output.glob("attempts/*/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # committed meanwhile
+                node: str = json.loads(path.read_bytes())["node"]
+                return node
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
     videos: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -139,8 +150,7 @@ def test_a_lost_node_costs_time_and_nothing_else(videos: Path, tmp_path: Path, u
             nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
             with job(videos, output, SLOW, "--ray-address", cluster.address, "--actors", "2") as process:
                 wait_for_commits(process, output, 2)
-                begun = [json.loads(path.read_bytes())["node"] for path in output.glob("attempts/*/*.json")]
-                cluster.remove_node(nodes[begun[0]], allow_graceful=False)
+                cluster.remove_node(nodes[a_busy_node(process, output)], allow_graceful=False)
                 finish(process)
         finally:
             cluster.shutdown()

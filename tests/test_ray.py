@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,9 +17,9 @@ import pytest
 from tests.clips_maker import make_clip
 from tests.conftest import TINY
 from tests.oracle import assert_sound, tree
+from tests.ray_head import RAY, free_port, ray_head
 
 ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture(scope="module")
@@ -57,43 +55,20 @@ def test_actors_write_the_same_bytes_as_one_process(videos: Path, tmp_path: Path
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
-    """Address of the job server of a head node that was started by hand, as on a cluster."""
-    ports = [_free_port() for _ in range(2)]
-    environment = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--disable-usage-stats", *options],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
+    """Address of the job server of a head node."""
+    ports = [free_port() for _ in range(2)]
     address = f"http://127.0.0.1:{ports[1]}"
-    try:
-        deadline_s = time.monotonic() + 90
-        while True:
-            try:
-                urlopen(f"{address}/api/jobs/", timeout=5).close()  # noqa: S310
-                break
-            except (URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline_s, (tmp_path / "head.log").read_text()
-                time.sleep(0.5)
+
+    def answers() -> bool:
+        try:
+            urlopen(f"{address}/api/jobs/", timeout=5).close()  # noqa: S310
+        except (URLError, OSError):
+            return False
+        return True
+
+    options = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1"]
+    with ray_head(tmp_path / "head.log", answers, *options):
         yield address
-    finally:
-        # its own way to end takes half a minute; the children are this test's as much as the head is
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [*map(int, children), process.pid]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_ray_job_submit_runs_the_same_command(
