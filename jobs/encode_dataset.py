@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +27,7 @@ from pipeline.estimate import Speeds, estimate, speeds_given
 from pipeline.nodes import watched
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
+from pipeline.terminal import Terminal
 from stvae.card import Card, read_card
 
 
@@ -36,56 +38,54 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job; the exit code says how it ended (0 done, 1 failed, 2 arguments or recipe, 3 rejects, 130 interrupted)."""
+    terminal = Terminal(sys.stdout)
     try:
         arguments = parse_arguments(argv)
         if arguments.print_config:
             if arguments.buckets:
                 _recipe(arguments, codec="")  # refuses what contradicts itself
-            _say(config.print_config(arguments))
+            terminal.say(config.print_config(arguments))
             return 0
         card = read_card(arguments.codec)
         recipe, run = _recipe(arguments, card.sha256), _run(arguments)
         if arguments.dry_run is not None:
-            _dry_run(arguments, recipe, run, card)
+            _dry_run(arguments, recipe, run, card, terminal.say)
             return 0
         if arguments.calibrate:
-            with watched(run, say=_say):
-                calibrate(recipe, run, card, say=_say)
+            with watched(run, say=terminal.say):
+                calibrate(recipe, run, card, say=terminal.say)
             return 0
-        return _encode(recipe, run, card)
+        return _encode(recipe, run, card, terminal)
     except USER_ERRORS as error:
-        _say(f"error: {error}")
+        terminal.say(f"error: {error}")
         return exit_code(error)
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on")
+        terminal.say("interrupted; run the same command again to go on")
         return 130
 
 
-def _encode(recipe: Recipe, run: Run, card: Card) -> int:
+def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
+    show = terminal.show if terminal.rewrites else None
     try:
-        with watched(run, say=_say):
-            summary = encode(recipe, run, card, say=_say)
+        with watched(run, say=terminal.say):
+            summary = encode(recipe, run, card, say=terminal.say, show=show)
     except SystemExit:  # how Ray answers SIGTERM once it is connected
         raise KeyboardInterrupt from None
-    _say(f"{summary}\n  report   {summary.output}/{page.PATH}")
+    terminal.say(f"{summary}\n  report   {summary.output}/{page.PATH}")
     return summary.exit_code
 
 
-def _dry_run(arguments: argparse.Namespace, recipe: Recipe, run: Run, card: Card) -> None:
+def _dry_run(arguments: argparse.Namespace, recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> None:
     """Print what the job would do and cost; the speed of an encoder is given, measured here or left open."""
     speeds: Speeds | None = None
     speeds_are = "at the speed given"
     if arguments.clips_per_s:
         speeds = speeds_given(recipe, arguments.clips_per_s)
-    found = estimate(recipe, run, card, None if arguments.dry_run == "all" else arguments.dry_run, say=_say)
+    found = estimate(recipe, run, card, None if arguments.dry_run == "all" else arguments.dry_run, say=say)
     if speeds is None and arguments.calibrate and found.num_left:
-        speeds = measure_speed(found.recipe, run, found.used_buckets, say=_say)
+        speeds = measure_speed(found.recipe, run, found.used_buckets, say=say)
         speeds_are = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
-    _say(bill(found, speeds, speeds_are))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    say(bill(found, speeds, speeds_are))
 
 
 def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:

@@ -7,11 +7,15 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Any, NoReturn
 
 from pipeline import errors
 from pipeline.encode import Report, ShardEncoder, Task
 from pipeline.errors import LatentmillError
+from pipeline.metrics import Metrics
+from pipeline.pulse import EVERY_S, Board
 from stvae.memory import is_device_fault
 
 
@@ -24,6 +28,10 @@ class EncoderActor:
             self.encoder = ShardEncoder(**arguments)
         except LatentmillError as error:
             self.failure = error
+            return
+        self._updating = threading.Lock()
+        self.metrics = Metrics(arguments["job"], self.encoder.tally.encoder)
+        threading.Thread(target=self._beat, args=[Board(arguments["job"])], name="pulse", daemon=True).start()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of tasks to what ``read_report`` takes. Ends this process where its GPU has failed."""
@@ -34,6 +42,8 @@ class EncoderActor:
             if self.failure is not None:
                 raise self.failure
             report = self.encoder.encode_unit(*Task.unpack(task))
+            self._update_metrics()
+            self.metrics.unit_ended(report)
         except LatentmillError as error:
             return json.dumps({"error": type(error).__name__, "message": str(error)})
         except RuntimeError as error:
@@ -41,6 +51,16 @@ class EncoderActor:
                 raise
             _die(error)
         return json.dumps(dataclasses.asdict(report))
+
+    def _beat(self, board: Board) -> None:
+        while True:
+            time.sleep(EVERY_S)
+            self._update_metrics()
+            board.post(self.encoder.pulse())
+
+    def _update_metrics(self) -> None:
+        with self._updating:
+            self.metrics.update(self.encoder.tally, self.encoder.occupancy)
 
 
 def read_report(text: str) -> Report:

@@ -1,4 +1,4 @@
-"""What a person can do about each kind of reject, and what each kind of skip means."""
+"""What a person can do about each kind of reject and about encoders that wait, and what each kind of skip means."""
 
 from __future__ import annotations
 
@@ -60,3 +60,28 @@ def advice(name: str) -> str:
     """What to do about rejects of ``stage/kind``."""
     kind = name.rpartition("/")[2]
     return ADVICE[kind].format(kind=kind)
+
+
+WORTH_A_WORD, AFTER_S = 0.1, 60.0
+"""Share of the encoders' time, and how much of it must have been seen."""
+WAITS = {
+    "fetch": "the bytes of the sources: put them nearer (the same region, a faster disk), give each encoder more --cpus "
+    "to read ahead with, or fewer --actors if they share one link",
+    "decode": "decoded clips: give each encoder more --cpus (machines with more CPUs per GPU), or make the sources "
+    "smaller than they are for these buckets",
+    "pack": "our own work beside the codec: its CPUs are overloaded; give each encoder more --cpus, or a larger "
+    "--micro-batch in a new output",
+    "commit": "the output's store: put it nearer, or make units larger (--unit-clips or larger tars, in a new output)",
+    "unit": "units: fewer --actors, or smaller units, so that there is work for all of them to the end",
+    "device": "each other's calls of the codec: the machine is overloaded",
+}
+"""By cause of idle time: see ``pipeline.occupancy``."""
+
+
+def waiting_advice(encoder_s: float, idle_s: dict[str, float]) -> str:
+    """What to do about encoders that waited ``idle_s`` of ``encoder_s`` by cause; empty where that is not worth it."""
+    waited_s = sum(idle_s.values())
+    if encoder_s < AFTER_S or waited_s < WORTH_A_WORD * encoder_s:
+        return ""
+    cause = max(idle_s, key=lambda name: idle_s[name])
+    return f"the encoders waited {waited_s / encoder_s:.0%} of the time, mostly for {WAITS[cause]}"

@@ -1,4 +1,4 @@
-"""Items decoded or probed ahead of their turn, by threads that each drive a decoding child."""
+"""Items decoded ahead of their turn, by threads that each drive a decoding child."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+from pipeline.occupancy import Stage
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -16,23 +18,40 @@ CLIPS_AHEAD = 2
 """Decoded clips that wait per video in flight."""
 
 
-def decode_in_order(
-    found: Iterator[Asked], decode: Callable[[Asked], Iterator[Answer]], ahead: int
-) -> Iterator[tuple[Asked, Answer]]:
-    """Outcomes of every item in order, with ``ahead`` items being decoded at once and a few clips of each waiting."""
-    stop = threading.Event()
-    lanes: deque[tuple[Asked, Queue[Answer | BaseException | None]]] = deque()
+class _Lane(Generic[Asked, Answer]):
+    """What comes of one item: first that its bytes are there, then its outcomes, then None or an error."""
 
-    def put(lane: Queue[Answer | BaseException | None], value: Answer | BaseException | None) -> None:
+    def __init__(self, item: Asked) -> None:
+        self.item = item
+        self.fetched = threading.Event()
+        self.outcomes: Queue[Answer | BaseException | None] = Queue(CLIPS_AHEAD)
+
+
+def decode_in_order(
+    found: Iterator[Asked],
+    decode: Callable[[Asked, Callable[[], None]], Iterator[Answer]],
+    ahead: int,
+    enter: Callable[[Stage], None] = lambda stage: None,
+) -> Iterator[tuple[Asked, Answer]]:
+    """Outcomes of every item in order, with ``ahead`` items being decoded at once and a few clips of each waiting.
+
+    ``decode`` may call its second argument once it has, or will never have, the item's bytes. ``enter`` is told what the
+    caller waits for: ``FETCH`` or ``DECODE``.
+    """
+    stop = threading.Event()
+    lanes: deque[_Lane[Asked, Answer]] = deque()
+
+    def put(lane: _Lane[Asked, Answer], value: Answer | BaseException | None) -> None:
+        lane.fetched.set()
         while not stop.is_set():
             try:
-                return lane.put(value, timeout=0.2)
+                return lane.outcomes.put(value, timeout=0.2)
             except Full:
                 continue
 
-    def work(item: Asked, lane: Queue[Answer | BaseException | None]) -> None:
+    def work(lane: _Lane[Asked, Answer]) -> None:
         try:
-            for decoded in decode(item):
+            for decoded in decode(lane.item, lane.fetched.set):
                 put(lane, decoded)
                 if stop.is_set():
                     return
@@ -41,18 +60,23 @@ def decode_in_order(
             put(lane, error)
 
     def drain() -> Iterator[tuple[Asked, Answer]]:
-        item, lane = lanes.popleft()
-        while (value := lane.get()) is not None:
+        lane = lanes.popleft()
+        lane.fetched.wait()
+        while True:
+            enter(Stage.DECODE)
+            value = lane.outcomes.get()
             if isinstance(value, BaseException):
                 raise value
-            yield item, value
+            if value is None:
+                return enter(Stage.FETCH)
+            yield lane.item, value
 
     with ThreadPoolExecutor(ahead) as pool:
+        enter(Stage.FETCH)
         try:
             for item in found:
-                lane: Queue[Answer | BaseException | None] = Queue(CLIPS_AHEAD)
-                lanes.append((item, lane))
-                pool.submit(work, item, lane)
+                lanes.append(_Lane(item))
+                pool.submit(work, lanes[-1])
                 if len(lanes) == ahead:
                     yield from drain()
             while lanes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -122,3 +123,13 @@ def remove_attempts(store: Store, committed: set[str]) -> None:
             store.delete(path)
             reached(Step.ATTEMPT_REMOVED)
     store.remove_empty(FOLDER)
+
+
+def where_this_runs() -> tuple[str, Callable[[str], bool]]:
+    """The Ray node of this process (empty without Ray), and what tells whether a node is alive."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return "", lambda node: False
+    return ray.get_runtime_context().get_node_id(), lambda node: any(
+        other["NodeID"] == node and other["Alive"] for other in ray.nodes()
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,11 +10,15 @@ import numpy.typing as npt
 
 from pipeline.clips import VideoFacts
 from pipeline.decode import Clip
+from pipeline.device import Device
 from pipeline.items import Item
+from pipeline.occupancy import UnitStages
 from pipeline.recipe import Recipe
 from stvae.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:  # torch is imported when an encoder is made: the driver needs none
+    import torch
+
     from stvae.codec import Codec
 
 Array = npt.NDArray[np.float32]
@@ -35,19 +38,40 @@ Moments = tuple[dict[str, Array], str]
 """Members to store of a clip, and how they were encoded."""
 
 
+class Prepared(NamedTuple):
+    """A micro-batch as the codec takes it."""
+
+    ids: list[str]
+    parts: dict[str, torch.Tensor]
+    """Pixels by member, uint8 ``[B,3,T,H,W]`` with B of the recipe, on the codec's device."""
+    noise_seeds: list[int] | None
+
+
 class BatchEncoder:
-    """A codec and the lock round its device; ``encode`` may be called by any number of threads."""
+    """A codec and the device it is on, for any number of threads.
+
+    ``submit`` makes the micro-batch ready in the caller's thread, so that it waits beside the device when that is free.
+    """
 
     def __init__(self, codec: Codec, recipe: Recipe) -> None:
         self.codec = codec
         self.recipe = recipe
-        self.device = threading.Lock()
+        self.device = Device()
 
-    def encode(self, clips: list[Waiting]) -> tuple[dict[str, Moments | None], float]:
-        """By id: what to store of each clip of one bucket (None where memory does not suffice); and seconds in the codec.
+    def submit(self, clips: list[Waiting], stages: UnitStages) -> Future[dict[str, Moments | None]]:
+        """By id: what to store of each clip of one bucket, None where memory does not suffice."""
+        prepared = self._prepare(clips)
 
-        The codec always gets the recipe's number of clips, since a convolution's last bits depend on the batch's shape.
-        """
+        def call() -> dict[str, Moments | None]:
+            with stages.encoding():
+                return self._encode(prepared)
+
+        return self.device.submit(stages.number, call)
+
+    def _prepare(self, clips: list[Waiting]) -> Prepared:
+        """The codec always gets the recipe's number of clips: a convolution's last bits depend on the batch's shape."""
+        import torch
+
         window = clips[0].clip.window
         bucket = window.bucket
         size = self.recipe.clips_per_call[window.filled]
@@ -60,42 +84,45 @@ class BatchEncoder:
         wanted = {"latent": pixels} | {
             name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
         }
+        parts = {
+            name: self.codec.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3)) for name, part in wanted.items()
+        }
+        return Prepared([clip.id for clip in clips], parts, seeds)
+
+    def _encode(self, prepared: Prepared) -> dict[str, Moments | None]:
         members: dict[str, tuple[Array, str]] = {}
-        total_s = 0.0
-        for name, part in wanted.items():
-            encoded, encode_s = self._moments(part, len(clips), seeds)
-            total_s += encode_s
+        for name, part in prepared.parts.items():
+            encoded = self._moments(part, len(prepared.ids), prepared.noise_seeds)
             if encoded is None:
-                return dict.fromkeys([clip.id for clip in clips]), total_s
+                return dict.fromkeys(prepared.ids)
             members[name] = encoded
         channels = self.codec.card.latent_channels if self.recipe.store == "mean" else None
         way = members["latent"][1]
-        latents = [{name: part[i, :channels] for name, (part, _) in members.items()} for i in range(len(clips))]
-        return {clip.id: (latent, way) for clip, latent in zip(clips, latents, strict=True)}, total_s
+        return {
+            id: ({name: moments[i, :channels] for name, (moments, _) in members.items()}, way)
+            for i, id in enumerate(prepared.ids)
+        }
 
     def _moments(
-        self, pixels_BTHWC: npt.NDArray[np.uint8], count: int, seeds: list[int] | None
-    ) -> tuple[tuple[Array, str] | None, float]:
+        self, pixels_BCTHW: torch.Tensor, count: int, noise_seeds: list[int] | None
+    ) -> tuple[Array, str] | None:
         """Moments of the first ``count`` clips, and how: ``whole``; where memory does not suffice clip by clip
-        (``single``), then in tiles if the codec can (``tiled``); None where nothing helps. And seconds in the codec."""
+        (``single``), then in tiles if the codec can (``tiled``); None where nothing helps."""
         import torch
 
-        on_device = self.codec.upload(torch.from_numpy(pixels_BTHWC).permute(0, 4, 1, 2, 3))
-        ways = ["whole", *(["single"] if len(pixels_BTHWC) > 1 else []), *(["tiled"] if self.codec.can_tile else [])]
-        with self.device:
-            started_s = time.monotonic()
-            for way in ways:
-                calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
-                try:
-                    parts = [
-                        self.codec.encode(
-                            on_device[call], noise_seeds=seeds and seeds[call], tiled=way == "tiled"
-                        ).cpu()
-                        for call in calls
-                    ]
-                    return (torch.cat(parts).numpy(), way), time.monotonic() - started_s
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                release_memory()
-            return None, time.monotonic() - started_s
+        ways = ["whole", *(["single"] if len(pixels_BCTHW) > 1 else []), *(["tiled"] if self.codec.can_tile else [])]
+        for way in ways:
+            calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
+            try:
+                parts = [
+                    self.codec.encode(
+                        pixels_BCTHW[call], noise_seeds=noise_seeds and noise_seeds[call], tiled=way == "tiled"
+                    ).cpu()
+                    for call in calls
+                ]
+                return torch.cat(parts).numpy(), way
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            release_memory()
+        return None

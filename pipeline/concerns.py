@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pipeline.ahead import CLIPS_AHEAD
 from pipeline.encode import UNITS_IN_FLIGHT
 from pipeline.estimate import Estimate, Look, Speeds
+from pipeline.progress import too_many_rejects
 from pipeline.recipe import Bucket
-from pipeline.report import too_many_rejects
 
 MANY = 0.2
 """A share of items or clips that is worth a sentence."""

@@ -208,7 +208,7 @@ def _look_at(found: Iterator[tuple[Visit[Look], Item]], recipe: Recipe, run: Run
     """Probe every item, in as many children as an encoder has, and note at its visit what would become of it."""
     decoders = Decoders(recipe, run)
 
-    def look(asked: tuple[Visit[Look], Item]) -> Iterator[Look]:
+    def look(asked: tuple[Visit[Look], Item], _: Callable[[], None]) -> Iterator[Look]:
         visit, item = asked
         with ShardWriter(Path(os.devnull), visit.unit, recipe, card, plan.columns[visit.unit.generation]) as shard:
             yield _look(item, shard, decoders, recipe, card)

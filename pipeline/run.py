@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -21,19 +21,32 @@ from pipeline.index import Index, build_index, newest_index, remove_orphans, uni
 from pipeline.nodes import must_hold, stalled
 from pipeline.page import write_page
 from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
+from pipeline.progress import Progress, Pulse
+from pipeline.pulse import Board
 from pipeline.recipe import Recipe, Run
-from pipeline.report import Progress, Summary, stopped, summarize
+from pipeline.records import Records
 from pipeline.retries import plan_retries
 from pipeline.shards import sidecar_path
 from pipeline.sources import find_sources
 from pipeline.store import Store
+from pipeline.summary import Summary, stopped, summarize
 from stvae.card import Card
 
+Watch = Callable[[Callable[[], Iterable[Pulse]]], None]
+"""Takes what tells what the encoders are doing."""
 
-def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> Summary:
+
+def encode(
+    recipe: Recipe,
+    run: Run,
+    card: Card,
+    say: Callable[[str], None],
+    show: Callable[[str], None] | None = None,
+) -> Summary:
     """Encode every item of ``run.sources`` once into ``run.output``. Safe to call again after anything.
 
-    ``say`` gets lines for people. Raises LatentmillError where the job cannot go on; what is committed stays.
+    ``say`` gets lines for people, ``show`` a line of progress every second, if there is a terminal for it.
+    Raises LatentmillError where the job cannot go on; what is committed stays.
     """
     recipe.check_codec(card)
     sources = find_sources(run.sources)
@@ -47,15 +60,12 @@ def encode(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> 
     todo = _missing(plan, store)
     say(f"{len(plan.units)} units planned, {len(plan.units) - len(todo)} committed, {len(todo) or 'nothing'} to do")
     job = secrets.token_hex(6)
-    progress = Progress(run, len(todo), say)
-    try:
+    with Progress(run, todo, Records(store, job), say, show) as progress:
         urls = {source.name: source.url for source in sources}
-        for report in _encode_units(todo, store, recipe, run, plan, urls, job):
+        for report in _encode_units(todo, store, recipe, run, plan, urls, job, progress.watch):
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    finally:
-        progress.save(store, job)
     if progress.too_many_rejects():
         summary = stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
     else:
@@ -97,7 +107,14 @@ def _missing(plan: Plan, store: Store) -> list[Unit]:
 
 
 def _encode_units(
-    units: list[Unit], store: Store, recipe: Recipe, run: Run, plan: Plan, urls: dict[str, str], job: str
+    units: list[Unit],
+    store: Store,
+    recipe: Recipe,
+    run: Run,
+    plan: Plan,
+    urls: dict[str, str],
+    job: str,
+    watch: Watch,
 ) -> Iterator[Report]:
     """Reports of every unit. Those that other jobs had begun are asked for again at the end."""
     columns = [schema_to_text(schema) for schema in plan.columns]
@@ -105,7 +122,7 @@ def _encode_units(
     while units:
         left = set()
         for report in (_in_process if run.local else _on_ray)(
-            _in_order(units, begun_units(store), job), run, arguments
+            _in_order(units, begun_units(store), job), run, arguments, watch
         ):
             if report.outcome == "left":
                 left.add(report.unit)
@@ -125,9 +142,10 @@ def _in_order(units: list[Unit], begun: dict[str, list[str]], job: str) -> list[
     return [Task(unit, begun.get(unit.name, ())) for unit in longest + rest + others]
 
 
-def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[Report]:
+def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
     """The same encoder as on Ray, in this process: two units in flight."""
     encoder = ShardEncoder(**arguments)
+    watch(lambda: [encoder.pulse()])
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
     try:
         for done in as_completed([pool.submit(encoder.encode_unit, *task) for task in tasks]):
@@ -137,9 +155,10 @@ def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any]) -> Iterator[Report]:
+def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
     """One actor per GPU through Ray Data; only reports come back."""
     ray = connect(run)
+    watch(Board(arguments["job"]).look)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = run.progress_timeout_s

@@ -53,6 +53,11 @@ class Counts:
     rejects: Counter[str] = field(default_factory=Counter)
     """By ``stage/kind``."""
 
+    @property
+    def windows(self) -> int:
+        """Accounted for."""
+        return self.samples + self.skips.total() + self.rejects.total()
+
 
 def sample_id(unit: Unit, item: Item, window: int) -> str:
     """20 hex digits that name one window of one item, whatever its key may contain."""

@@ -21,10 +21,12 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 import stvae.codec  # noqa: F401 (so that jobs, which are forked from here, start at once)
+from pipeline import records
 from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
@@ -64,7 +66,7 @@ class Scene:
         recipe = Recipe(codec=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
         sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
         run = Run(output=str(output), codec=str(TINY), sources=sources, local=True, max_rejects=1.0)
-        with painted():
+        with painted(), mock.patch.object(records, "REPORTS_PER_PART", 2):  # some while the job goes, some at its end
             encode(recipe, run, card, say=lambda line: None)
 
     def litter(self, output: Path) -> None:

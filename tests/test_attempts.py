@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.attempts import MOST_UNEXPLAINED, STRIKES, Attempts, Suspicion, begun_units
-from pipeline.encode import Places
+from pipeline.device import Places
 from pipeline.errors import LatentmillError
 from pipeline.store import Store
 

@@ -27,6 +27,7 @@ from pipeline.plan import Unit
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.store import Store
+from pipeline.tally import Tally
 from stvae import Card, load_codec, read_card
 from stvae.codec import Codec
 from tests import tiny_codecs
@@ -204,6 +205,11 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
 
 def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
     class Encoder:
+        tally = Tally("encoder")
+
+        def __init__(self, job: str) -> None:
+            pass
+
         def encode_unit(self, unit: Unit, known: list[str]) -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -212,5 +218,5 @@ def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatc
     monkeypatch.setattr("pipeline.actor.ShardEncoder", Encoder)
     task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None))
     with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
-        EncoderActor()({"task": [task.pack()]})
+        EncoderActor(job="job")({"task": [task.pack()]})
     assert signals == [signal.SIGKILL]

@@ -70,6 +70,17 @@ def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -
         time.sleep(0.02)
 
 
+def a_busy_node(process: subprocess.Popen[str], output: Path) -> str:
+    """A node that has begun a unit."""
+    while True:
+        for path in output.glob("attempts/*/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # committed meanwhile
+                node: str = json.loads(path.read_bytes())["node"]
+                return node
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
     videos: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -14,9 +14,9 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.plan import read_plan
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.report import Summary
 from pipeline.run import encode
 from pipeline.store import Store
+from pipeline.summary import Summary
 from pipeline.verify import verify
 from stvae import Card
 from tests.conftest import TINY

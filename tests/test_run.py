@@ -25,9 +25,9 @@ from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.loader import LatentDataset
 from pipeline.preview import source_frames
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.report import Summary
 from pipeline.run import encode
 from pipeline.shards import pack_latent
+from pipeline.summary import Summary
 from stvae import Card, load_codec
 from tests.clips_maker import make_clip, make_image, package_clip
 from tests.conftest import TINY

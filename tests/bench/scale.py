@@ -34,11 +34,13 @@ from pipeline.decode import RejectedWindow
 from pipeline.index import build_index, newest_index, remove_orphans
 from pipeline.items import Item
 from pipeline.plan import Unit, freeze_generation, freeze_plan, read_plan, schema_to_text, unit_name
+from pipeline.progress import Progress
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.report import Progress, summarize
+from pipeline.records import Records
 from pipeline.shards import ShardWriter, sidecar_path
 from pipeline.sources import find_sources
 from pipeline.store import Store
+from pipeline.summary import summarize
 from pipeline.tables import read_parquet, write_parquet
 from pipeline.verify import verify
 from stvae import read_card
@@ -191,7 +193,7 @@ def summary(folder: Path, items: int, units: int) -> None:
     store, run = Store(str(folder)), run_of(folder)
     index = newest_index(store)
     assert index is not None
-    progress = Progress(run, 0, lambda line: None)
+    progress = Progress(run, [], Records(store, "bench"), lambda line: None)
     assert summarize(store, index, run, recipe="", units=units, progress=progress).windows == items
 
 

@@ -1,79 +1,25 @@
-"""What people see: progress while a job runs, and the summary when it ends."""
+"""What an output holds when a job ends, and why a job stopped."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.advice import advice
-from pipeline.encode import Report
+from pipeline.advice import advice, waiting_advice
 from pipeline.index import Index
+from pipeline.progress import Progress, duration, too_many_rejects
 from pipeline.recipe import Run
 from pipeline.steps import Step, reached
 from pipeline.store import Store
 from pipeline.tables import read_parquet
 
-LINE_EVERY_S = 2.0
-REJECTS_JUDGED_AFTER = 200
 EXAMPLES = 8
-
-
-class Progress:
-    """Counts what the units of this job report, and says so now and then."""
-
-    def __init__(self, run: Run, num_todo: int, say: Callable[[str], None]) -> None:
-        self._max_rejects = run.max_rejects
-        self._num_todo = num_todo
-        self._say = say
-        self._started_s = self._said_s = time.monotonic()
-        self.reports: list[Report] = []
-        self.windows = self.samples = self.frames = self.rejects = 0
-
-    def add(self, report: Report) -> None:
-        """One more unit is done."""
-        self.reports.append(report)
-        self.windows += report.windows
-        self.samples += report.samples
-        self.frames += report.frames
-        self.rejects += sum(report.rejects.values())
-        now_s = time.monotonic()
-        done = len(self.reports)
-        if now_s - self._said_s < LINE_EVERY_S and done not in (1, self._num_todo):
-            return
-        self._said_s = now_s
-        left_s = self.elapsed_s / done * (self._num_todo - done)
-        self._say(
-            f"{done}/{self._num_todo} units  {self.samples} clips ({self.samples / self.elapsed_s:.1f}/s)  "
-            f"{self.rejects} rejects  {_duration(left_s)} left"
-        )
-
-    @property
-    def elapsed_s(self) -> float:
-        """Since the job began to encode."""
-        return max(time.monotonic() - self._started_s, 1e-3)
-
-    def too_many_rejects(self) -> bool:
-        """Whether this job should stop rather than reject everything."""
-        return too_many_rejects(self.rejects, self.windows, self._max_rejects)
-
-    def save(self, store: Store, job: str) -> None:
-        """Keep this job's reports as ``runs/<job>.jsonl``."""
-        if self.reports:
-            lines = [json.dumps(dataclasses.asdict(report)) + "\n" for report in self.reports]
-            store.put_new(f"runs/{job}.jsonl", "".join(lines).encode())
-            reached(Step.RUN_RECORDED)
-
-
-def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
-    """Whether the share of rejects is above the limit; not judged before a few hundred windows."""
-    return windows >= REJECTS_JUDGED_AFTER and rejects / windows > max_rejects
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,6 +40,10 @@ class Summary:
     skips: dict[str, int] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
     reject_examples: list[str] = field(default_factory=list)
+    encoder_s: float = 0.0
+    """Of this run: seconds that its encoders were ready in, all together,"""
+    idle_s: dict[str, float] = field(default_factory=dict)
+    """and what of it their devices were idle, by cause: see ``pipeline.occupancy``."""
 
     @property
     def windows(self) -> int:
@@ -112,7 +62,7 @@ class Summary:
         )
         lines = [
             f"{self.output}  {state}",
-            f"  units    {self.units} ({self.units_done_now} in this run, {_duration(self.elapsed_s)})",
+            f"  units    {self.units} ({self.units_done_now} in this run, {duration(self.elapsed_s)})",
             f"  windows  {self.windows} = {self.samples} samples + {sum(self.skips.values())} skips "
             f"+ {sum(self.rejects.values())} rejects",
             f"  latents  {self.frames} frames, {self.size_bytes / 1e6:.1f} MB of shards",
@@ -122,12 +72,15 @@ class Summary:
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
         lines += [f"  {name}: {advice(name)}" for name in sorted(self.rejects)]
+        if waited := waiting_advice(self.encoder_s, self.idle_s):
+            lines.append(f"  {waited}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
         return "\n".join(lines)
 
 
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a finished output, from its index."""
+    encoder_s, idle_s = progress.waiting()
     frames, buckets = 0, Counter[str]()
     for table in _tables(store, index.samples, ["bucket", "num_frames"]):
         frames += pc.sum(table["num_frames"]).as_py()
@@ -146,7 +99,7 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
         exit_code=0,
         finished=True,
         units=units,
-        units_done_now=len(progress.reports),
+        units_done_now=progress.units,
         elapsed_s=progress.elapsed_s,
         samples=index.num_samples,
         frames=frames,
@@ -155,6 +108,8 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
         skips=dict(skips),
         rejects=dict(rejects),
         reject_examples=examples,
+        encoder_s=encoder_s,
+        idle_s=idle_s,
     )
     if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
         summary.exit_code = 3
@@ -163,22 +118,23 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
 
 def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a job that found too many rejects; counts are this job's."""
-    summary = Summary(
+    encoder_s, idle_s = progress.waiting()
+    return Summary(
         output=store.url,
         recipe=recipe,
         exit_code=3,
         finished=False,
         units=units,
-        units_done_now=len(progress.reports),
+        units_done_now=progress.units,
         elapsed_s=progress.elapsed_s,
         samples=progress.samples,
         frames=progress.frames,
-        size_bytes=sum(report.size_bytes for report in progress.reports),
+        size_bytes=progress.size_bytes,
+        skips=dict(progress.skips),
+        rejects=dict(progress.rejects),
+        encoder_s=encoder_s,
+        idle_s=idle_s,
     )
-    for report in progress.reports:
-        summary.skips = dict(Counter(summary.skips) + Counter(report.skips))
-        summary.rejects = dict(Counter(summary.rejects) + Counter(report.rejects))
-    return summary
 
 
 def _tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
@@ -187,11 +143,3 @@ def _tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Tab
 
 def _counted(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
