@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jobs import encode_dataset
+from jobs import encode_dataset, report
 from pipeline.dataset import default_threads
 from pipeline.loader import LatentDataset
 from pipeline.preview import preview
@@ -53,6 +53,8 @@ def main() -> int:
     run = Run(output=str(latents), codec="demo", sources=(), cpus=default_threads())
     picture = preview(run, rows, "previews/demo.png")
     card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
+    print("\nA report of all clips, with a gallery:")
+    report.main([str(latents), "--codec", "demo", "--samples", "1"])
     print(f"The demo codec has {card['parameters'] / 1e6:.2f} million parameters: a real VAE is far sharper.")
     print(f"Source and decoded frames, one above the other: {picture.removeprefix('file://')}")
     return 0

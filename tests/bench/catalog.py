@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.index import ROWS_PER_PART
+from pipeline.parts import ROWS_PER_PART
 from pipeline.recipe import Bucket
 from tests.latent_set import write_latents
 
