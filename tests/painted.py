@@ -44,6 +44,13 @@ def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
     return path
 
 
+def write_videos(folder: Path, count: int) -> Path:
+    """A folder of videos of one clip each, numbered from 0."""
+    for number in range(count):
+        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
+    return folder
+
+
 def command(videos: Path, output: Path, *more: str) -> list[str]:
     """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
     places = ["--source", str(videos), "--output", str(output), "--codec", str(TINY)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import VARIABLE, assert_together, command, write_video
+from tests.painted import VARIABLE, assert_together, command, write_videos
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
@@ -23,10 +23,7 @@ OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2", "--max-reje
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    for number in range(NUM_VIDEOS):
-        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
-    return folder
+    return write_videos(tmp_path_factory.mktemp("videos"), NUM_VIDEOS)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import VARIABLE, assert_together, command, write_video
+from tests.painted import VARIABLE, assert_together, command, write_videos
 
 ROOT = Path(__file__).parents[1]
 NUM_UNITS = 30
@@ -19,10 +19,7 @@ NUM_UNITS = 30
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A unit each, and half a second in the codec."""
-    folder = tmp_path_factory.mktemp("videos")
-    for number in range(NUM_UNITS):
-        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
-    return folder
+    return write_videos(tmp_path_factory.mktemp("videos"), NUM_UNITS)
 
 
 def start(videos: Path, output: Path, *more: str, slow: bool = True) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import HELD, VARIABLE, command, write_video
+from tests.painted import HELD, VARIABLE, command, write_videos
 from tests.ray_head import Head, ray_head, ray_node
 
 ROOT = Path(__file__).parents[1]
@@ -23,10 +23,7 @@ SLOW = {VARIABLE: json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))}
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    for number in range(NUM_VIDEOS):
-        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
-    return folder
+    return write_videos(tmp_path_factory.mktemp("videos"), NUM_VIDEOS)
 
 
 @pytest.fixture(scope="module")
