@@ -32,7 +32,7 @@ class InFlight:
 
 
 @dataclass(kw_only=True, slots=True)
-class Totals:
+class EncoderTotals:
     """Of one encoder since it was ready. Work that a later attempt repeats counts each time."""
 
     units: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class Totals:
     size_bytes: int = 0
     """Of committed tars."""
 
-    def add(self, counts: Counts | Totals) -> None:
+    def add(self, counts: Counts | EncoderTotals) -> None:
         """Count a unit's windows."""
         self.samples += counts.samples
         self.frames += counts.frames
@@ -58,7 +58,7 @@ class Tally:
     def __init__(self, encoder: str) -> None:
         self.encoder = encoder
         self._lock = threading.Lock()
-        self._ended = Totals()
+        self._ended = EncoderTotals()
         self._in_flight: list[InFlight] = []
 
     @contextmanager
@@ -80,9 +80,9 @@ class Tally:
             self._ended.units[outcome] += 1
             self._ended.size_bytes += size_bytes
 
-    def totals(self) -> Totals:
+    def totals(self) -> EncoderTotals:
         """Everything until now."""
-        total = Totals()
+        total = EncoderTotals()
         with self._lock:
             total.units, total.size_bytes = Counter(self._ended.units), self._ended.size_bytes
             total.add(self._ended)
