@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from importlib.metadata import files as package_files
 from pathlib import Path
@@ -68,6 +69,9 @@ def make_clip(
                 frame.pts, frame.time_base = pts[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    # as root, SVT-AV1 gives the thread that encodes real-time priority 99, which processes started later would inherit:
+    # a Ray cluster among them lets nothing else run
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

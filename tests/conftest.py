@@ -38,10 +38,11 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
+def _same_threads_and_priority() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a library has made this thread a real-time one"
 
 
 @pytest.fixture
