@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,16 +59,19 @@ def gpu_model() -> str:
     return f"cuda {torch.cuda.get_device_name()}"
 
 
-def open_dataset(store: Store, recipe: Recipe, card: Card, environment: dict[str, str]) -> Dataset:
-    """Record what this output is made with, or agree with what is recorded.
+def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable[[], dict[str, str]]) -> Dataset:
+    """Agree with what is recorded of this output, or record what it is made with.
 
-    ConfigError names the fields that differ where it was made with another recipe.
+    ``environment`` is asked for only where nothing is recorded: it may take a GPU to know. ConfigError names the fields
+    that differ where the output was made with another recipe.
     """
+    with contextlib.suppress(FileNotFoundError):
+        return agreed_dataset(store, recipe)
     ours = {
         "format_version": FORMAT_VERSION,
         "recipe": recipe.to_json(),
         "codec": card.to_json(),
-        "environment": environment,
+        "environment": environment(),
     }
     store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
     reached(Step.DATASET_RECORDED)

@@ -53,7 +53,7 @@ def encode(
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
     recipe = resolved(recipe, run, store)
-    open_dataset(store, recipe, card, describe_environment(run, _device(run)))
+    open_dataset(store, recipe, card, lambda: describe_environment(run, _device(run)))
     plan = freeze_plan(store, sources, recipe)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)

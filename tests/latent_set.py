@@ -43,7 +43,7 @@ def write_latents(
         conditioning=conditioning,  # type: ignore[arg-type]
     )
     output = Store(str(folder))
-    open_dataset(output, recipe, card, {})
+    open_dataset(output, recipe, card, dict)
     columns = pa.schema([("meta_score", pa.float64())])
     units = []
     for start in range(0, len(buckets), samples_per_shard):

@@ -12,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -93,6 +94,15 @@ def test_stored_latents_are_what_the_codec_gives_for_the_same_frames(
     for moments, frames in zip(stored, source_frames(run, data, rows), strict=True):
         direct = codec.encode(torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None])[0]
         assert np.abs(moments.astype(np.float32) - direct.numpy()).max() <= 4e-3  # float16 at values up to 8
+
+
+def test_what_is_finished_or_refused_asks_for_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
+    job(videos, recipe, run, tiny_card)
+    with_gpu = dataclasses.replace(run, gpus=1.0)
+    with mock.patch("pipeline.run.gpu_model", side_effect=AssertionError("a GPU was asked for")):
+        assert job(videos, recipe, with_gpu, tiny_card).units_done_now == 0
+        with pytest.raises(ConfigError, match="store: moments -> mean"):
+            job(videos, recipe, with_gpu, tiny_card, store="mean")
 
 
 def test_a_second_run_does_nothing_and_says_so(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:

@@ -88,7 +88,7 @@ def make_output(folder: Path, items: int, units: int) -> None:
     unit_items = items // units
     store = Store(str(folder))
     recipe, card = recipe_of(unit_items), read_card(str(TINY))
-    open_dataset(store, recipe, card, {})
+    open_dataset(store, recipe, card, dict)
     freeze_generation(store, [unit_of(n, unit_items) for n in range(units)], COLUMNS, 0)
     first = unit_of(0, unit_items)
     with store.scratch() as scratch, ShardWriter(scratch, first, recipe, card, COLUMNS) as writer:
