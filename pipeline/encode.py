@@ -171,7 +171,7 @@ class ShardEncoder:
             counts = shard.counts
             report.samples, report.frames = counts.samples, counts.frames
             report.skips, report.rejects = dict(counts.skips), dict(counts.rejects)
-            report.size_bytes = scratch.stat().st_size if counts.samples else 0
+            report.size_bytes = shard.size_bytes
         return report
 
     def _load_codec(self) -> Codec:

@@ -70,6 +70,8 @@ class ShardWriter:
 
     def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
         self.counts = Counts()
+        self.size_bytes = 0
+        """Of the tar, once it is committed; 0 where there is none."""
         self._path = path
         self._unit = unit
         self._recipe = recipe
@@ -152,6 +154,7 @@ class ShardWriter:
         sha256, size_bytes = self._tar.close()
         reached(Step.TAR_WRITTEN)
         shard = f"shards/{self._unit.name}-{sha256[:8]}.tar" if self.counts.samples else None
+        self.size_bytes = size_bytes if shard else 0
         sidecar = self._sidecar(shard, {"sha256": sha256, "size_bytes": str(size_bytes)} | notes)
         path = sidecar_path(self._unit.name)
         if store.size(path) is None:
