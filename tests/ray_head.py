@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,19 +85,21 @@ class Head:
 def ray_head(folder: Path, *options: str, **environment: str) -> Iterator[Head]:
     """``ray start --head`` with these options and variables; it answers and can run jobs."""
     ports = [free_port(), free_port()]
-    python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    head = Head(
-        address=f"127.0.0.1:{ports[0]}",
-        url=f"http://127.0.0.1:{ports[1]}",
-        environment=os.environ | python | environment,
-    )
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     options = ("--head", f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", *options)
-    with ray_node(head, folder / "head.log", *options) as process:
-        deadline_s = time.monotonic() + 90
-        while head.get("jobs/") is None:
-            assert process.poll() is None and time.monotonic() < deadline_s, (folder / "head.log").read_text()
-            time.sleep(0.3)
-        yield head
+    # a file there tells jobs which cluster they are on: with a common folder, that of whichever head began last
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as own["RAY_TMPDIR"]:
+        head = Head(
+            address=f"127.0.0.1:{ports[0]}",
+            url=f"http://127.0.0.1:{ports[1]}",
+            environment=os.environ | own | environment,
+        )
+        with ray_node(head, folder / "head.log", *options) as process:
+            deadline_s = time.monotonic() + 90
+            while head.get("jobs/") is None:
+                assert process.poll() is None and time.monotonic() < deadline_s, (folder / "head.log").read_text()
+                time.sleep(0.3)
+            yield head
 
 
 @contextlib.contextmanager
