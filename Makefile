@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python jobs/demo.py
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .
