@@ -198,17 +198,17 @@ def test_a_bottleneck_is_named_with_what_to_do(
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), cpus=1)
     encoders = "pipeline.encode"
-    with painted():
+    with painted(), pytest.MonkeyPatch.context() as patch:  # undone before what it lies on
         if slow == "decode":
-            monkeypatch.setattr(f"{encoders}.Decoders", SlowDecoders)
+            patch.setattr(f"{encoders}.Decoders", SlowDecoders)
         elif slow == "commit":
             put_new = Store.put_new
-            monkeypatch.setattr(Store, "put_new", lambda *a: time.sleep(0.3 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
+            patch.setattr(Store, "put_new", lambda *a: time.sleep(0.3 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
         else:
             from pipeline import encode as encode_module
 
             fetch = encode_module.fetch
-            monkeypatch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.3) or fetch(*a))  # type: ignore[func-returns-value]
+            patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.3) or fetch(*a))  # type: ignore[func-returns-value]
         said: list[str] = []
         summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, said.append)
     assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
