@@ -53,15 +53,15 @@ def measure_speed(
 ) -> dict[Bucket, float | None]:
     """Clips per second of the recipe's micro-batch in some of its buckets, where the encoders would be.
 
-    None where memory does not suffice for one. Frames that are encoded alone count.
+    ``recipe``: with its type of computing decided. None where memory does not suffice for one. Frames that are encoded
+    alone count.
     """
-    dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     speeds: dict[Bucket, float | None] = {}
     for bucket in buckets:
         size = recipe.clips_per_call[bucket]
         alone = Bucket(1, bucket.height, bucket.width)
         trials = [
-            _tried(run, shape, dtype, recipe.compile, (size,)).get(size)
+            _tried(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
             for shape in [bucket, *([alone] if recipe.conditioning_frames else [])]
         ]
         times_s = [1 / trial.clips_per_s for trial in trials if trial]

@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import Dataset, recorded_dataset
-from pipeline.index import Index, newest_index
+from pipeline.index import Index, newest_index, read_sidecars
 from pipeline.latent_statistics import LatentStatistics, latent_statistics
-from pipeline.parallel import in_parallel
 from pipeline.plan import Unit, committed_units, read_plan
-from pipeline.shards import sidecar_facts, sidecar_path
+from pipeline.shards import sidecar_facts
 from pipeline.store import Store
-from pipeline.tables import parquet_batches, read_parquet
+from pipeline.tables import parquet_batches, value_counts
 from pipeline.totals import Totals
 
 EXAMPLES = 5
@@ -135,8 +134,7 @@ def _tables(store: Store, later: list[Unit], index: Index | None, totals: Totals
     What the sidecars' facts say is added to ``totals``.
     """
     again = pa.array([], pa.string())
-    read = in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), later)
-    for unit, sidecar in read:
+    for unit, sidecar in read_sidecars(store, later):
         totals.add(sidecar_facts(sidecar))
         table = sidecar.select(list(COLUMNS))
         yield _without(table, again)
@@ -160,8 +158,8 @@ def _add(findings: Findings, table: pa.Table) -> None:
     rejects = table.filter(pc.field("reject_kind").is_valid())
     names = pc.binary_join_element_wise(rejects["reject_stage"], rejects["reject_kind"], "/")
     _add_groups(findings.rejects, rejects.append_column("name", names), "name", lambda row: row["reject_message"])
-    findings.codecs.update(_counted(first["codec"]))
-    findings.encode_paths.update(_counted(samples["encode_path"]))
+    findings.codecs.update(value_counts(first["codec"]))
+    findings.encode_paths.update(value_counts(samples["encode_path"]))
     findings.clip_durations += _histogram(_seconds(samples))
     findings.item_durations += _histogram(first["src_duration_s"])
 
@@ -189,12 +187,12 @@ def _add_sources(sources: dict[str, SourceCount], table: pa.Table, first: pa.Tab
         source.clips += row["shard_count"]
         source.skips += row["skip_reason_count"]
         source.rejects += row["reject_kind_count"]
-    for name, count in _counted(first["source"]).items():
+    for name, count in value_counts(first["source"]).items():
         sources[name].num_items += count
 
 
 def _add_groups(groups: dict[str, Group], rows: pa.Table, by: str, message: Callable[[dict[str, Any]], str]) -> None:
-    for name, count in _counted(rows[by]).items():
+    for name, count in value_counts(rows[by]).items():
         group = groups[name]
         group.count += count
         if len(group.examples) < EXAMPLES:
@@ -211,11 +209,6 @@ def _seconds(samples: pa.Table) -> pa.ChunkedArray:
     """Lengths of clips; null for images."""
     lengths = pc.subtract(samples["end_s"], samples["start_s"])
     return pc.if_else(samples["fps"].is_valid(), lengths, pa.scalar(None, pa.float64()))
-
-
-def _counted(column: pa.ChunkedArray) -> dict[str, int]:
-    counts = pc.value_counts(column.drop_null()).to_pylist()
-    return {row["values"]: row["counts"] for row in counts}
 
 
 def _histogram(seconds: pa.ChunkedArray) -> Counts:

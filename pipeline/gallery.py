@@ -23,6 +23,7 @@ from pipeline.loader import LatentDataset
 from pipeline.page import GALLERY, Picture
 from pipeline.preview import Sources, decode_back, psnr_db, side_by_side
 from pipeline.recipe import Run
+from pipeline.tables import value_counts
 from stvae import load_codec
 from stvae.codec import Codec
 
@@ -54,7 +55,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
 def _chosen(data: LatentDataset, per_bucket: int) -> list[int]:
     """Rows at random, always the same; as far as possible of different videos."""
     column = data.columns["bucket"]
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()}
+    counts = value_counts(column)
     rows: list[int] = []
     for bucket in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_BUCKETS]:
         found = np.flatnonzero(pc.equal(column, bucket).to_numpy())

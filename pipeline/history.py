@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.records import job_of
 from pipeline.store import Store
 
 SLOWEST = 5
@@ -21,6 +22,7 @@ STAGES = {
     "decode": "waiting for decoded clips",
     "device": "waiting for the other unit on the device",
     "fetch": "fetching videos",
+    "pack": "packing pixels and latents",
     "commit": "uploading and committing",
 }
 """What people call the stages of a report."""
@@ -72,15 +74,13 @@ class Job:
 
 
 def read_history(store: Store) -> list[Job]:
-    """Every job that left a record, in the order in which they began. Jobs that were killed left none."""
-    jobs = []
+    """Every job that left records, in the order in which they began. A killed one lacks those of its last minutes."""
+    jobs: dict[str, Job] = {}
     for path in store.list_files("runs"):
-        job = Job(name=path.removeprefix("runs/").removesuffix(".jsonl"))
+        name = job_of(path)
         for report in _reports(store.get(path)):
-            _add(job, report)
-        if job.units:
-            jobs.append(job)
-    return sorted(jobs, key=lambda job: (job.started_s or 0.0, job.name))
+            _add(jobs.setdefault(name, Job(name=name)), report)
+    return sorted(jobs.values(), key=lambda job: (job.started_s or 0.0, job.name))
 
 
 def _reports(content: bytes) -> Iterator[dict[str, Any]]:

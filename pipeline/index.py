@@ -73,7 +73,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     with contextlib.ExitStack() as stack:
         shards: dict[str, int] = {}
         totals = Totals()
-        read = in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), in_source_order(plan))
+        read = read_sidecars(store, in_source_order(plan))
         counts, parts = write_parts(_noting(read, shards, totals), plan, lambda: stack.enter_context(store.scratch()))
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
@@ -114,6 +114,11 @@ def remove_orphans(store: Store, units: set[str], index: Index) -> None:
 def unit_of(shard: str) -> str:
     """Name of the unit that a tar's path names."""
     return shard.removeprefix("shards/").removesuffix(".tar").rpartition("-")[0]
+
+
+def read_sidecars(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
+    """Every unit's sidecar, in their order, many asked for at a time."""
+    return in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), units)
 
 
 def in_source_order(plan: Plan) -> list[Unit]:

@@ -37,3 +37,8 @@ class Records:
             self._lines, self._parts = [], self._parts + 1
             reached(Step.RUN_RECORDED)
         self._written_s = time.monotonic()
+
+
+def job_of(path: str) -> str:
+    """Name of the job that a part's path names."""
+    return path.removeprefix("runs/").removesuffix(".jsonl").partition("-")[0]

@@ -17,7 +17,7 @@ from pipeline.progress import Progress, duration, too_many_rejects
 from pipeline.recipe import Run
 from pipeline.steps import Step, reached
 from pipeline.store import Store
-from pipeline.tables import read_parquet
+from pipeline.tables import read_parquet, value_counts
 
 EXAMPLES = 8
 
@@ -80,37 +80,20 @@ class Summary:
 
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a finished output, from its index."""
-    encoder_s, idle_s = progress.waiting()
-    frames, buckets = 0, Counter[str]()
+    summary = _of_run(store, recipe, units, progress)
+    summary.finished, summary.exit_code, summary.samples = True, 0, index.num_samples
+    buckets, skips, rejects = Counter[str](), Counter[str](), Counter[str]()
     for table in _tables(store, index.samples, ["bucket", "num_frames"]):
-        frames += pc.sum(table["num_frames"]).as_py()
-        buckets += _counted(table["bucket"])
-    skips, rejects, examples = Counter[str](), Counter[str](), list[str]()
+        summary.frames += pc.sum(table["num_frames"]).as_py()
+        buckets.update(value_counts(table["bucket"]))
     for table in _tables(store, index.skips, ["skip_reason"]):
-        skips += _counted(table["skip_reason"])
+        skips.update(value_counts(table["skip_reason"]))
     for table in _tables(store, index.rejects, ["key", "reject_stage", "reject_kind", "reject_message"]):
-        rejects += _counted(pc.binary_join_element_wise(table["reject_stage"], table["reject_kind"], "/"))
-        some = table.slice(0, EXAMPLES - len(examples)).to_pylist()
-        examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
-    shards = store.list_files("shards")
-    summary = Summary(
-        output=store.url,
-        recipe=recipe,
-        exit_code=0,
-        finished=True,
-        units=units,
-        units_done_now=progress.units,
-        elapsed_s=progress.elapsed_s,
-        samples=index.num_samples,
-        frames=frames,
-        size_bytes=sum(shards.values()),
-        buckets=dict(buckets),
-        skips=dict(skips),
-        rejects=dict(rejects),
-        reject_examples=examples,
-        encoder_s=encoder_s,
-        idle_s=idle_s,
-    )
+        rejects.update(value_counts(pc.binary_join_element_wise(table["reject_stage"], table["reject_kind"], "/")))
+        some = table.slice(0, EXAMPLES - len(summary.reject_examples)).to_pylist()
+        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
+    summary.buckets, summary.skips, summary.rejects = dict(buckets), dict(skips), dict(rejects)
+    summary.size_bytes = sum(store.list_files("shards").values())
     if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
         summary.exit_code = 3
     return summary
@@ -118,6 +101,14 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
 
 def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a job that found too many rejects; counts are this job's."""
+    summary = _of_run(store, recipe, units, progress)
+    summary.samples, summary.frames, summary.size_bytes = progress.samples, progress.frames, progress.size_bytes
+    summary.skips, summary.rejects = dict(progress.skips), dict(progress.rejects)
+    return summary
+
+
+def _of_run(store: Store, recipe: str, units: int, progress: Progress) -> Summary:
+    """What is said of a run however it ended; until more is known, as stopped."""
     encoder_s, idle_s = progress.waiting()
     return Summary(
         output=store.url,
@@ -127,11 +118,6 @@ def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Sum
         units=units,
         units_done_now=progress.units,
         elapsed_s=progress.elapsed_s,
-        samples=progress.samples,
-        frames=progress.frames,
-        size_bytes=progress.size_bytes,
-        skips=dict(progress.skips),
-        rejects=dict(progress.rejects),
         encoder_s=encoder_s,
         idle_s=idle_s,
     )
@@ -139,7 +125,3 @@ def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Sum
 
 def _tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
     return (read_parquet(store.get(part), names) for part in parts)
-
-
-def _counted(column: pa.ChunkedArray) -> Counter[str]:
-    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})

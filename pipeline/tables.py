@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_index": True, "write_page_checksum": True}
@@ -27,20 +28,24 @@ def arrow_file(content: bytes) -> pa.NativeFile:
 
 def read_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
     """The table in a Parquet file, or some of its columns; OSError where a page is damaged."""
-    return pq.ParquetFile(arrow_file(content), page_checksum_verification=True).read(columns)
+    return _parquet(content).read(columns)
 
 
 def parquet_batches(content: bytes, columns: list[str], rows: int) -> Iterator[pa.Table]:
     """Some columns of a Parquet file, so many rows at a time; OSError where a page is damaged."""
-    file = pq.ParquetFile(arrow_file(content), page_checksum_verification=True)
-    for batch in file.iter_batches(rows, columns=columns):
+    for batch in _parquet(content).iter_batches(rows, columns=columns):
         yield pa.Table.from_batches([batch])
 
 
 def row_groups(content: bytes) -> Iterator[pa.Table]:
     """The table in a Parquet file, one row group after the other."""
-    parquet = pq.ParquetFile(arrow_file(content), page_checksum_verification=True)
+    parquet = _parquet(content)
     return (parquet.read_row_group(n) for n in range(parquet.metadata.num_row_groups))
+
+
+def value_counts(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """How often each value is there; nulls are none."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(column.drop_null()).to_pylist()}
 
 
 def write_parquet(table: pa.Table) -> bytes:
@@ -53,3 +58,7 @@ def write_parquet(table: pa.Table) -> bytes:
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """The same, of tables that come one after the other; each becomes a row group."""
     return pq.ParquetWriter(path, schema, **_FORMAT)
+
+
+def _parquet(content: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(arrow_file(content), page_checksum_verification=True)

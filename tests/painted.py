@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +31,9 @@ from pipeline.decode import Clip, Decoded, RejectedWindow
 from stvae import Card, read_card
 from tests.clips_maker import BITS, numbered_frame, plain_facts, read_number
 from tests.conftest import TINY
+from tests.oracle import tree
 
+ROOT = Path(__file__).parents[1]
 SIZE = (32, 56)
 VARIABLE = "PAINTED"
 HELD = "PAINTED_HELD"
@@ -55,6 +58,14 @@ def command(videos: Path, output: Path, *more: str) -> list[str]:
     """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
     places = ["--source", str(videos), "--output", str(output), "--codec", str(TINY)]
     return [sys.executable, "-m", "tests.painted", *places, "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", *more]
+
+
+def undisturbed_tree(videos: Path, output: Path, *more: str) -> dict[str, str]:
+    """The promised files of the job without Ray, to which nothing happens."""
+    arguments = [*command(videos, output, *more), "--local"]
+    environment = os.environ | {VARIABLE: "{}"}
+    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=200)
+    return tree(output)
 
 
 class PaintingDecoders:

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.nodes import must_hold
 from pipeline.recipe import Run
 from tests.oracle import assert_sound, tree
-from tests.painted import HELD, VARIABLE, command, write_videos
+from tests.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
@@ -30,10 +30,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    arguments = [*command(videos, output, *OPTIONS), "--local"]
-    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, env=os.environ | {VARIABLE: "{}"})
-    return tree(output)
+    return undisturbed_tree(videos, tmp_path_factory.mktemp("undisturbed") / "out", *OPTIONS)
 
 
 @pytest.fixture(scope="module")

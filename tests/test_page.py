@@ -322,6 +322,18 @@ def test_throughput_is_spread_over_the_time_that_units_took(output: Path) -> Non
     assert "90 clips in 60 s" in text_of(page_of(output))
 
 
+def test_records_in_parts_are_of_one_job(output: Path) -> None:
+    shutil.rmtree(output / "runs")
+    (output / "runs").mkdir()
+    for part in range(3):
+        ended_s = 1e9 + 100 * part
+        write_run(output, f"a1b2-{part:05d}", [{"unit": f"{part}", "samples": 5, "wall_s": 50.0, "ended_s": ended_s}])
+    write_run(output, "c3d4-00000", [{"unit": "4", "samples": 7, "wall_s": 1.0, "ended_s": 2e9}])
+    first, second = read_history(Store(str(output)))
+    assert (first.name, first.units, first.samples, first.elapsed_s) == ("a1b2", 3, 15, 250.0)
+    assert (second.name, second.units) == ("c3d4", 1)
+
+
 def test_where_the_time_went_adds_up_and_older_records_are_said_to_lack_it(output: Path) -> None:
     shutil.rmtree(output / "runs")
     (output / "runs").mkdir()

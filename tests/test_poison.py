@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import VARIABLE, assert_together, command, write_videos
+from tests.painted import VARIABLE, assert_together, command, undisturbed_tree, write_videos
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
@@ -28,9 +28,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
-    subprocess.run(command(videos, output, *OPTIONS, "--local"), check=True, stdout=subprocess.DEVNULL)
-    return tree(output)
+    return undisturbed_tree(videos, tmp_path_factory.mktemp("undisturbed") / "out", *OPTIONS)
 
 
 @contextlib.contextmanager

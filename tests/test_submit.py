@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.oracle import assert_sound, tree
-from tests.painted import HELD, VARIABLE, command, write_videos
+from tests.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
 from tests.ray_head import Head, ray_head, ray_node
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +88,4 @@ def test_a_job_waits_for_a_node_is_stopped_and_goes_on_when_submitted_again(
         assert head.wait(second) == "SUCCEEDED", head.log(second)
     assert f"{NUM_VIDEOS // 2} units planned, {committed} committed" in head.log(second)
     assert_sound(output)
-    undisturbed = tmp_path / "undisturbed"
-    subprocess.run([*command(videos, undisturbed, *OPTIONS), "--local"], check=True, stdout=subprocess.DEVNULL)
-    assert tree(output) == tree(undisturbed)
+    assert tree(output) == undisturbed_tree(videos, tmp_path / "undisturbed", *OPTIONS)
