@@ -9,13 +9,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pipeline import errors
-from pipeline.encode import Report, ShardEncoder, Task
+from pipeline.encode import Report, ShardEncoder
 from pipeline.errors import LatentmillError
 from pipeline.metrics import Metrics
 from pipeline.pulse import EVERY_S, Board
+from pipeline.tasks import Task, unpack
 from stvae.memory import is_device_fault
 
 
@@ -33,15 +35,17 @@ class EncoderActor:
         self.metrics = Metrics(arguments["job"], self.encoder.tally.encoder)
         threading.Thread(target=self._beat, args=[Board(arguments["job"])], name="pulse", daemon=True).start()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of tasks to what ``read_report`` takes. Ends this process where its GPU has failed."""
-        return {"report": [self._answer(packed) for packed in batch["task"]]}
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Packed tasks to what ``read_report`` takes, one by one. Ends this process where its GPU has failed."""
+        for packed in batch["tasks"]:
+            for task in unpack(packed):
+                yield {"report": [self._answer(task)]}
 
-    def _answer(self, task: bytes) -> str:
+    def _answer(self, task: Task) -> str:
         try:
             if self.failure is not None:
                 raise self.failure
-            report = self.encoder.encode_unit(*Task.unpack(task))
+            report = self.encoder.encode_unit(*task)
             self._update_metrics()
             self.metrics.unit_ended(report)
         except LatentmillError as error:

@@ -11,12 +11,11 @@ import dataclasses
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.ahead import decode_in_order
 from pipeline.attempts import Attempts, Suspicion, where_this_runs
@@ -75,24 +74,6 @@ class Report:
     def windows(self) -> int:
         """Planned windows accounted for."""
         return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
-
-
-class Task(NamedTuple):
-    """A unit for an encoder."""
-
-    unit: Unit
-    known: Sequence[str] = ()
-    """Attempts of other jobs that are dead, or have had their time. A newer one's unit is left to it."""
-
-    def pack(self) -> bytes:
-        """For Ray: JSON, a tenth as long. A unit of a folder names all of its files."""
-        return zlib.compress(json.dumps({"unit": self.unit.to_json(), "known": list(self.known)}).encode(), 1)
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Task:
-        """The task that ``pack`` wrote."""
-        values = json.loads(zlib.decompress(packed))
-        return cls(Unit.from_json(values["unit"]), values["known"])
 
 
 class ShardEncoder:

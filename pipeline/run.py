@@ -6,7 +6,6 @@ sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> inde
 from __future__ import annotations
 
 import dataclasses
-import random
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,7 +14,7 @@ from typing import Any
 from pipeline.actor import EncoderActor, read_report
 from pipeline.attempts import begun_units, remove_attempts
 from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
-from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder, Task
+from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder
 from pipeline.errors import StoreError
 from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
 from pipeline.nodes import must_hold, stalled
@@ -30,6 +29,7 @@ from pipeline.shards import sidecar_path
 from pipeline.sources import find_sources
 from pipeline.store import Store
 from pipeline.summary import Summary, stopped, summarize
+from pipeline.tasks import Task, in_blocks, in_order, pack
 from stvae.card import Card
 
 Watch = Callable[[Callable[[], Iterable[Pulse]]], None]
@@ -122,24 +122,13 @@ def _encode_units(
     while units:
         left = set()
         for report in (_in_process if run.local else _on_ray)(
-            _in_order(units, begun_units(store), job), run, arguments, watch
+            in_order(units, begun_units(store), job), run, arguments, watch
         ):
             if report.outcome == "left":
                 left.add(report.unit)
             else:
                 yield report
         units = [unit for unit in units if unit.name in left]
-
-
-def _in_order(units: list[Unit], begun: dict[str, list[str]], job: str) -> list[Task]:
-    """The longest tenth first, so that none of them ends the job alone; last those that another job has begun, which
-    is dead or will have committed them by then. All in this job's own order."""
-    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -unit.cost)
-    longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
-    others = [unit for unit in units if unit.name in begun]
-    for part in (longest, rest, others):
-        random.Random(job).shuffle(part)
-    return [Task(unit, begun.get(unit.name, ())) for unit in longest + rest + others]
 
 
 def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
@@ -156,23 +145,26 @@ def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: W
 
 
 def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
-    """One actor per GPU through Ray Data; only reports come back."""
+    """One actor per GPU through Ray Data; only reports come back, each as soon as its unit has ended."""
     ray = connect(run)
+    actors = min(run.actors, len(tasks))
     watch(Board(arguments["job"]).look)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = run.progress_timeout_s
     context.max_consecutive_actor_init_deaths = 3
+    context.target_max_block_size = 1  # byte: a report does not wait for those of the same block
     # A pool of one size: Ray starts an encoder on every node that comes, and asks its autoscaler for those that lack.
     # One that may grow does not, since Ray measures need by tasks that wait in actors, and here none does.
     pool = ray.data.ActorPoolStrategy(
-        size=min(run.actors, len(tasks)),
+        size=actors,
         max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
         max_concurrent_calls_per_actor=UNITS_IN_FLIGHT,
         enable_true_multi_threading=True,
     )
+    blocks = [{"tasks": pack(block)} for block in in_blocks(tasks, actors * UNITS_IN_FLIGHT)]
     rows = (
-        ray.data.from_items([{"task": task.pack()} for task in tasks], override_num_blocks=len(tasks))
+        ray.data.from_items(blocks, override_num_blocks=len(blocks))
         .map_batches(
             EncoderActor,
             batch_size=1,

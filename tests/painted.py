@@ -25,6 +25,7 @@ import numpy as np
 from pipeline import encode as encode_module
 from pipeline import estimate as estimate_module
 from pipeline import run as run_module
+from pipeline import tasks as tasks_module
 from pipeline.actor import EncoderActor
 from pipeline.clips import Skip, Window
 from pipeline.decode import Clip, Decoded, RejectedWindow
@@ -157,7 +158,8 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
     from jobs.encode_dataset import main as encode_dataset
 
-    with painted(), mock.patch.object(run_module, "EncoderActor", PaintedActor):
+    several = mock.patch.multiple(tasks_module, SHARE=2, BLOCKS_EACH=0)  # units in a block, as in a long job
+    with painted(), mock.patch.object(run_module, "EncoderActor", PaintedActor), several:
         return encode_dataset()
 
 

@@ -20,7 +20,6 @@ from jobs.encode_dataset import main
 from pipeline import encode as encode_module
 from pipeline.actor import EncoderActor
 from pipeline.dataset import read_dataset
-from pipeline.encode import Task
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.plan import Unit
@@ -28,6 +27,7 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.store import Store
 from pipeline.tally import Tally
+from pipeline.tasks import Task, pack
 from stvae import Card, load_codec, read_card
 from stvae.codec import Codec
 from tests import tiny_codecs
@@ -219,5 +219,5 @@ def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatc
     monkeypatch.setattr("pipeline.actor.EVERY_S", 1e6)  # it has nothing to tell
     task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None))
     with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
-        EncoderActor(job="job")({"task": [task.pack()]})
+        list(EncoderActor(job="job")({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]

@@ -42,6 +42,7 @@ from pipeline.sources import find_sources
 from pipeline.store import Store
 from pipeline.summary import summarize
 from pipeline.tables import read_parquet, write_parquet
+from pipeline.tasks import in_order, unpack
 from pipeline.verify import verify
 from stvae import read_card
 from tests.clips_maker import plain_facts
@@ -209,17 +210,18 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
         def __init__(self, **_: Any) -> None:
             pass
 
-        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {"report": [json.dumps({"unit": "", "outcome": "already"}) for _ in batch["task"]]}
+        def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            for task in unpack(batch["tasks"][0]):
+                yield {"report": [json.dumps({"unit": task.unit.name, "outcome": "already"})]}
 
     run = run_of(folder, actors=1, cpus=1)
     plan = read_plan(Store(str(folder)))
     with mock.patch.object(run_module, "EncoderActor", IdleActor):
         run_module.connect(run)
         started_s = time.perf_counter()
-        tasks = run_module._in_order(plan.units, {}, "job")
+        tasks = in_order(plan.units, {}, "job")
         columns = [schema_to_text(schema) for schema in plan.columns]
-        reports = iter(run_module._on_ray(tasks, run, {"columns": columns}))
+        reports = iter(run_module._on_ray(tasks, run, {"columns": columns, "job": "job"}, lambda look: None))
         next(reports)
         first_s = time.perf_counter()
         for done, _ in enumerate(reports, 1):
