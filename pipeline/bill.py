@@ -7,8 +7,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pipeline.concerns import concerns, shown_bytes
+from pipeline.concerns import concerns
 from pipeline.estimate import Estimate, Look, Speeds
+from pipeline.figures import byte_size, duration
 from pipeline.recipe import Recipe
 from pipeline.sampling import Total
 
@@ -82,18 +83,17 @@ def _examples(estimate: Estimate) -> Iterator[str]:
 
 
 def _costs(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> Iterator[str]:
-    hours = estimate.total(lambda look: look.duration_s / 3600)
-    used = estimate.total(lambda look: look.clips_s / 3600)
-    if hours.value:
-        yield f"  footage  {_hours(hours.value)}, of which {_hours(used.value)} in clips"
+    footage_s, used_s = estimate.total(lambda look: look.duration_s), estimate.total(lambda look: look.clips_s)
+    if footage_s.value:
+        yield f"  footage  {duration(footage_s.value)}, of which {duration(used_s.value)} in clips"
     size, shards = estimate.size_bytes, estimate.shard_bytes
     if not shards:
         yield "  latents  none"
         return
     shards_are = "shard" if estimate.num_shards == 1 else "shards"
-    typical = f", half of them above {shown_bytes(statistics.median(shards))}" if estimate.num_shards > 1 else ""
-    spread = "" if estimate.sample.exact else f" ({shown_bytes(size.low)} to {shown_bytes(size.high)})"
-    yield f"  latents  {shown_bytes(size.value)}{spread} in {estimate.num_shards:,} {shards_are}{typical}"
+    typical = f", half of them above {byte_size(statistics.median(shards))}" if estimate.num_shards > 1 else ""
+    spread = "" if estimate.sample.exact else f" ({byte_size(size.low)} to {byte_size(size.high)})"
+    yield f"  latents  {byte_size(size.value)}{spread} in {estimate.num_shards:,} {shards_are}{typical}"
     yield f"  encoding {_encoding(estimate, speeds, speeds_are)}"
 
 
@@ -103,8 +103,8 @@ def _encoding(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> str
     hours, run = estimate.encoder_hours(speeds), estimate.run
     if hours is None:
         return "unknown time: a micro-batch does not fit the memory"
-    cost = f"{hours * run.gpus:.2g} GPU-hours" if run.gpus else f"{_hours(hours)} of an encoder on the CPU"
-    beside = f", {_hours(hours / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
+    cost = f"{hours * run.gpus:.2g} GPU-hours" if run.gpus else f"{duration(hours * 3600)} of an encoder on the CPU"
+    beside = f", {duration(hours * 3600 / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
     return f"{cost}{beside}; {speeds_are}, decoding not counted"
 
 
@@ -150,9 +150,3 @@ def _count(total: Total) -> str:
     if total.low == total.high:
         return f"{total.value:,.0f}"
     return f"{total.value:,.0f} ({total.low:,.0f} to {total.high:,.0f})"
-
-
-def _hours(hours: float) -> str:
-    if hours < 1 / 40:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:,.1f} h"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pipeline.ahead import CLIPS_AHEAD
 from pipeline.encode import UNITS_IN_FLIGHT
 from pipeline.estimate import Estimate, Look, Speeds
+from pipeline.figures import byte_size
 from pipeline.progress import too_many_rejects
 from pipeline.recipe import Bucket
 
@@ -29,14 +30,6 @@ def concerns(estimate: Estimate, speeds: Speeds | None) -> list[str]:
     found = [_rejects, _short, _small, _repeated, _cropped, _pictures, _unused, _places, _shards]
     sentences = [sentence for concern in found for sentence in concern(estimate)]
     return sentences + list(_memory(estimate)) + list(_too_large(estimate, speeds))
-
-
-def shown_bytes(size: float) -> str:
-    """A number of bytes for people."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size / 1e3:,.1f} kB"
 
 
 def _share(estimate: Estimate, part: Callable[[Look], float], whole: Callable[[Look], float]) -> float:
@@ -142,11 +135,11 @@ def _shards(estimate: Estimate) -> Iterator[str]:
         return
     now = estimate.recipe.unit_clips
     many = min(MOST_UNIT_CLIPS, max(1, round(now * GOOD_SHARD_BYTES / typical)))
-    what = f"--unit-clips {many} makes them about {shown_bytes(typical * many / now)}"
+    what = f"--unit-clips {many} makes them about {byte_size(typical * many / now)}"
     if all(unit.kind == "tar" for stratum in estimate.sample.strata for unit in stratum.units):
         what = "each tar becomes one, so cut or join the tars"
     side = "below" if typical < SMALL_SHARD_BYTES else "above"
-    yield f"half of the shards are {side} {shown_bytes(typical)}: {what}"
+    yield f"half of the shards are {side} {byte_size(typical)}: {what}"
 
 
 def _memory(estimate: Estimate) -> Iterator[str]:
@@ -158,8 +151,8 @@ def _memory(estimate: Estimate) -> Iterator[str]:
     child_bytes = COPIES_IN_A_CHILD * _pixel_bytes(largest)
     if child_bytes > run.decode_memory_bytes:
         yield (
-            f"a clip of {largest} takes {shown_bytes(child_bytes)} to decode and a decoder may take "
-            f"{shown_bytes(run.decode_memory_bytes)}: its clips will be rejects of kind memory"
+            f"a clip of {largest} takes {byte_size(child_bytes)} to decode and a decoder may take "
+            f"{byte_size(run.decode_memory_bytes)}: its clips will be rejects of kind memory"
         )
     waiting = sum(_pixel_bytes(bucket) * estimate.recipe.clips_per_call[bucket] for bucket in used)
     ahead = (run.cpus + 1) * (CLIPS_AHEAD + 1) * _pixel_bytes(largest)
@@ -167,8 +160,8 @@ def _memory(estimate: Estimate) -> Iterator[str]:
     here_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed_bytes > here_bytes / 2:
         yield (
-            f"an encoder may hold {shown_bytes(needed_bytes)} of decoded clips, and this machine has "
-            f"{shown_bytes(here_bytes)}: fewer --cpus, smaller micro-batches or smaller buckets take less"
+            f"an encoder may hold {byte_size(needed_bytes)} of decoded clips, and this machine has "
+            f"{byte_size(here_bytes)}: fewer --cpus, smaller micro-batches or smaller buckets take less"
         )
 
 

@@ -25,6 +25,7 @@ from markupsafe import Markup
 
 from pipeline import charts
 from pipeline.advice import SKIPS, advice
+from pipeline.figures import byte_size, duration, number, percent
 from pipeline.findings import DURATION_EDGES_S, Counts, Findings, find
 from pipeline.history import SLOWEST, STAGES, Job, read_history
 from pipeline.latent_statistics import JUDGED_AFTER_CLIPS, LatentStatistics
@@ -134,7 +135,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter_ in (shown, number, size, duration, percent, when, advice):
+    for filter_ in (shown, number, byte_size, duration, percent, when, advice):
         environment.filters[filter_.__name__] = filter_
     return environment.get_template("page.html")
 
@@ -183,34 +184,6 @@ def _visible(character: str) -> str:
     if character in BIDI or unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
         return " " if character in "\n\t\r" else f"\\u{ord(character):04x}"
     return character
-
-
-def number(count: int, noun: str = "") -> str:
-    """A count, and of what."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}" if noun else f"{count:,}"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes with three digits and a decimal unit."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:.0f} {unit}" if unit == "bytes" or num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 3600:,.0f} h"
-
-
-def percent(share: float) -> str:
-    """A share, with a digit more where it is small."""
-    return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
 
 
 def when(unix_s: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.advice import waiting_advice
 from pipeline.encode import Report
+from pipeline.figures import byte_size, duration
 from pipeline.plan import Unit
 from pipeline.recipe import Run
 from pipeline.records import Records
@@ -149,7 +150,7 @@ class Progress:
             f"{now.samples} clips ({max(0, now.samples - then.samples) / took_s:.1f}/s, "
             f"{max(0, now.frames - then.frames) / took_s:.0f} frames/s)",
             f"{rejects} rejects{kinds and f' ({kinds})'}",
-            size(now.size_bytes),
+            byte_size(now.size_bytes),
             self._waited(now, then),
             self._left(now, then),
         ]
@@ -248,23 +249,6 @@ def work_of_units(units: list[Unit]) -> dict[str, float]:
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
     """Whether the share of rejects is above the limit; not judged before a few hundred windows."""
     return windows >= REJECTS_JUDGED_AFTER and rejects / windows > max_rejects
-
-
-def duration(seconds: float) -> str:
-    """For people: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}"
-    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
-
-
-def size(size_bytes: int) -> str:
-    """For people: 12.3 MB, 4.5 GB."""
-    value, unit = size_bytes / 1e6, "MB"
-    for larger in ("GB", "TB"):
-        if value >= 1000:
-            value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}"
 
 
 def _recent(now: Moment, then: Moment) -> tuple[float, dict[str, float]]:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.advice import advice, waiting_advice
+from pipeline.figures import duration
 from pipeline.index import Index
-from pipeline.progress import Progress, duration, too_many_rejects
+from pipeline.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
 from pipeline.steps import Step, reached
 from pipeline.store import Store

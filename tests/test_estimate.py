@@ -274,8 +274,8 @@ def skip(reason: str, **fields: Any) -> Look:
         ([clip()], {}, "falls into 32x56x17"),
         ([clip()], {"gpus": 1.0}, "every micro-batch is 1, which leaves a GPU idle"),
         ([clip()], {"micro_batch": (8, 8)}, "88% of the micro-batches' places are blank"),
-        ([clip(size_bytes=100_000)], {"unit_clips": 128}, "below 102.4 kB: --unit-clips 4096 makes them about 3.3 MB"),
-        ([clip(size_bytes=9_000_000_000)], {"unit_clips": 128}, "above 9.0 GB: --unit-clips 7 "),
+        ([clip(size_bytes=100_000)], {"unit_clips": 128}, "below 102 kB: --unit-clips 4096 makes them about 3.28 MB"),
+        ([clip(size_bytes=9_000_000_000)], {"unit_clips": 128}, "above 9 GB: --unit-clips 7 "),
         ([Look(rejects=Counter(["probe/empty"]))] * 250 + [clip()], {"max_rejects": 0.05}, "stop with exit 3"),
         ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A)}, "rejects of kind memory"),
         ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A), "cpus": 64}, "an encoder may hold"),
@@ -322,7 +322,7 @@ def test_hours_come_from_a_figure_or_from_measuring_here(dataset: Path, tmp_path
     arguments += ["--buckets", "32x32x17,32x56x17", "--cpus", "2", "--windows", "all", "--dry-run", "all"]
     assert main([*arguments, "--clips-per-s", "0.01", "--gpus", "0.5", "--actors", "2"]) == 0
     said = capsys.readouterr().out
-    assert "encoding 0.097 GPU-hours, 6 min on 2 encoders; at the speed given" in said  # 7 clips of 100 s, half a GPU
+    assert "encoding 0.097 GPU-hours, 5.8 min on 2 encoders; at the speed given" in said  # 7 clips of 100 s, half a GPU
     assert main([*arguments, "--calibrate"]) == 0
     said = capsys.readouterr().out
     assert "32x32x17: 1 at once" in said and "as just measured on this CPU" in said

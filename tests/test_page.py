@@ -21,7 +21,7 @@ from pipeline.findings import BucketCount, SourceCount, find
 from pipeline.history import read_history
 from pipeline.latent_statistics import LatentStatistics, latent_statistics
 from pipeline.loader import LatentDataset
-from pipeline.page import GALLERY, duration, notices, read_gallery, render, shown, size, write_page
+from pipeline.page import GALLERY, notices, read_gallery, render, shown, write_page
 from pipeline.preview import decode_back, psnr_db, source_frames
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
@@ -401,22 +401,6 @@ def test_arguments_that_make_no_sense_are_refused(
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no dataset.json" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0, "0 s"), (1.26, "1.3 s"), (75, "75 s"), (100, "1.7 min"), (3000, "50 min"), (9000, "2.5 h"), (4e6, "1,111 h")],
-)
-def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "expected"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (123_456_789, "123 MB"), (5e15, "5000 TB")],
-)
-def test_sizes_have_three_digits(num_bytes: float, expected: str) -> None:
-    assert size(num_bytes) == expected
 
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(part => part.open = true)"

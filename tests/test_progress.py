@@ -19,7 +19,7 @@ from pipeline.device import Device
 from pipeline.encode import Report
 from pipeline.occupancy import NO_UNIT, Occupancy, Stage
 from pipeline.plan import Unit
-from pipeline.progress import Progress, duration, size, work_of_units
+from pipeline.progress import Progress, work_of_units
 from pipeline.recipe import Recipe, Run
 from pipeline.records import Records
 from pipeline.run import encode
@@ -118,7 +118,7 @@ def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run:
     )
     assert "time left not known yet" not in jobs.line(), "40 % of the work is done"
     line = jobs.line()
-    assert "1/7 units  60 clips (2.0/s, 20 frames/s)  0 rejects  3.0 MB" in line
+    assert "1/7 units  60 clips (2.0/s, 20 frames/s)  0 rejects  3 MB" in line
     assert "encoders waited 30% (decode 20%, commit 10%)" in line and line.endswith("about 45 s left")
 
 
@@ -242,8 +242,3 @@ def test_a_terminals_line_is_rewritten_and_lines_that_stay_go_above_it() -> None
     terminal.say("c")
     assert stream.getvalue().startswith("a\n\r\x1b[Kbbb") and stream.getvalue().endswith("b\r\x1b[Kc\n")
     assert len(stream.getvalue()) < 400
-
-
-def test_numbers_for_people() -> None:
-    assert [duration(s) for s in (3, 600, 9000, 400_000)] == ["3 s", "10 min", "2.5 h", "4.6 days"]
-    assert [size(n) for n in (0, 12_300_000, 4_500_000_000, 7 * 10**12)] == ["0.0 MB", "12.3 MB", "4.5 GB", "7.0 TB"]

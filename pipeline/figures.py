@@ -1,0 +1,31 @@
+"""Numbers as people read them: in the summary, the bill, the line of progress and the report alike."""
+
+from __future__ import annotations
+
+
+def number(count: int, noun: str = "") -> str:
+    """A count, and of what."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}" if noun else f"{count:,}"
+
+
+def byte_size(num_bytes: float) -> str:
+    """Bytes with three digits and a decimal unit."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.0f} {unit}" if unit == "bytes" or num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 3600:,.0f} h"
+
+
+def percent(share: float) -> str:
+    """A share, with a digit more where it is small."""
+    return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
