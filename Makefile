@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format
+.PHONY: demo test check pytest format
 
 demo: .venv/installed
 	$(BIN)/python jobs/demo.py
 
-test: check
+# side by side, since much of the tests is waiting and the type check is one process
+test: .venv/installed
+	$(MAKE) --no-print-directory --jobs=2 check pytest
+
+pytest: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.dataset import default_threads, recorded_dataset
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
+from pipeline.figures import byte_size
 from pipeline.recipe import Run
 from pipeline.store import Store
 from pipeline.verify import PATH, Verdict, verify
@@ -81,7 +82,7 @@ def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
 def _report(verdict: Verdict, url: str) -> None:
     print(
         f"{url}: {verdict.units} units, {verdict.shards} shards, {verdict.samples} samples, "
-        f"{verdict.size_bytes / 1e9:.2f} GB read; {len(verdict.problems) or 'no'} problems"
+        f"{byte_size(verdict.size_bytes)} read; {len(verdict.problems) or 'no'} problems"
     )
     for where, what in verdict.problems[:SHOWN]:
         print(f"  {where}: {what}")

@@ -20,7 +20,7 @@ def byte_size(num_bytes: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds in the unit that people would use."""
     if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{round(seconds, 1):g} s"
     if seconds < 5400:
         return f"{seconds / 60:.1f} min" if seconds < 600 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 3600:,.0f} h"

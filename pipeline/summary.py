@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.advice import advice, waiting_advice
-from pipeline.figures import duration
+from pipeline.figures import byte_size, duration
 from pipeline.index import Index
 from pipeline.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
@@ -66,7 +66,7 @@ class Summary:
             f"  units    {self.units} ({self.units_done_now} in this run, {duration(self.elapsed_s)})",
             f"  windows  {self.windows} = {self.samples} samples + {sum(self.skips.values())} skips "
             f"+ {sum(self.rejects.values())} rejects",
-            f"  latents  {self.frames} frames, {self.size_bytes / 1e6:.1f} MB of shards",
+            f"  latents  {self.frames} frames, {byte_size(self.size_bytes)} of shards",
         ]
         for title, counts in (("buckets", self.buckets), ("skips", self.skips), ("rejects", self.rejects)):
             for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):

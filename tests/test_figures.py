@@ -9,7 +9,16 @@ from pipeline.figures import byte_size, duration
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0, "0 s"), (1.26, "1.3 s"), (75, "75 s"), (100, "1.7 min"), (3000, "50 min"), (9000, "2.5 h"), (4e6, "1,111 h")],
+    [
+        (0, "0 s"),
+        (0.03, "0 s"),
+        (1.26, "1.3 s"),
+        (75, "75 s"),
+        (100, "1.7 min"),
+        (3000, "50 min"),
+        (9000, "2.5 h"),
+        (4e6, "1,111 h"),
+    ],
 )
 def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected

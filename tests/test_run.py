@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,7 +298,10 @@ def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_job_ends_with_130_and_can_go_on(videos: Path, tmp_path: Path, name: str) -> None:
-    process = subprocess.Popen(command(videos, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
+    more = shutil.copytree(videos, tmp_path / "videos")
+    for number in range(6):  # it must not be done before the signal comes
+        shutil.copy(videos / "wide0.mp4", more / f"more{number}.mp4")
+    process = subprocess.Popen(command(more, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not list((tmp_path / "out").glob("metadata/*.parquet")):
         assert process.poll() is None
@@ -305,7 +309,7 @@ def test_an_interrupted_job_ends_with_130_and_can_go_on(videos: Path, tmp_path: 
     process.send_signal(signal.Signals[name])
     assert process.wait(60) == 130
     assert "run the same command again" in process.stdout.read()
-    assert subprocess.run(command(videos, tmp_path / "out"), stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert subprocess.run(command(more, tmp_path / "out"), stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert_sound(tmp_path / "out")
 
 

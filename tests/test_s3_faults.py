@@ -88,7 +88,8 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
     fetch, calls = items_module.fetch, iter(range(1000))
     with (
         mock.patch("pipeline.encode.fetch", fetch_then_fail),
-        mock.patch.object(tenacity.nap, "time"),
+        mock.patch.object(tenacity.nap, "time"),  # nobody waits here for what does not pass
+        mock.patch.object(s3fs.S3FileSystem, "retries", 1),
         pytest.raises(StoreError, match=f"bucket/.*{message}"),
     ):
         job(videos, f"{s3}/out", tiny_card)
