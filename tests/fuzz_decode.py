@@ -35,6 +35,7 @@ from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae.geometry import multiples, plain_geometry
 from tests.clips_maker import make_clip, make_image, package_clip
+from tests.processes import descendants
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 RECIPE = Recipe(codec="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
@@ -284,7 +285,7 @@ def _memory_watched(findings: Findings) -> Iterator[None]:
     def watch() -> None:
         while not stop.wait(0.1):
             findings.our_peak_bytes = max(findings.our_peak_bytes, resident_bytes(os.getpid()) - start_bytes)
-            held = [resident_bytes(pid) for pid in descendants()]
+            held = [resident_bytes(pid) for pid in descendants(os.getpid())]
             findings.child_peak_bytes = max([findings.child_peak_bytes, *held])
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -304,19 +305,6 @@ def resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def descendants() -> set[int]:
-    """Children of this process, and theirs."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-    found = {pid for pid, parent in parents.items() if parent == os.getpid()}
-    return found | {pid for pid, parent in parents.items() if parent in found}
 
 
 def main(argv: list[str] | None = None) -> int:

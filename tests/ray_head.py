@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
+
+from tests.processes import descendants, end
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -117,10 +118,8 @@ def ray_node(head: Head, log: Path, *options: str) -> Iterator[subprocess.Popen[
     try:
         yield process
     finally:
-        # its own way to end takes half a minute; the children are this test's as much as the node is
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [*map(int, children), process.pid]:
-            os.kill(pid, signal.SIGKILL)
+        # its own way to end takes half a minute
+        end([*descendants(process.pid), process.pid])
         process.wait()
 
 

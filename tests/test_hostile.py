@@ -19,8 +19,9 @@ from pipeline.clips import plan_windows
 from pipeline.decode import Clip, Decoders, Outcome, RejectedWindow
 from pipeline.recipe import Bucket, Recipe, Run
 from tests.clips_maker import make_clip
-from tests.fuzz_decode import GEOMETRY, backends, descendants, fuzz, originals, resident_bytes, variants
+from tests.fuzz_decode import GEOMETRY, backends, fuzz, originals, resident_bytes, variants
 from tests.http_server import Reply, Server, serving
+from tests.processes import descendants
 
 RECIPE = Recipe(codec="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
 CANARY = "CANARY-7f3a91"
@@ -194,7 +195,7 @@ def test_huge_frames_in_small_files_are_rejected_from_the_probe_in_bounded_memor
             # FFmpeg itself refuses pictures from 16384x16384 on, and does not say for what
             kinds = ("too_large",) if name[0] in "89" else ("too_large", "invalid_data")
             assert outcome.stage == "probe" and outcome.kind in kinds, (name, outcome)
-    assert max(resident_bytes(pid) for pid in descendants()) < 1 << 30
+    assert max(resident_bytes(pid) for pid in descendants(os.getpid())) < 1 << 30
 
 
 def test_times_and_counts_in_headers_take_neither_time_nor_memory(
@@ -214,7 +215,7 @@ def test_times_and_counts_in_headers_take_neither_time_nor_memory(
             assert sum(isinstance(outcome, Clip) for outcome in found) <= 5, name  # 40 frames have no more
             if name == "long":
                 assert [o.kind for o in found if isinstance(o, RejectedWindow)] == ["truncated"]
-    assert max(resident_bytes(pid) for pid in descendants()) < 1 << 30
+    assert max(resident_bytes(pid) for pid in descendants(os.getpid())) < 1 << 30
 
 
 def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[str, Decoders], tmp_path: Path) -> None:

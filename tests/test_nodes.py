@@ -17,6 +17,7 @@ from pipeline.nodes import must_hold
 from pipeline.recipe import Run
 from tests.oracle import assert_sound, tree
 from tests.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
+from tests.processes import descendants, end
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
@@ -112,7 +113,9 @@ def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(
     held.touch()
     second = cluster.add_node(num_cpus=1)
     job.wait_until(lambda: job.at_work() == {first.node_id, second.node_id})
+    agents = descendants(first.all_processes["raylet"][0].process.pid)
     cluster.remove_node(first, allow_graceful=False)
+    end(agents)
     held.unlink()
     assert job.process.wait(timeout=200) == 0, job.said
     assert not [row for row in assert_sound(job.output) if row["reject_kind"]]

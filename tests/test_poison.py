@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from tests.oracle import assert_sound, tree
 from tests.painted import VARIABLE, assert_together, command, undisturbed_tree, write_videos
+from tests.processes import end, marked
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 16
@@ -47,9 +47,8 @@ def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterat
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(marked("TEST_OUTPUT", output))
+        process.wait()
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -93,16 +92,9 @@ def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
     assert len([path for path in shards if path not in found]) == 2, "only their own units differ"
 
 
-def encoders(output: Path) -> list[int]:
+def encoders(output: Path) -> set[int]:
     """Processes in which Ray runs an encoder of the job that writes to ``output``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                name, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-                if b"PaintedActor" in name and str(output).encode() in environment:
-                    found.append(int(entry.name))
-    return found
+    return {pid for pid, command in marked("TEST_OUTPUT", output).items() if "PaintedActor" in command}
 
 
 SLOW = dict.fromkeys(range(NUM_VIDEOS), "slow")
@@ -116,12 +108,11 @@ def test_killed_encoders_and_a_killed_driver_cost_nothing(
         killed: set[int] = set()
         for commits in (1, 2):
             wait_for_commits(process, output, commits)
-            while not (living := set(encoders(output)) - killed):
+            while not (living := encoders(output) - killed):
                 assert process.poll() is None
                 time.sleep(0.05)
             killed |= living
-            for pid in living:
-                os.kill(pid, signal.SIGKILL)
+            end(living)
         wait_for_commits(process, output, 4)
         process.kill()
     assert len(killed) == 2 and len(list(output.glob("metadata/*.parquet"))) < NUM_VIDEOS // 2

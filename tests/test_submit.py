@@ -11,6 +11,7 @@ import pytest
 
 from tests.oracle import assert_sound, tree
 from tests.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
+from tests.processes import marked
 from tests.ray_head import Head, ray_head, ray_node
 
 ROOT = Path(__file__).parents[1]
@@ -50,16 +51,7 @@ def test_without_the_clusters_token_nothing_can_be_submitted(head: Head, tmp_pat
 
 def processes(output: Path) -> list[str]:
     """Command lines of the driver and the encoders of the job that writes to ``output``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if b"painted" in name.lower() and f"TEST_OUTPUT={output}".encode() in environment:
-                found.append(name.decode().replace("\0", " ").strip())
-    return found
+    return [command for command in marked("TEST_OUTPUT", output).values() if "painted" in command.lower()]
 
 
 def test_a_job_waits_for_a_node_is_stopped_and_goes_on_when_submitted_again(
