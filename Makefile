@@ -12,7 +12,7 @@ test: .venv/installed
 	$(MAKE) --no-print-directory --jobs=2 check pytest
 
 pytest: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

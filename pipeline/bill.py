@@ -100,11 +100,11 @@ def _costs(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> Iterat
 def _encoding(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> str:
     if speeds is None:
         return "unknown time: say how fast an encoder is (--clips-per-s), or measure it here (--calibrate)"
-    hours, run = estimate.encoder_hours(speeds), estimate.run
-    if hours is None:
+    seconds, run = estimate.encoder_s(speeds), estimate.run
+    if seconds is None:
         return "unknown time: a micro-batch does not fit the memory"
-    cost = f"{hours * run.gpus:.2g} GPU-hours" if run.gpus else f"{duration(hours * 3600)} of an encoder on the CPU"
-    beside = f", {duration(hours * 3600 / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
+    cost = f"{seconds / 3600 * run.gpus:.2g} GPU-hours" if run.gpus else f"{duration(seconds)} of an encoder on the CPU"
+    beside = f", {duration(seconds / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
     return f"{cost}{beside}; {speeds_are}, decoding not counted"
 
 

@@ -123,19 +123,19 @@ class Estimate:
         clips, places = self._clips_and_places()
         return sum(clips.values()) / max(1, sum(places.values()))
 
-    def encoder_hours(self, speeds: Speeds) -> float | None:
+    def encoder_s(self, speeds: Speeds) -> float | None:
         """Time of encoders, blanks included; None where a micro-batch does not fit the memory. Shortened clips are
         taken to cost as their frames."""
         clips, places = self._clips_and_places()
-        hours = 0.0
+        seconds = 0.0
         for (size, bucket), count in clips.items():
             speed = speeds.get(bucket)
             if not speed:
                 return None
             blanks = places[size, bucket] / count
             shorter = size.num_frames / bucket.num_frames
-            hours += self.total(_count_of((size, bucket))).value * blanks * shorter / speed / 3600
-        return hours
+            seconds += self.total(_count_of((size, bucket))).value * blanks * shorter / speed
+        return seconds
 
     def _clips_and_places(self) -> tuple[Counter[Shape], Counter[Shape]]:
         clips: Counter[Shape] = Counter()

@@ -295,8 +295,8 @@ def test_a_job_without_cause_for_concern_says_nothing_more(recipe: Recipe, run: 
     assert concerns(found, {A: 1.0, B: 2.0}) == []
     (sentence,) = concerns(found, {A: None, B: 2.0})
     assert sentence.startswith(f"a micro-batch of 1 clips of {A} does not fit")
-    assert found.encoder_hours(speeds_given(recipe, [0.5])) == pytest.approx(10 / 0.5 / 3600)
-    assert found.encoder_hours({A: None, B: 2.0}) is None
+    assert found.encoder_s(speeds_given(recipe, [0.5])) == pytest.approx(10 / 0.5)
+    assert found.encoder_s({A: None, B: 2.0}) is None
 
 
 def command(*more: str) -> list[str]:
