@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -174,9 +175,9 @@ class Jobs(RuleBasedStateMachine):
             assert tree(copy) == tree(self.folder / "undisturbed")
 
 
-def every_request(fault: Fault) -> int:
-    """A job for each request that a job makes, which that fault befalls; how many there are."""
-    for request in itertools.count():
+def every_request(fault: Fault, first: int = 0, step: int = 1) -> int:
+    """A job for each request that a job makes, or every second one, which that fault befalls; how many there are."""
+    for request in itertools.count(first, step):
         before = injected.total()
         jobs = Jobs()
         jobs.begin("equal but noted")
@@ -192,7 +193,8 @@ def every_request(fault: Fault) -> int:
 
 @pytest.mark.parametrize("fault", [Fault.AFTER, Fault.MEANWHILE])
 def test_each_request_of_a_job_may_lose_its_answer_or_wait_for_a_whole_other_job(fault: Fault) -> None:
-    assert every_request(fault) > 30
+    """A random half of them, either the even or the odd ones; ``python -m tests.test_faults`` takes all."""
+    assert every_request(fault, first=random.randrange(2), step=2) > 30
 
 
 TestJobs = Jobs.TestCase

@@ -53,7 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_num_groups": 2,
     },
     "AutoencoderKLAllegro": {
-        "block_out_channels": (8, 8, 8, 8),
+        "block_out_channels": (4, 4, 4, 4),
         "latent_channels": 4,
         "layers_per_block": 1,
         "norm_num_groups": 2,
