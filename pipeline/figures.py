@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 3600:,.0f} h"
 
 
+def elapsed(seconds: float) -> str:
+    """How long something takes or took; days where it is many hours."""
+    return f"{seconds / 86400:.1f} days" if seconds >= 2 * 86400 else duration(seconds)
+
+
 def percent(share: float) -> str:
     """A share, with a digit more where it is small."""
     return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.advice import waiting_advice
 from pipeline.encode import Report
-from pipeline.figures import byte_size, duration
+from pipeline.figures import byte_size, elapsed
 from pipeline.plan import Unit
 from pipeline.recipe import Run
 from pipeline.records import Records
@@ -226,11 +226,11 @@ class Progress:
 
     def _left(self, now: Moment, then: Moment) -> str:
         if self.units >= len(self._work_of):
-            return f"in {duration(self.elapsed_s)}"
+            return f"in {elapsed(self.elapsed_s)}"
         rate = (now.work - then.work) / max(now.at_s - then.at_s, 1e-3)
         if rate <= 0 or (self.units < UNITS_TO_JUDGE and now.work < SHARE_TO_JUDGE * self._total_work):
             return "time left not known yet"
-        return f"about {duration((self._total_work - now.work) / rate)} left"
+        return f"about {elapsed((self._total_work - now.work) / rate)} left"
 
     def _advice(self) -> str:
         now, then = self._window()

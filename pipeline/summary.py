@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.advice import advice, waiting_advice
-from pipeline.figures import byte_size, duration
+from pipeline.figures import byte_size, elapsed
 from pipeline.index import Index
 from pipeline.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
@@ -63,7 +63,7 @@ class Summary:
         )
         lines = [
             f"{self.output}  {state}",
-            f"  units    {self.units} ({self.units_done_now} in this run, {duration(self.elapsed_s)})",
+            f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
             f"  windows  {self.windows} = {self.samples} samples + {sum(self.skips.values())} skips "
             f"+ {sum(self.rejects.values())} rejects",
             f"  latents  {self.frames} frames, {byte_size(self.size_bytes)} of shards",

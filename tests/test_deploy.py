@@ -25,6 +25,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
 from jobs import encode_dataset, verify_dataset
+from tests.test_pages import commands
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -230,17 +231,10 @@ def test_the_working_directory_is_uploaded_without_what_lies_around(tmp_path: Pa
     assert package.stat().st_size < 10 << 20
 
 
-def commands() -> list[list[str]]:
-    """Every command of the page's shell blocks, as words."""
-    blocks = "".join(re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)).replace("\\\n", " ")
-    lines = [line for line in blocks.splitlines() if line and not line.startswith("#")]
-    return [shlex.split(line, comments=True) for line in lines]
-
-
 def test_the_pages_commands_parse() -> None:
     """By the parsers of Ray and of the jobs; kubectl, docker and aws are not here."""
     seen = set()
-    for words in commands():
+    for words in commands(ROOT / "jobs" / "CLUSTER.md"):
         while "=" in words[0]:
             words = words[1:]
         seen.add(words[0])

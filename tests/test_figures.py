@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.figures import byte_size, duration
+from pipeline.figures import byte_size, duration, elapsed
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,7 @@ def test_durations_read_as_people_say_them(seconds: float, expected: str) -> Non
 )
 def test_sizes_have_three_digits(num_bytes: float, expected: str) -> None:
     assert byte_size(num_bytes) == expected
+
+
+def test_what_takes_days_is_said_in_days() -> None:
+    assert [elapsed(s) for s in (3, 600, 9000, 400_000)] == ["3 s", "10 min", "2.5 h", "4.6 days"]

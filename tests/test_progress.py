@@ -184,7 +184,7 @@ class SlowDecoders(PaintingDecoders):
     """Takes longer over each video than the codec does."""
 
     def clips(self, fd: int, plan: Any) -> Iterator[Any]:
-        time.sleep(0.3)
+        time.sleep(0.5)
         yield from super().clips(fd, plan)
 
 
@@ -203,12 +203,12 @@ def test_a_bottleneck_is_named_with_what_to_do(
             patch.setattr(f"{encoders}.Decoders", SlowDecoders)
         elif slow == "commit":
             put_new = Store.put_new
-            patch.setattr(Store, "put_new", lambda *a: time.sleep(0.3 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
+            patch.setattr(Store, "put_new", lambda *a: time.sleep(0.5 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
         else:
             from pipeline import encode as encode_module
 
             fetch = encode_module.fetch
-            patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.3) or fetch(*a))  # type: ignore[func-returns-value]
+            patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.5) or fetch(*a))  # type: ignore[func-returns-value]
         said: list[str] = []
         summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, said.append)
     assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
