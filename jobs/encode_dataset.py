@@ -26,7 +26,7 @@ from pipeline.errors import USER_ERRORS, exit_code
 from pipeline.estimate import Speeds, estimate, speeds_given
 from pipeline.nodes import watched
 from pipeline.recipe import Recipe, Run
-from pipeline.run import encode
+from pipeline.run import disconnect, encode
 from pipeline.terminal import Terminal
 from stvae.card import Card, read_card
 
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _encode(recipe, run, card, terminal)
     except USER_ERRORS as error:
+        disconnect()
         terminal.say(f"error: {error}")
         return exit_code(error)
     except KeyboardInterrupt:
@@ -71,6 +72,7 @@ def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
             summary = encode(recipe, run, card, say=terminal.say, show=show)
     except SystemExit:  # how Ray answers SIGTERM once it is connected
         raise KeyboardInterrupt from None
+    disconnect()
     terminal.say(f"{summary}\n  report   {summary.output}/{page.PATH}")
     return summary.exit_code
 

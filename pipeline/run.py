@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -194,6 +195,12 @@ def connect(run: Run) -> Any:
         if run.ray_address == "local":
             must_hold(run, ray.cluster_resources())
     return ray
+
+
+def disconnect() -> None:
+    """Leave Ray where ``connect`` was called: what it says of encoders that it ended comes before the job's last words."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def _finish(store: Store, plan: Plan) -> Index:

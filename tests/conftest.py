@@ -10,14 +10,12 @@ from hypothesis import settings
 
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, read_card
+from tests.golden import TINY
 from tests.s3_server import s3_bucket
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token is made in the home of whoever runs the tests
 settings.register_profile("untimed", deadline=None)  # no test asserts speed
 settings.load_profile("untimed")
-
-GOLDEN = Path(__file__).parent / "golden"
-TINY = GOLDEN / "opensora-v12-tiny"
 
 
 @pytest.fixture(scope="session")

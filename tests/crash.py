@@ -33,7 +33,7 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.steps import VARIABLE, Step
 from stvae import read_card
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_never_torn, assert_sound, tree
 from tests.painted import SIZE, assert_together, painted, write_video
 

@@ -19,7 +19,7 @@ from pipeline.shards import ShardWriter
 from pipeline.store import Store
 from stvae import read_card
 from tests.clips_maker import plain_facts
-from tests.conftest import TINY
+from tests.golden import TINY
 
 
 def write_latents(

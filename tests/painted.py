@@ -31,7 +31,7 @@ from pipeline.clips import Skip, Window
 from pipeline.decode import Clip, Decoded, RejectedWindow
 from stvae import Card, read_card
 from tests.clips_maker import BITS, numbered_frame, plain_facts, read_number
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import tree
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from stvae.card import UnknownCodec
 from stvae.geometry import ShapeError
 from stvae.weights import WeightsError
 from tests import tiny_codecs
-from tests.conftest import TINY
+from tests.golden import TINY
 
 
 @pytest.fixture

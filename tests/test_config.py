@@ -24,7 +24,7 @@ from stvae import conventions
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
 from tests import tiny_codecs
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.http_server import Reply, serving
 from tests.test_sources import write_tar
 

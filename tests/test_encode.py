@@ -32,7 +32,7 @@ from stvae import Card, load_codec, read_card
 from stvae.codec import Codec
 from tests import tiny_codecs
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_sound
 from tests.painted import SIZE, VARIABLE, assert_together, painted, write_video
 from tests.painted import command as painted_command

@@ -26,7 +26,7 @@ from pipeline.sampling import Sample, Stratum, Visit
 from pipeline.store import Store
 from stvae import Card
 from tests.clips_maker import make_clip, make_image
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_sound
 from tests.painted import SIZE, painted, write_video
 from tests.test_sources import write_tar

@@ -38,8 +38,8 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.store import canonical
 from stvae import Card, read_card
-from tests.conftest import TINY
 from tests.faulty_bucket import Fault, FaultyBucket, Killed
+from tests.golden import TINY
 from tests.oracle import assert_never_torn, assert_sound, tree
 from tests.painted import SIZE, assert_together, painted, write_video
 from tests.painted import VARIABLE as painted_variable

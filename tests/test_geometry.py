@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stvae.geometry import Rule, ShapeError, multiples, plain_geometry
-from tests.conftest import GOLDEN
+from tests.golden import GOLDEN
 
 OPEN_SORA = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 REFERENCE = json.loads((GOLDEN / "opensora-v12-full-shapes.json").read_text())["latent_size"]

@@ -20,7 +20,7 @@ from pipeline.run import encode
 from pipeline.where import WhereError
 from stvae import load_codec, read_card
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 
 
 @pytest.fixture(scope="module")

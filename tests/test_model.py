@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stvae import load_codec
 from stvae.codec import Codec, build_open_sora
 from stvae.model import SpatioTemporalVAE
-from tests.conftest import GOLDEN, TINY
+from tests.golden import GOLDEN, TINY
 
 LENGTHS = [1, 2, 4, 5, 16, 17, 18, 34, 40]
 TOLERANCE = 1e-4

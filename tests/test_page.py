@@ -30,7 +30,7 @@ from pipeline.totals import Totals
 from stvae import Card, load_codec
 from tests.browser import Sight, look, needs_chromium
 from tests.clips_maker import make_clip, make_image
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.painted import SIZE, painted, write_video
 
 SECRET = "CaNaRy7f3a91"  # noqa: S105 (that is what it is)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.test_sources import write_tar
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_sound, tree
 from tests.ray_head import ray_head
 

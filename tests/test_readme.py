@@ -21,7 +21,7 @@ from pipeline.loader import Batch, LatentDataset
 from stvae.card import OPEN_SORA_CLASS
 from stvae.conventions import TABLE
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

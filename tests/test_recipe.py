@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Bucket, Recipe, Run, differing_fields
 from pipeline.run import encode
 from stvae import Card
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import tree
 from tests.painted import SIZE, painted, write_video
 

@@ -19,7 +19,7 @@ from pipeline.store import Store
 from pipeline.summary import Summary
 from pipeline.verify import verify
 from stvae import Card
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_sound, tree
 from tests.painted import SIZE, VARIABLE, assert_together, painted, write_video
 

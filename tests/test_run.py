@@ -32,7 +32,7 @@ from pipeline.shards import pack_latent
 from pipeline.summary import Summary
 from stvae import Card, load_codec
 from tests.clips_maker import make_clip, make_image, package_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.oracle import assert_sound, tree
 
 ROOT = Path(__file__).parents[1]

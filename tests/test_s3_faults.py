@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from stvae import Card
-from tests.conftest import TINY
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.golden import TINY
 from tests.oracle import assert_never_torn, assert_sound, tree
 from tests.painted import SIZE, assert_together, painted, write_video
 

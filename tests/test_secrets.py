@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 
 from tests.clips_maker import make_image
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.http_server import Reply, serving
 from tests.oracle import assert_sound
 from tests.test_sources import write_tar

@@ -17,7 +17,7 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from stvae import Card
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from pipeline.dataset import cpu_model
 from pipeline.store import Store
 from tests.bench.timed_codec import ENCODE_S, NOTES
 from tests.clips_maker import make_clip
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.s3_server import s3_bucket
 
 ROOT = Path(__file__).parents[2]

@@ -46,7 +46,7 @@ from pipeline.tasks import in_order, unpack
 from pipeline.verify import verify
 from stvae import read_card
 from tests.clips_maker import plain_facts
-from tests.conftest import TINY
+from tests.golden import TINY
 from tests.latent_set import clip_of, latent
 
 SOURCE = "s3://videos/clips.parquet"
