@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import json
 import mmap
 import os
@@ -236,6 +237,7 @@ def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None
 
 def main() -> None:
     """Server for one backend: ``pyav`` (with torch, resizes) or ``decord`` (without torch, native size)."""
+    gc.disable()  # what is imported is no garbage: to search it takes a fifth of the time until children can start
     backend, control_fd = sys.argv[1], int(sys.argv[2])
     shrink: Shrink | None = None
     if backend == "pyav":
@@ -247,8 +249,11 @@ def main() -> None:
         shrink = resize_frame
     else:
         from pipeline import decord_reader  # noqa: F401 (so that children find it loaded)
+    gc.freeze()
+    gc.enable()
     with socket.socket(fileno=control_fd) as control:
         serve(control, lambda sock: child_main(sock, backend, shrink))
+    os._exit(0)  # whoever hung up waits for this end, and torch would take half a second to go
 
 
 if __name__ == "__main__":

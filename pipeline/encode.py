@@ -8,6 +8,7 @@ without Ray. Torch is imported when an encoder is made: the driver only needs th
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import time
@@ -156,9 +157,6 @@ class ShardEncoder:
         return report
 
     def _load_codec(self) -> Codec:
-        import torch
-
-        torch.set_num_threads(self.run.cpus)
         try:
             codec = load_codec(
                 self.run.codec,
@@ -173,6 +171,10 @@ class ShardEncoder:
             raise ConfigError(
                 f"the codec at '{self.run.codec}' is not the one that the driver read: is the path shared?"
             )
+        import torch
+
+        torch.set_num_threads(self.run.cpus)
+        gc.freeze()  # nothing that was imported will ever be garbage; to look it through again at the end takes a second
         return codec
 
     def _agree_with_dataset(self) -> dict[str, str]:
