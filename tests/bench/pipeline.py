@@ -196,7 +196,7 @@ def _split(done: Done) -> dict[str, float]:
         "units: decode, encode, commit": encoded_s - ready_s,
         "Ray Data: until the last report is back": finish_s - encoded_s,
         "index": finished_s - finish_s,
-        "summary": returned_s - finished_s,
+        "summary, leaving Ray": returned_s - finished_s,
         "end of the process": done.ended_s - returned_s,
     }
 
