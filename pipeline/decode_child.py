@@ -28,6 +28,7 @@ import numpy.typing as npt
 from pipeline import demux
 from pipeline.clips import Placement, VideoFacts
 from pipeline.errors import Rejected
+from stvae import uncollected
 
 MESSAGE_BYTES = 1 << 17
 NO_MEMORY = "decoding needs more memory than a child may take"
@@ -237,20 +238,19 @@ def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None
 
 def main() -> None:
     """Server for one backend: ``pyav`` (with torch, resizes) or ``decord`` (without torch, native size)."""
-    gc.disable()  # what is imported is no garbage: to search it takes a fifth of the time until children can start
     backend, control_fd = sys.argv[1], int(sys.argv[2])
     shrink: Shrink | None = None
-    if backend == "pyav":
-        import torch
+    with uncollected():
+        if backend == "pyav":
+            import torch
 
-        from pipeline.resize import resize_frame
+            from pipeline.resize import resize_frame
 
-        torch.set_num_threads(1)
-        shrink = resize_frame
-    else:
-        from pipeline import decord_reader  # noqa: F401 (so that children find it loaded)
-    gc.freeze()
-    gc.enable()
+            torch.set_num_threads(1)
+            shrink = resize_frame
+        else:
+            from pipeline import decord_reader  # noqa: F401 (so that children find it loaded)
+    gc.freeze()  # nor do children search it
     with socket.socket(fileno=control_fd) as control:
         serve(control, lambda sock: child_main(sock, backend, shrink))
     os._exit(0)  # whoever hung up waits for this end, and torch would take half a second to go

@@ -35,7 +35,7 @@ from pipeline.retries import only
 from pipeline.shards import ShardWriter, sample_id, sidecar_path
 from pipeline.store import Store
 from pipeline.tally import Tally
-from stvae import load_codec
+from stvae import load_codec, uncollected
 from stvae.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ class ShardEncoder:
         return report
 
     def _load_codec(self) -> Codec:
+        with uncollected():
+            import torch
+        torch.set_num_threads(self.run.cpus)
         try:
             codec = load_codec(
                 self.run.codec,
@@ -171,9 +174,6 @@ class ShardEncoder:
             raise ConfigError(
                 f"the codec at '{self.run.codec}' is not the one that the driver read: is the path shared?"
             )
-        import torch
-
-        torch.set_num_threads(self.run.cpus)
         gc.freeze()  # nothing that was imported will ever be garbage; to look it through again at the end takes a second
         return codec
 

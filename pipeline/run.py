@@ -198,7 +198,7 @@ def connect(run: Run) -> Any:
 
 
 def disconnect() -> None:
-    """Leave Ray where ``connect`` was called: what it says of encoders that it ended comes before the job's last words."""
+    """Leave Ray, if this process has imported it: what it says of encoders that it ended comes before the last words."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
 

@@ -13,20 +13,20 @@ from stvae.card import Card, read_card
 if TYPE_CHECKING:
     from stvae.codec import Codec
 
-__all__ = ["Card", "load_codec", "read_card"]
+__all__ = ["Card", "load_codec", "read_card", "uncollected"]
 
 
 def load_codec(codec: str | Path, **options: Any) -> Codec:
     """The codec of a checkpoint folder, given by name, path or URL; see ``stvae.codec.load_codec`` for the options."""
-    with _uncollected():
+    with uncollected():
         from stvae.codec import load_codec as load
 
     return load(codec, **options)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without searches for garbage, which take a quarter of the time in which torch and diffusers are imported."""
+def uncollected() -> Iterator[None]:
+    """Imports without searches for garbage, which take a quarter of the time of torch's and diffusers' and find none."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

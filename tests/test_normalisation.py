@@ -72,24 +72,22 @@ def decoded_by_pipeline(pipeline: str, method: str, vae: Any, latents: torch.Ten
     """What a pipeline hands to its VAE for its transformer's latents, by running those lines of its source."""
     methods = methods_of(pipeline)
     before, call = _path_to_decode(methods[method], [])
+    if pipeline in PICTURES:
+        latents = latents[:, :, 0]
+    if pipeline == "CogVideoXPipeline":
+        latents = latents.transpose(1, 2)
     names: dict[str, Any] = {"torch": torch, "latents": latents, "i": 0, "decode_chunk_size": 100}
     for name in ("_denormalize_latents", "_unpatchify_latents"):
         if name in methods:
             methods[name].decorator_list = []  # they are static
-            code = ast.Module([methods[name]], [])
-            exec(compile(code, pipeline, "exec"), names)  # noqa: S102
-    itself = SimpleNamespace(
+            exec(compile(ast.Module([methods[name]], []), pipeline, "exec"), names)  # noqa: S102
+    names["self"] = SimpleNamespace(
         vae=vae,
         scheduler=SimpleNamespace(config=SimpleNamespace(sigma_data=0.5)),
         vae_scaling_factor_image=vae.config.get("scaling_factor"),
         _denormalize_latents=names.get("_denormalize_latents"),
         _unpatchify_latents=names.get("_unpatchify_latents"),
     )
-    names["self"] = itself
-    if pipeline in PICTURES:
-        names["latents"] = latents[:, :, 0]
-    if pipeline == "CogVideoXPipeline":
-        names["latents"] = latents.transpose(1, 2)
     for statement in before:
         text = ast.unparse(statement)
         if any(word in text for word in WORDS) and "audio" not in text:
