@@ -18,16 +18,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs import config
-from pipeline import page
-from pipeline.bill import bill
-from pipeline.calibrate import calibrate, measure_speed
-from pipeline.dataset import default_threads
+from pipeline.dry_run.calibrate import calibrate, measure_speed
+from pipeline.dry_run.estimate import Speeds, estimate, speeds_given
+from pipeline.dry_run.table import bill
 from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.estimate import Speeds, estimate, speeds_given
-from pipeline.nodes import watched
+from pipeline.executor.ray_cluster import watched
+from pipeline.output.dataset import default_threads
+from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
+from pipeline.report import page
 from pipeline.run import disconnect, encode
-from pipeline.terminal import Terminal
 from stvae.card import Card, read_card
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.dataset import default_threads, recorded_dataset
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.page import PATH, write_page
+from pipeline.output.dataset import default_threads, recorded_dataset
 from pipeline.recipe import Run
-from pipeline.store import Store
+from pipeline.report.page import PATH, write_page
+from pipeline.storage.store import Store
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _make_gallery(arguments: argparse.Namespace) -> None:
-    from pipeline.gallery import make_gallery
+    from pipeline.report.gallery import make_gallery
 
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.dataset import default_threads, recorded_dataset
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.figures import byte_size
+from pipeline.output.dataset import default_threads, recorded_dataset
+from pipeline.output.verify import PATH, Verdict, verify
+from pipeline.progress.formatting import byte_size
 from pipeline.recipe import Run
-from pipeline.store import Store
-from pipeline.verify import PATH, Verdict, verify
+from pipeline.storage.store import Store
 
 SHOWN = 20
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
-    from pipeline.compare import compare
+    from pipeline.report.compare import compare
 
     run = Run(
         output=arguments.output,

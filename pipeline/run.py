@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from pipeline.actor import EncoderActor, read_report
-from pipeline.attempts import begun_units, remove_attempts
-from pipeline.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
-from pipeline.encode import UNITS_IN_FLIGHT, Report, ShardEncoder
+from pipeline.encode.attempts import begun_units, remove_attempts
+from pipeline.encode.encoder import UNITS_IN_FLIGHT, Report, ShardEncoder
 from pipeline.errors import StoreError
-from pipeline.index import Index, build_index, newest_index, remove_orphans, unit_of
-from pipeline.nodes import must_hold, stalled
-from pipeline.page import write_page
-from pipeline.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
-from pipeline.progress import Progress, Pulse
-from pipeline.pulse import Board
+from pipeline.executor.heartbeats import Board
+from pipeline.executor.ray_actor import EncoderActor, read_report
+from pipeline.executor.ray_cluster import must_hold, stalled
+from pipeline.executor.tasks import Task, in_blocks, in_order, pack
+from pipeline.output.dataset import cpu_model, describe_environment, gpu_model, open_dataset, read_dataset
+from pipeline.output.index import Index, build_index, newest_index, remove_orphans, unit_of
+from pipeline.output.plan import Plan, Unit, committed_units, freeze_plan, schema_to_text
+from pipeline.output.reject_retries import plan_retries
+from pipeline.output.shard_writer import sidecar_path
+from pipeline.progress.progress import Progress, Pulse
+from pipeline.progress.run_log import Records
+from pipeline.progress.summary import Summary, stopped, summarize
 from pipeline.recipe import Recipe, Run
-from pipeline.records import Records
-from pipeline.retries import plan_retries
-from pipeline.shards import sidecar_path
-from pipeline.sources import find_sources
-from pipeline.store import Store
-from pipeline.summary import Summary, stopped, summarize
-from pipeline.tasks import Task, in_blocks, in_order, pack
+from pipeline.report.page import write_page
+from pipeline.sources.discovery import find_sources
+from pipeline.storage.store import Store
 from stvae.card import Card
 
 Watch = Callable[[Callable[[], Iterable[Pulse]]], None]

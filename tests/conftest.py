@@ -10,8 +10,8 @@ from hypothesis import settings
 
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, read_card
-from tests.golden import TINY
-from tests.s3_server import s3_bucket
+from tests.support.golden import TINY
+from tests.support.s3_server import s3_bucket
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no token is made in the home of whoever runs the tests
 settings.register_profile("untimed", deadline=None)  # no test asserts speed

@@ -9,9 +9,9 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Bucket, Recipe, Run, differing_fields
 from pipeline.run import encode
 from stvae import Card
-from tests.golden import TINY
-from tests.oracle import tree
-from tests.painted import SIZE, painted, write_video
+from tests.support.golden import TINY
+from tests.support.oracle import tree
+from tests.support.painted import SIZE, painted, write_video
 
 OTHER_VALUES = {
     "codec": "0" * 64,

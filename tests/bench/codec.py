@@ -25,7 +25,7 @@ from stvae import read_card
 from stvae.codec import Codec, build_open_sora, lay_out
 from stvae.model import SpatioTemporalVAE
 from stvae.spatial import SCALING_FACTOR
-from tests.golden import TINY
+from tests.support.golden import TINY
 
 PUBLISHED = {
     "vae_2d": {"type": "VideoAutoencoderKL"},

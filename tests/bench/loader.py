@@ -20,12 +20,12 @@ from unittest import mock
 
 import numpy as np
 
-from pipeline.epochs import Policy, plan_epoch
 from pipeline.loader import Batches, LatentDataset
+from pipeline.loader.epochs import Policy, plan_epoch
 from pipeline.recipe import Bucket
 from tests.bench import loader_peers
 from tests.bench.range_server import range_server
-from tests.latent_set import write_latents
+from tests.support.latent_set import write_latents
 
 BUCKET = Bucket(51, 480, 848)
 BATCH = 8

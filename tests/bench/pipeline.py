@@ -27,14 +27,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.dataset import cpu_model
-from pipeline.store import Store
+from pipeline.output.dataset import cpu_model
+from pipeline.storage.store import Store
 from tests.bench.timed_codec import ENCODE_S, NOTES
-from tests.clips_maker import make_clip
-from tests.golden import TINY
-from tests.s3_server import s3_bucket
+from tests.support.clips_maker import make_clip
+from tests.support.golden import TINY
+from tests.support.paths import ROOT
+from tests.support.s3_server import s3_bucket
 
-ROOT = Path(__file__).parents[2]
 SIZE, NUM_FRAMES = (128, 224), 17
 WAYS = {
     "in process, local folder": ("--local", "folder"),

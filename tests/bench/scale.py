@@ -27,27 +27,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import run as run_module
-from pipeline import sources as sources_module
-from pipeline.clips import Skip
-from pipeline.dataset import open_dataset
-from pipeline.decode import RejectedWindow
-from pipeline.index import build_index, newest_index, remove_orphans
-from pipeline.items import Item
-from pipeline.plan import Unit, freeze_generation, freeze_plan, read_plan, schema_to_text, unit_name
-from pipeline.progress import Progress
+from pipeline.executor.tasks import in_order, unpack
+from pipeline.output.dataset import open_dataset
+from pipeline.output.index import build_index, newest_index, remove_orphans
+from pipeline.output.plan import Unit, freeze_generation, freeze_plan, read_plan, schema_to_text, unit_name
+from pipeline.output.shard_writer import ShardWriter, sidecar_path
+from pipeline.output.verify import verify
+from pipeline.progress.progress import Progress
+from pipeline.progress.run_log import Records
+from pipeline.progress.summary import summarize
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.records import Records
-from pipeline.shards import ShardWriter, sidecar_path
-from pipeline.sources import find_sources
-from pipeline.store import Store
-from pipeline.summary import summarize
-from pipeline.tables import read_parquet, write_parquet
-from pipeline.tasks import in_order, unpack
-from pipeline.verify import verify
+from pipeline.sources import discovery as sources_module
+from pipeline.sources.discovery import find_sources
+from pipeline.sources.item import Item
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.store import Store
+from pipeline.video.decoders import RejectedWindow
+from pipeline.video.windows import Skip
 from stvae import read_card
-from tests.clips_maker import plain_facts
-from tests.golden import TINY
-from tests.latent_set import clip_of, latent
+from tests.support.clips_maker import plain_facts
+from tests.support.golden import TINY
+from tests.support.latent_set import clip_of, latent
 
 SOURCE = "s3://videos/clips.parquet"
 BUCKETS = (Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(17, 56, 32))

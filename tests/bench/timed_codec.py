@@ -68,7 +68,7 @@ class TimedCodec:
 @contextmanager
 def timed_encoder() -> Iterator[None]:
     """Encoders of this process take the timed codec, and note how long they took to start."""
-    from pipeline import encode as encode_module
+    from pipeline.encode import encoder as encode_module
     from stvae import load_codec, read_card
 
     def load(path: str, **options: Any) -> Any:
@@ -85,7 +85,7 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py``."""
     from jobs import encode_dataset
     from pipeline import run as run_module
-    from pipeline.actor import EncoderActor
+    from pipeline.executor.ray_actor import EncoderActor
 
     class TimedActor(EncoderActor):
         def __init__(self, **arguments: Any) -> None:

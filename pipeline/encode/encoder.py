@@ -1,0 +1,239 @@
+"""The encoder, one per GPU: a unit in, a committed shard out.
+
+While one unit's micro-batches are in the codec, children decode ahead; two units are in flight, so that one fills
+while the other drains. What earlier deaths of the encoder over a unit ask for, ``attempts.py`` tells. The same class runs
+without Ray. Torch is imported when an encoder is made: the driver only needs the class's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline.encode.attempts import Attempts, Suspicion, where_this_runs
+from pipeline.encode.counters import Tally
+from pipeline.encode.device_queue import Places
+from pipeline.encode.micro_batches import BatchEncoder, Waiting
+from pipeline.encode.prefetch import decode_in_order
+from pipeline.encode.shard_attempt import Filling
+from pipeline.encode.utilization import Occupancy, Stage, UnitStages
+from pipeline.errors import ConfigError, Rejected
+from pipeline.output.dataset import PATH, cpu_model, describe_environment, gpu_model, read_dataset
+from pipeline.output.plan import Unit, schema_from_text
+from pipeline.output.reject_retries import only
+from pipeline.output.shard_writer import ShardWriter, sample_id, sidecar_path
+from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.sources.item import Item, fetch, items
+from pipeline.storage.store import Store
+from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
+from pipeline.video.windows import Skip, plan_windows
+from stvae import load_codec, uncollected
+from stvae.weights import WeightsError
+
+if TYPE_CHECKING:
+    from stvae.codec import Codec
+
+UNITS_IN_FLIGHT = 2
+"""Units that one encoder works on, so that one fills while the other drains."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """What became of one unit in this job; the only thing that goes back to the driver."""
+
+    unit: str
+    outcome: str
+    """``committed``, ``lost`` (another attempt was first), ``already`` (nothing to do) or ``left`` (to another job)."""
+    samples: int = 0
+    frames: int = 0
+    skips: dict[str, int] = dataclasses.field(default_factory=dict)
+    rejects: dict[str, int] = dataclasses.field(default_factory=dict)
+    size_bytes: int = 0
+    ended_s: float = 0.0
+    """Unix time."""
+    wall_s: float = 0.0
+    encode_s: float = 0.0
+    """In the codec."""
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds by ``occupancy.Stage``, in sum ``wall_s``."""
+    encoder: str = ""
+    """Who did it: node and process."""
+    encoder_s: float = 0.0
+    """Since that encoder was ready,"""
+    idle_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    """and what of it no unit was in its codec, by cause: ``Stage``, or ``unit`` where it had none."""
+
+    @property
+    def windows(self) -> int:
+        """Planned windows accounted for."""
+        return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
+
+
+class ShardEncoder:
+    """Holds the codec and the decoding children. Raises ConfigError if the output is not the driver's."""
+
+    def __init__(
+        self, recipe: dict[str, Any], run: dict[str, Any], columns: list[str], urls: dict[str, str], job: str
+    ) -> None:
+        self.recipe = Recipe.from_json(recipe)
+        self.run = Run.from_json(run)
+        self.columns = [schema_from_text(text) for text in columns]
+        self.urls = urls
+        self.store = Store(self.run.output, single_writer=self.run.single_writer)
+        self.notes = self._agree_with_dataset()
+        node, is_alive = where_this_runs()
+        self.attempts = Attempts(self.store, job, node, is_alive)
+        self.places = Places(UNITS_IN_FLIGHT)
+        with ThreadPoolExecutor(1) as pool:
+            decoders = pool.submit(Decoders, self.recipe, self.run)  # they start while torch is imported
+            try:
+                codec = self._load_codec()
+            except BaseException:
+                decoders.result().close()
+                raise
+        self.card = codec.card
+        self.batches = BatchEncoder(codec, self.recipe)
+        self.decoders = decoders.result()
+        self.tally = Tally(f"{node[:12] or 'local'}-{os.getpid()}")
+        self.occupancy = Occupancy()
+
+    def close(self) -> None:
+        """End the decoding children and the codec's thread."""
+        self.decoders.close()
+        self.batches.device.close()
+
+    def pulse(self) -> dict[str, Any]:
+        """What this encoder does now, as ``Tally.pulse`` tells it."""
+        return self.tally.pulse(self.occupancy)
+
+    def encode_unit(self, unit: Unit, known: Sequence[str] = ()) -> Report:
+        """Make the unit's shard and commit it, unless that has happened already or another job has begun it.
+
+        ``known``: attempts of other jobs that do not count.
+        """
+        with self.occupancy.unit() as stages:
+            if self.store.size(sidecar_path(unit.name)) is not None:
+                report = Report(unit=unit.name, outcome="already")
+            elif self.attempts.of_others(unit.name, known):
+                report = Report(unit=unit.name, outcome="left")
+            else:
+                suspicion = self.attempts.suspicion(unit.name)
+                stages.enter(Stage.DEVICE)
+                with self.places.held(UNITS_IN_FLIGHT if suspicion.careful else 1):
+                    stages.enter(Stage.COMMIT)
+                    self.attempts.begin(unit.name, suspicion.number)
+                    report = self._attempt(unit, suspicion, stages)
+                    self.attempts.end(unit.name, suspicion.number)
+        report.ended_s = time.time()
+        report.stages = dict(stages.seconds)
+        report.wall_s, report.encode_s = sum(report.stages.values()), report.stages.get(Stage.ENCODE, 0.0)
+        report.encoder = self.tally.encoder
+        report.encoder_s, report.idle_s, _ = self.occupancy.seconds()
+        self.tally.end(report.outcome, report.size_bytes if report.outcome == "committed" else 0)
+        return report
+
+    def _attempt(self, unit: Unit, suspicion: Suspicion, stages: UnitStages) -> Report:
+        report = Report(unit=unit.name, outcome="committed")
+        with (
+            self.store.scratch() as scratch,
+            ShardWriter(scratch, unit, self.recipe, self.card, self.columns[unit.generation]) as shard,
+            self.tally.in_flight(unit, shard.counts) as begun,
+        ):
+            self._fill(Filling(unit, shard, suspicion, stages, begun, self.batches, self.attempts))
+            stages.enter(Stage.COMMIT)
+            report.outcome = shard.commit(self.store, self.notes)
+            counts = shard.counts
+            report.samples, report.frames = counts.samples, counts.frames
+            report.skips, report.rejects = dict(counts.skips), dict(counts.rejects)
+            report.size_bytes = shard.size_bytes
+        return report
+
+    def _load_codec(self) -> Codec:
+        with uncollected():
+            import torch
+        torch.set_num_threads(self.run.cpus)
+        try:
+            codec = load_codec(
+                self.run.codec,
+                device="cuda" if self.run.gpus else "cpu",
+                dtype=self.recipe.compute_dtype,
+                half="encoder",
+                compiled=self.recipe.compile,
+            )
+        except WeightsError as error:
+            raise ConfigError(f"an encoder cannot load the codec that the driver read: {error}") from error
+        if codec.card.sha256 != self.recipe.codec:
+            raise ConfigError(
+                f"the codec at '{self.run.codec}' is not the one that the driver read: is the path shared?"
+            )
+        gc.freeze()  # nothing that was imported will ever be garbage; to look it through again at the end takes a second
+        return codec
+
+    def _agree_with_dataset(self) -> dict[str, str]:
+        """What to note in the sidecars: the environment, where it is not the one the output was begun in."""
+        try:
+            dataset = read_dataset(self.store)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.store.url}/{PATH} is not visible here: an output must be shared by all nodes"
+            ) from None
+        if dataset.recipe.fingerprint != self.recipe.fingerprint:
+            raise ConfigError(f"{self.store.url} here is not the output that the driver opened: is the path shared?")
+        device = gpu_model() if self.run.gpus else cpu_model()
+        environment = describe_environment(self.run, device)
+        return {} if environment == dataset.environment else {"environment": json.dumps(environment, sort_keys=True)}
+
+    def _fill(self, filling: Filling) -> None:
+        """Every outcome of the unit's items into the shard; clips wait until their micro-batch is full."""
+        unit, shard = filling.unit, filling.shard
+        waiting: dict[Bucket, list[Waiting]] = {}
+        sizes = self.recipe.clips_per_call
+        url = self.urls.get(unit.source, unit.source)
+        found = items(unit, url, self.recipe, self.columns[unit.generation])
+        wanted = {retry.ordinal: retry.windows for retry in unit.retries}
+        if wanted:
+            found = (item for item in found if item.ordinal in wanted)
+
+        def decode(item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
+            windows = wanted.get(item.ordinal)
+            return only(self._decode(item, fetched), windows) if windows else self._decode(item, fetched)
+
+        for item, (facts, outcome) in decode_in_order(found, decode, self.run.cpus + 1, filling.stages.enter):
+            filling.stages.enter(Stage.PACK)
+            filling.begun.ordinal = item.ordinal
+            if isinstance(outcome, Skip):
+                shard.add_skip(item, facts, outcome)
+            elif isinstance(outcome, RejectedWindow):
+                shard.add_reject(item, facts, outcome)
+            else:
+                assert facts is not None
+                clip = Waiting(item, facts, outcome, sample_id(unit, item, outcome.window.index))
+                micro_batch = waiting.setdefault(outcome.window.bucket, [])
+                micro_batch.append(clip)
+                if len(micro_batch) == sizes[outcome.window.filled]:
+                    filling.encode(waiting.pop(outcome.window.bucket))
+        filling.stages.enter(Stage.PACK)
+        for micro_batch in waiting.values():
+            filling.encode(micro_batch)
+        filling.store()
+
+    def _decode(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
+        """Outcomes of one item's windows; whatever is wrong with the item becomes one."""
+        plan = partial(plan_windows, recipe=self.recipe, geometry=self.card.geometry)
+        try:
+            fd = fetch(item, self.recipe)
+        except Rejected as rejected:
+            fetched()
+            yield None, RejectedWindow(index=0, stage=rejected.stage, kind=rejected.kind, message=rejected.message)
+            return
+        fetched()
+        with open(fd, "rb", buffering=0):
+            yield from self.decoders.clips(fd, plan)

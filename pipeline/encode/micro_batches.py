@@ -1,0 +1,128 @@
+"""Micro-batches through the codec: always the recipe's shape, and what to do where memory does not suffice."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.encode.device_queue import Device
+from pipeline.encode.utilization import UnitStages
+from pipeline.recipe import Recipe
+from pipeline.sources.item import Item
+from pipeline.video.decoders import Clip
+from pipeline.video.windows import VideoFacts
+from stvae.memory import is_out_of_memory, release_memory
+
+if TYPE_CHECKING:  # torch is imported when an encoder is made: the driver needs none
+    import torch
+
+    from stvae.codec import Codec
+
+Array = npt.NDArray[np.float32]
+
+
+class Waiting(NamedTuple):
+    """A decoded clip on its way into the codec."""
+
+    item: Item
+    facts: VideoFacts
+    clip: Clip
+    id: str
+    """Of its sample."""
+
+
+Moments = tuple[dict[str, Array], str]
+"""Members to store of a clip, and how they were encoded."""
+
+
+class Prepared(NamedTuple):
+    """A micro-batch as the codec takes it."""
+
+    ids: list[str]
+    parts: dict[str, torch.Tensor]
+    """Pixels by member, uint8 ``[B,3,T,H,W]`` with B of the recipe, on the codec's device."""
+    noise_seeds: list[int] | None
+
+
+class BatchEncoder:
+    """A codec and the device it is on, for any number of threads.
+
+    ``submit`` makes the micro-batch ready in the caller's thread, so that it waits beside the device when that is free.
+    """
+
+    def __init__(self, codec: Codec, recipe: Recipe) -> None:
+        self.codec = codec
+        self.recipe = recipe
+        self.device = Device()
+
+    def submit(self, clips: list[Waiting], stages: UnitStages) -> Future[dict[str, Moments | None]]:
+        """By id: what to store of each clip of one bucket, None where memory does not suffice."""
+        prepared = self._prepare(clips)
+
+        def call() -> dict[str, Moments | None]:
+            with stages.encoding():
+                return self._encode(prepared)
+
+        return self.device.submit(stages.number, call)
+
+    def _prepare(self, clips: list[Waiting]) -> Prepared:
+        """The codec always gets the recipe's number of clips: a convolution's last bits depend on the batch's shape."""
+        import torch
+
+        window = clips[0].clip.window
+        bucket = window.bucket
+        size = self.recipe.clips_per_call[window.filled]
+        pixels = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+        for row, waiting in zip(pixels, clips, strict=False):
+            row[:] = waiting.clip.frames_THWC
+        seeds = None
+        if self.recipe.spatial_posterior == "sample":
+            seeds = [int(clip.id[:15], 16) for clip in clips] + [0] * (size - len(clips))
+        wanted = {"latent": pixels} | {
+            name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
+        }
+        parts = {
+            name: self.codec.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3)) for name, part in wanted.items()
+        }
+        return Prepared([clip.id for clip in clips], parts, seeds)
+
+    def _encode(self, prepared: Prepared) -> dict[str, Moments | None]:
+        members: dict[str, tuple[Array, str]] = {}
+        for name, part in prepared.parts.items():
+            encoded = self._moments(part, len(prepared.ids), prepared.noise_seeds)
+            if encoded is None:
+                return dict.fromkeys(prepared.ids)
+            members[name] = encoded
+        channels = self.codec.card.latent_channels if self.recipe.store == "mean" else None
+        way = members["latent"][1]
+        return {
+            id: ({name: moments[i, :channels] for name, (moments, _) in members.items()}, way)
+            for i, id in enumerate(prepared.ids)
+        }
+
+    def _moments(
+        self, pixels_BCTHW: torch.Tensor, count: int, noise_seeds: list[int] | None
+    ) -> tuple[Array, str] | None:
+        """Moments of the first ``count`` clips, and how: ``whole``; where memory does not suffice clip by clip
+        (``single``), then in tiles if the codec can (``tiled``); None where nothing helps."""
+        import torch
+
+        ways = ["whole", *(["single"] if len(pixels_BCTHW) > 1 else []), *(["tiled"] if self.codec.can_tile else [])]
+        for way in ways:
+            calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
+            try:
+                parts = [
+                    self.codec.encode(
+                        pixels_BCTHW[call], noise_seeds=noise_seeds and noise_seeds[call], tiled=way == "tiled"
+                    ).cpu()
+                    for call in calls
+                ]
+                return torch.cat(parts).numpy(), way
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            release_memory()
+        return None

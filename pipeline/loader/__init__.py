@@ -1,0 +1,7 @@
+"""Committed latents to batches for training: ``from pipeline.loader import LatentDataset``."""
+
+from pipeline.loader.batch import Batch
+from pipeline.loader.dataset import LatentDataset
+from pipeline.loader.iterator import Batches
+
+__all__ = ["Batch", "Batches", "LatentDataset"]

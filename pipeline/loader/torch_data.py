@@ -1,0 +1,150 @@
+"""The loader as torch's own parts: a map-style ``Dataset`` and a batch sampler whose state resumes.
+
+For trainers that want a ``DataLoader``. ``LatentDataset.batches`` reads faster: nothing there goes through processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from pipeline.errors import ConfigError
+from pipeline.loader import LatentDataset, check_captions, place_of
+from pipeline.loader.collate import Assembler, Options, Slot
+from pipeline.loader.epochs import Policy, Tail
+from pipeline.loader.iterator import Order
+from pipeline.loader.readers import Reader, open_reader
+from pipeline.storage.store import Store
+
+Sample = dict[str, Any]
+"""What ``pipeline.loader.batch.Batch`` holds, of one sample: ``latents`` [C,t,h,w], numbers as tensors, texts never None."""
+Index = int | tuple[int, int]
+"""A sample, or a sample and the epoch it is read in: the epoch counts for posterior samples and captions."""
+
+
+class SampleDataset(Dataset[Sample]):
+    """Map-style view of a ``LatentDataset`` for ``torch.utils.data.DataLoader``; see ``StepSampler`` for the order.
+
+    ``seed`` should be the sampler's: posterior samples and captions follow from it, the epoch and the sample.
+    """
+
+    def __init__(
+        self,
+        data: LatentDataset,
+        *,
+        seed: int = 0,
+        latent: Literal["mean", "sample"] = "mean",
+        normalized: bool = True,
+        captions: Mapping[str, float] | None = None,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> None:
+        data.check_latent(latent)
+        check_captions(captions, data.samples.table.schema)
+        self.data = data
+        self._device = torch.device("cpu")
+        options = Options(
+            latent=latent, normalized=normalized, captions=captions, dtype=dtype, device=self._device, copy=False
+        )
+        self._assembler = Assembler(data.samples, data.card, data.recipe.dtype, options, seed)
+        self._reader: tuple[int, Reader] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Index) -> Sample:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
+        """Several samples at once: what ``DataLoader`` asks for. One read where they have one bucket and epoch."""
+        pairs = [(index, 0) if isinstance(index, int) else index for index in indices]
+        rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
+        if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
+            return [self[pair] for pair in pairs]
+        draft = self._assembler.draft(rows, rows, Slot(self._device))
+        (wait,) = self._opened().begin([draft.spans])
+        wait()
+        batch = self._assembler.finish(draft, int(epochs[0]))
+        columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
+        return [{name: _given(values[i]) for name, values in columns.items()} for i in range(len(rows))]
+
+    def _opened(self) -> Reader:
+        """A reader of this process: connections and threads do not survive a fork."""
+        if self._reader is None or self._reader[0] != os.getpid():
+            self._reader = (os.getpid(), open_reader(Store(self.data.url), mapped=False, cache=self.data.range_cache))
+        return self._reader[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+
+class StepSampler(Order, Sampler[list[tuple[int, int]]]):
+    """Batch sampler: one bucket per step, equal steps on all ranks, an order that follows from seed and epoch.
+
+    Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` keeps its state with any number of workers. A plain
+    ``DataLoader`` with workers asks ahead: take ``state_after(n)``, where n batches of this epoch have been used.
+    """
+
+    def __init__(
+        self,
+        data: LatentDataset,
+        batch_size: int | None = None,
+        *,
+        tokens_per_batch: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: Tail = "drop",
+    ) -> None:
+        if tail == "pad":
+            raise ConfigError("a DataLoader has no blanks: tail must be 'drop' or 'repeat'")
+        self.rank, world_size = place_of(rank, world_size)
+        policy = Policy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
+        super().__init__(data, policy, (1, 1, 1), seed)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The rest of the epoch; afterwards the next epoch is due."""
+        return _Steps(self)
+
+    def state_after(self, step: int) -> dict[str, Any]:
+        """The state once so many batches of this epoch have been used."""
+        return self.state_dict() | {"step": step}
+
+
+class _Steps(Iterator[list[tuple[int, int]]]):
+    """An epoch's batches of indices, with the state that ``StatefulDataLoader`` looks for."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self._sampler = sampler
+        self._epoch = sampler.epoch
+        self._step = sampler.step
+
+    def __iter__(self) -> _Steps:
+        return self
+
+    def __next__(self) -> list[tuple[int, int]]:
+        sampler = self._sampler
+        if sampler.epoch != self._epoch or self._step >= len(sampler.plan()):
+            if sampler.epoch == self._epoch:
+                sampler.epoch, sampler.step = self._epoch + 1, 0
+            raise StopIteration
+        rows = sampler.plan().batch(self._step, sampler.rank)
+        self._step += 1
+        sampler.step = self._step
+        return [(row, self._epoch) for row in rows.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._sampler.state_dict() | {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sampler.load_state_dict(state)
+        self._epoch, self._step = self._sampler.epoch, self._sampler.step
+
+
+def _given(value: Any) -> Any:
+    return "" if value is None else value

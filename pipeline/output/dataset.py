@@ -1,0 +1,117 @@
+"""``dataset.json``: what an output was made with. Written once, by the first job; every later one must agree."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, IntegrityError
+from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields
+from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.store import Store
+from stvae.card import Card
+
+PATH = "dataset.json"
+PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """The facts that readers and writers of an output share."""
+
+    recipe: Recipe
+    card: Card
+    environment: dict[str, str]
+
+
+def describe_environment(run: Run, device: str) -> dict[str, str]:
+    """What may change the last bits of a latent beside the recipe: versions, device model, threads."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions | {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
+
+
+def cpu_model() -> str:
+    """The processor's own name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"cpu {names[0] if names else platform.machine()}"
+
+
+def gpu_model() -> str:
+    """The name of this process's GPU."""
+    import torch
+
+    return f"cuda {torch.cuda.get_device_name()}"
+
+
+def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable[[], dict[str, str]]) -> Dataset:
+    """Agree with what is recorded of this output, or record what it is made with.
+
+    ``environment`` is asked for only where nothing is recorded: it may take a GPU to know. ConfigError names the fields
+    that differ where the output was made with another recipe.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return agreed_dataset(store, recipe)
+    ours = {
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe.to_json(),
+        "codec": card.to_json(),
+        "environment": environment(),
+    }
+    store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
+    reached(Step.DATASET_RECORDED)
+    return agreed_dataset(store, recipe)
+
+
+def agreed_dataset(store: Store, recipe: Recipe) -> Dataset:
+    """What the output was made with; ConfigError where that was another recipe, FileNotFoundError where nothing was."""
+    recorded = read_dataset(store)
+    if recorded.recipe.fingerprint != recipe.fingerprint:
+        fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())
+        raise ConfigError(
+            f"{store.url} was made with recipe {recorded.recipe.fingerprint}, this is {recipe.fingerprint}; "
+            "give another --output, or the recorded settings. They differ in:\n  " + "\n  ".join(fields)
+        )
+    return recorded
+
+
+def read_dataset(store: Store) -> Dataset:
+    """What an output was made with. FileNotFoundError if nothing was; IntegrityError for a format we do not read."""
+    values: dict[str, Any] = json.loads(store.get(PATH))
+    if values["format_version"] > FORMAT_VERSION:
+        raise IntegrityError(
+            f"{store.url} has format version {values['format_version']}; this program reads up to {FORMAT_VERSION}"
+        )
+    return Dataset(
+        recipe=Recipe.from_json(values["recipe"]),
+        card=Card.from_json(values["codec"]),
+        environment=values["environment"],
+    )
+
+
+def recorded_dataset(store: Store) -> Dataset:
+    """What an output was made with; ConfigError where there is none."""
+    try:
+        return read_dataset(store)
+    except FileNotFoundError:
+        raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,101 @@
+"""Rejects tried again: a generation of the plan whose units hold rejected windows of earlier units."""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.index import Index, newest_index
+from pipeline.output.plan import Plan, Retry, Unit, freeze_generation, read_plan, unit_name
+from pipeline.storage.parquet import read_parquet
+from pipeline.storage.store import Store
+from pipeline.video.decoders import Clip, Decoded, RejectedWindow
+
+REST_OF_A_TAR = "read/damaged_tar"
+"""A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
+
+
+def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]) -> Plan:
+    """The plan with one more generation: every reject of ``kind`` (``all``, ``KIND`` or ``STAGE/KIND``), once more.
+
+    Applies to a finished output. Where planned units are still to do, perhaps of a retry that was interrupted, those
+    come first and the plan stays as it is.
+    """
+    index = newest_index(store)
+    if index is None or index.generation < len(plan.columns) - 1:
+        say("units that were planned earlier come first; rejects are tried again once an output is finished")
+        return plan
+    rejects = _rejects(store, index)
+    counts = Counter(row["name"] for row in rejects)
+    names = {name for name in counts if kind in ("all", name, name.partition("/")[2])} - {REST_OF_A_TAR}
+    chosen = [row for row in rejects if row["name"] in names]
+    if not chosen:
+        found = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none at all"
+        say(f"no rejects of kind '{kind}' to try again; there are {found}")
+        return plan
+    whole = _items_without_other_rows(store, index, chosen)
+    units = list(_units(plan, chosen, whole))
+    say(f"{len(chosen)} rejects to try again in {len(units)} units")
+    freeze_generation(store, units, pa.unify_schemas(plan.columns), len(plan.columns))
+    return read_plan(store)
+
+
+def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
+    """Of an item's outcomes exactly one for each given window; what befell the item as a whole befell each of them."""
+    left = list(windows)
+    facts = None
+    cause = RejectedWindow(index=0, stage="decode", kind="changed", message="the video lacks this window now")
+    for facts, outcome in outcomes:
+        index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
+        if index in left:
+            left.remove(index)
+            yield facts, outcome
+        elif isinstance(outcome, RejectedWindow):
+            cause = outcome
+    for index in left:
+        yield facts, dataclasses.replace(cause, index=index)
+
+
+def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
+    columns = ["source", "ordinal", "window", "reject_stage", "reject_kind"]
+    rows = [row for path in index.rejects for row in read_parquet(store.get(path), columns).to_pylist()]
+    return [row | {"name": f"{row['reject_stage']}/{row['reject_kind']}"} for row in rows]
+
+
+def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:
+    """Items that ended as one reject: whatever windows they turn out to have are new."""
+    wanted = {(row["source"], row["ordinal"]) for row in rejects}
+    ordinals = pa.array({ordinal for _, ordinal in wanted}, pa.int64())
+    rows: Counter[tuple[str, int]] = Counter()
+    for path in [*index.samples, *index.rejects, *index.skips]:
+        table = read_parquet(store.get(path), ["source", "ordinal"])
+        table = table.filter(pc.is_in(table["ordinal"], value_set=ordinals))
+        rows.update(
+            item
+            for item in zip(table["source"].to_pylist(), table["ordinal"].to_pylist(), strict=True)
+            if item in wanted
+        )
+    return {item for item in wanted if rows[item] == 1}
+
+
+def _units(plan: Plan, rejects: list[dict[str, Any]], whole: set[tuple[str, int]]) -> Iterator[Unit]:
+    """A unit for each earlier one that has chosen rejects."""
+    first = sorted((unit for unit in plan.units if not unit.retries), key=lambda unit: (unit.source, unit.start))
+    starts = [(unit.source, unit.start) for unit in first]
+    found: dict[str, tuple[Unit, dict[int, set[int]]]] = {}
+    for row in rejects:
+        unit = first[bisect_right(starts, (row["source"], row["ordinal"])) - 1]
+        windows = found.setdefault(unit.name, (unit, {}))[1].setdefault(row["ordinal"], set())
+        if (row["source"], row["ordinal"]) not in whole:
+            windows.add(row["window"])
+    generation = len(plan.columns)
+    for unit, items in found.values():
+        retries = tuple(Retry(ordinal=o, windows=tuple(sorted(items[o]))) for o in sorted(items))
+        name = unit_name(unit.name.rpartition("-")[0], unit.source, unit.start, unit.stop, generation)
+        yield dataclasses.replace(unit, name=name, generation=generation, retries=retries)

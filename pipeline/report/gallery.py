@@ -1,0 +1,88 @@
+"""Pictures for the report: a few samples of every bucket, frames of the source above the same frames decoded back.
+
+They are kept in the output, so that reports that are made without the codec show them too.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from pipeline.errors import ConfigError, LatentmillError, Rejected
+from pipeline.loader import LatentDataset
+from pipeline.recipe import Run
+from pipeline.report.page import GALLERY, Picture
+from pipeline.report.round_trip import Sources, decode_back, psnr_db, side_by_side
+from pipeline.storage.parquet import value_counts
+from stvae import load_codec
+from stvae.codec import Codec
+
+MOST_BUCKETS = 12
+MOST_WIDTH = 1440
+QUALITY = 80
+
+
+def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
+    """Decode random samples of the fullest buckets back and keep their pictures in the output.
+
+    ConfigError if ``run.codec`` is not the output's codec. A sample whose source cannot be opened any more says why.
+    """
+    data = LatentDataset(run.output)
+    device = "cuda" if run.gpus else "cpu"
+    codec = load_codec(run.codec, device=device, dtype=data.recipe.compute_dtype, half="decoder")
+    if codec.card.sha256 != data.recipe.codec:
+        raise ConfigError(f"the codec at '{run.codec}' is not the one that made {data.store.url}")
+    if not run.gpus:
+        torch.set_num_threads(run.cpus)
+    pictures = []
+    with Sources(run, data) as sources:
+        for row in _chosen(data, per_bucket):
+            pictures.append(_picture(sources, codec, data, row))
+            say(f"{pictures[-1].bucket}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded back'}")
+    data.store.put(GALLERY, json.dumps([dataclasses.asdict(picture) for picture in pictures]).encode())
+
+
+def _chosen(data: LatentDataset, per_bucket: int) -> list[int]:
+    """Rows at random, always the same; as far as possible of different videos."""
+    column = data.columns["bucket"]
+    counts = value_counts(column)
+    rows: list[int] = []
+    for bucket in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_BUCKETS]:
+        found = np.flatnonzero(pc.equal(column, bucket).to_numpy())
+        drawn = random.Random(0).sample(found.tolist(), min(len(found), 8 * per_bucket))
+        videos = data.columns.select(["source", "ordinal"]).take(drawn).to_pylist()
+        first = {tuple(video.values()): row for row, video in zip(reversed(drawn), reversed(videos), strict=True)}
+        different = list(first.values())
+        rows += (different + [row for row in drawn if row not in different])[:per_bucket]
+    return rows
+
+
+def _picture(sources: Sources, codec: Codec, data: LatentDataset, row: int) -> Picture:
+    columns = ["id", "bucket", "key", "source", "caption", "start_s", "end_s", "num_frames"]
+    facts: dict[str, Any] = data.columns.select(columns).slice(row, 1).to_pylist()[0]
+    try:
+        frames = sources.frames(row)
+    except (LatentmillError, Rejected) as error:
+        return Picture(**facts, error=str(error))
+    decoded = decode_back(codec, data, row)
+    picture = Image.fromarray(side_by_side(frames, decoded))
+    picture.thumbnail((MOST_WIDTH, MOST_WIDTH))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=QUALITY)
+    return Picture(
+        **facts,
+        psnr_db=psnr_db(frames, decoded),
+        webp=base64.b64encode(buffer.getvalue()).decode(),
+        width=picture.width,
+        height=picture.height,
+    )

@@ -1,0 +1,98 @@
+"""Ranges of remote files: through obstore where it is installed, which needs less CPU time, else through fsspec."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.storage.retry import TRIES
+from pipeline.storage.store import Store, without_secrets
+
+ReadRange = Callable[[str, int, int], memoryview]
+CREDENTIALS_ASKED_EVERY = datetime.timedelta(minutes=5)
+
+
+def open_ranges(store: Store) -> ReadRange:
+    """A call for the bytes of a file at an offset, in one request, by any number of threads. It raises StoreError.
+
+    obstore is used for S3 and web servers, with the addresses and credentials that fsspec's client has.
+    """
+    client = _client(store) if importlib.util.find_spec("obstore") else None
+    ask = _through_fsspec(store) if client is None else _through_obstore(client, store.url)
+
+    def read(path: str, offset: int, length: int) -> memoryview:
+        try:
+            found = ask(path, offset, length)
+        except FileNotFoundError as error:
+            raise StoreError(f"{store.url}/{path} is gone; was the output moved while it was read?") from error
+        if len(found) != length:
+            raise StoreError(f"{store.url}/{path} ends before byte {offset + length}, which the index names")
+        return found
+
+    return read
+
+
+def _through_fsspec(store: Store) -> ReadRange:
+    return lambda path, offset, length: memoryview(store.read_range(path, offset, length))
+
+
+def _through_obstore(client: Any, url: str) -> ReadRange:
+    import obstore
+    from obstore.exceptions import BaseError
+
+    def ask(path: str, offset: int, length: int) -> memoryview:
+        try:
+            return memoryview(obstore.get_range(client, path, start=offset, length=length))
+        except FileNotFoundError:
+            raise
+        except (BaseError, OSError) as error:
+            said = without_secrets(str(error).partition(": <")[0])  # what follows is the server's page
+            raise StoreError(f"{url}/{path}: {said}") from error
+
+    return ask
+
+
+def _client(store: Store) -> Any:
+    """obstore's client for the store; None where it would not reach the same place in the same way."""
+    from obstore.store import HTTPStore, S3Store
+
+    fs, root = store.client
+    scheme, _, place = store.url.partition("://")
+    retries: Any = {"max_retries": TRIES - 1}
+    if scheme in ("http", "https") and root.rstrip("/") == store.url.rstrip("/"):
+        return HTTPStore.from_url(store.url, client_options={"allow_http": True}, retry_config=retries)
+    if scheme != "s3":
+        return None
+    client = fs.connect()
+    bucket, _, prefix = place.partition("/")
+    endpoint = client.meta.endpoint_url
+    aws = ".amazonaws.com" in endpoint
+    return S3Store(
+        bucket,
+        prefix=prefix,
+        region=client.meta.region_name,
+        **({} if aws else {"endpoint": endpoint, "virtual_hosted_style_request": False}),
+        client_options={"allow_http": endpoint.startswith("http://")},
+        retry_config=retries,
+        **({"skip_signature": True} if fs.anon else {"credential_provider": lambda: _s3_credentials(fs)}),
+    )
+
+
+def _s3_credentials(fs: Any) -> Any:
+    """What s3fs signs with: given to it, or found where AWS keeps such things, which renews them."""
+    expires_at = datetime.datetime.now(datetime.UTC) + CREDENTIALS_ASKED_EVERY
+    if fs.key:
+        key, secret, token = fs.key, fs.secret, fs.token
+    else:
+        key, secret, token = asyncio.run_coroutine_threadsafe(_found_credentials(fs.session), fs.loop).result()
+    return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expires_at}
+
+
+async def _found_credentials(session: Any) -> tuple[str, str, str | None]:
+    found = await session.get_credentials()
+    frozen = await found.get_frozen_credentials()
+    return frozen.access_key, frozen.secret_key, frozen.token

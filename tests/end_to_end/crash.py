@@ -1,0 +1,187 @@
+"""Jobs killed at their steps and run again: ``python -m tests.end_to_end.crash`` (a long drill: ``--kills 2 --runs 200``).
+
+Without ``--runs`` every step is tried, the first time it is reached (``--all``: every time). Each case
+is a job in a process of its own that dies by SIGKILL, a look at what readers would see, a second job, and a comparison
+of every promised file with those of an undisturbed job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import tarfile
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+import stvae.codec  # noqa: F401 (so that jobs, which are forked from here, start at once)
+from pipeline.errors import LatentmillError
+from pipeline.progress import run_log as records
+from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.run import encode
+from pipeline.storage.failpoints import VARIABLE, Step
+from stvae import read_card
+from tests.support.golden import TINY
+from tests.support.oracle import assert_never_torn, assert_sound, tree
+from tests.support.painted import SIZE, assert_together, painted, write_video
+
+FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
+
+
+class Scene:
+    """Sources of every kind, and the promised files that an undisturbed job makes of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        videos = folder / "videos"
+        for number in range(FOLDER_VIDEOS):
+            write_video(videos / f"{number}.mp4", number)
+        (videos / "bad.mp4").write_text("no video")
+        with tarfile.open(folder / "more.tar", "w") as tar:
+            for number in range(100, 100 + TAR_VIDEOS):
+                content = json.dumps({"number": number, "num_frames": 20}).encode()
+                for suffix, data in (("mp4", content), ("txt", f"number {number}".encode())):
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        rows = [{"path": "videos/1.mp4", "caption": "number 1"}, {"path": "gone.mp4", "caption": "number 2"}]
+        (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.reference: dict[str, str] = {}
+
+    def encode(self, output: Path) -> None:
+        """The job, in this process."""
+        card = read_card(str(TINY))
+        bucket = (Bucket(17, *SIZE),)
+        recipe = Recipe(codec=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
+        sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
+        run = Run(output=str(output), codec=str(TINY), sources=sources, local=True, max_rejects=1.0)
+        with painted(), mock.patch.object(records, "REPORTS_PER_PART", 2):  # some while the job goes, some at its end
+            encode(recipe, run, card, say=lambda line: None)
+
+    def litter(self, output: Path) -> None:
+        """What jobs that died earlier may have left: a tar that lost, a record of an attempt, a half-written file."""
+        unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".parquet")]
+        for path in (
+            f"shards/{unit}-0badc0de.tar",
+            f"attempts/{unit}/deadbeef-0.json",
+            f".partial/{socket.gethostname()}-999999999-{secrets.token_hex(8)}",
+        ):
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            (output / path).write_bytes(b"left behind")
+
+    def check(self, output: Path) -> None:
+        """The finished output keeps every promise and has the bytes of an undisturbed job."""
+        rows = assert_sound(output)
+        assert_together([row for row in rows if row["key"].endswith(".mp4") or row["key"].isdigit()], output)
+        found = tree(output)
+        differing = {
+            path for path in found.keys() | self.reference.keys() if found.get(path) != self.reference.get(path)
+        }
+        assert not differing, f"not the bytes of an undisturbed job: {sorted(differing)}"
+        assert not (output / "attempts").exists()
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """The wait status of a forked process that does ``work``; its exit code is 1 if that raises."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            work()
+            code = 0
+        except LatentmillError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitpid(pid, 0)[1]
+
+
+def make_scene(folder: Path) -> Scene:
+    """A scene with its reference."""
+    scene = Scene(folder)
+    output = folder / "undisturbed"
+    assert in_child(lambda: scene.encode(output)) == 0
+    scene.reference = tree(output)
+    assert in_child(lambda: scene.check(output)) == 0
+    return scene
+
+
+def survive(scene: Scene, kills: list[tuple[Step, int]]) -> list[bool]:
+    """Run a job that is killed at each of the given steps in turn, then undisturbed; which of the kills happened.
+
+    AssertionError where a reader could have seen something torn, or the output is not that of an undisturbed job.
+    """
+    with tempfile.TemporaryDirectory(dir=scene.folder) as name:
+        output = Path(name)
+        scene.litter(output)
+        happened = []
+        for step, nth in kills:
+
+            def killed_job(at: str = f"{step}:{nth}") -> None:
+                os.environ[VARIABLE] = at
+                scene.encode(output)
+
+            status = in_child(killed_job)
+            assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"exit status {status} at {step}:{nth}"
+            happened.append(status != 0)
+            assert in_child(lambda: assert_never_torn(output)) == 0, f"torn after {step}:{nth}"
+        assert in_child(lambda: scene.encode(output)) == 0, f"cannot go on after {kills}"
+        assert in_child(lambda: scene.check(output)) == 0, f"wrong after {kills}"
+    return happened
+
+
+def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Step, int]]:
+    """Kill at each step, the first time or every time that it is reached; what was survived."""
+    for step in Step:
+        assert survive(scene, [(step, 1)]) == [True], f"the job never reaches {step}"
+        yield step, 1
+        for nth in itertools.count(2) if exhaustive else ():
+            if survive(scene, [(step, nth)]) == [False]:
+                break
+            yield step, nth
+
+
+def main() -> None:
+    """Print what was survived; an AssertionError says what was not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=2, help="in a row, before the job may finish")
+    parser.add_argument("--runs", type=int, default=0, help="random runs instead of every step")
+    parser.add_argument("--all", action="store_true", help="every step, every time it is reached")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
+    arguments = parser.parse_args()
+    generator = random.Random(arguments.seed)
+    print(f"seed {arguments.seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        scene = make_scene(Path(folder))
+        kills = 0
+        if not arguments.runs:
+            for step, nth in every_step(scene, arguments.all):
+                kills += 1
+                print(f"survived {step}:{nth}")
+        for run in range(arguments.runs):
+            chosen = [(generator.choice(list(Step)), generator.randint(1, 6)) for _ in range(arguments.kills)]
+            kills += sum(survive(scene, chosen))
+            print(f"{run + 1}/{arguments.runs} survived {' '.join(f'{step}:{nth}' for step, nth in chosen)}")
+        print(f"{kills} kills survived, every output the same bytes as undisturbed")
+
+
+if __name__ == "__main__":
+    main()

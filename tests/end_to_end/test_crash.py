@@ -1,0 +1,27 @@
+"""Kill anything at any moment and run the same command again: it finishes the rest, with the same bytes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from pipeline.storage.failpoints import Step
+from tests.support.paths import ROOT
+
+
+def drill(*arguments: str) -> str:
+    """What ``python -m tests.end_to_end.crash`` prints; a fresh seed each time, which a failure shows."""
+    command = [sys.executable, "-m", "tests.end_to_end.crash", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_job_killed_at_any_step_is_finished_by_the_next_with_the_same_bytes() -> None:
+    survived = re.findall(r"survived (\S+):1\n", drill())
+    assert survived == list(Step)
+
+
+def test_two_kills_in_a_row_at_random_steps_change_nothing_either() -> None:
+    assert "5/5 survived" in drill("--runs", "5", "--kills", "2")

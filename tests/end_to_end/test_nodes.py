@@ -1,0 +1,122 @@
+"""Nodes that come, go, or never come while a job runs. Each holds one encoder; the head holds none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.errors import ConfigError
+from pipeline.executor.ray_cluster import must_hold
+from pipeline.recipe import Run
+from tests.support.oracle import assert_sound, tree
+from tests.support.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
+from tests.support.paths import ROOT
+from tests.support.processes import descendants, end
+
+NUM_VIDEOS = 16
+OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_videos(tmp_path_factory.mktemp("videos"), NUM_VIDEOS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return undisturbed_tree(videos, tmp_path_factory.mktemp("undisturbed") / "out", *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file; while it exists, no unit gets done."""
+    return tmp_path_factory.mktemp("held") / "file"
+
+
+@pytest.fixture(scope="module")
+def cluster(held: Path) -> Iterator[Cluster]:
+    deeds = json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))
+    variables = {VARIABLE: deeds, HELD: str(held), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            yield found
+        finally:
+            found.shutdown()
+
+
+class Job:
+    """A job on the cluster; what it says goes to a file."""
+
+    def __init__(self, cluster: Cluster, videos: Path, folder: Path, *more: str) -> None:
+        self.output, self._log = folder / "out", folder / "job.log"
+        arguments = command(videos, self.output, *OPTIONS, "--ray-address", cluster.address, *more)
+        with self._log.open("wb") as file:
+            self.process = subprocess.Popen(arguments, cwd=ROOT, env=os.environ, stdout=file, stderr=file)
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_until(self, happened: Callable[[], object]) -> None:
+        deadline_s = time.monotonic() + 120
+        while not happened():
+            assert self.process.poll() is None and time.monotonic() < deadline_s, self.said
+            time.sleep(0.02)
+
+    def at_work(self) -> set[str]:
+        """Ids of the nodes that have begun units which are not committed yet."""
+        found = set()
+        for path in self.output.glob("attempts/*/*.json"):
+            try:
+                found.add(json.loads(path.read_bytes())["node"])
+            except FileNotFoundError:
+                continue
+        return found
+
+    def num_commits(self) -> int:
+        return len(list(self.output.glob("metadata/*.parquet")))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_job_for_which_no_node_comes_says_so_and_ends(
+    cluster: Cluster, videos: Path, tmp_path: Path, gpus: int
+) -> None:
+    job = Job(cluster, videos, tmp_path, "--progress-timeout-s", "8", "--gpus", str(gpus))
+    assert job.process.wait(timeout=120) == 1, job.said
+    assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
+    assert "\nerror: nothing has moved for 8 s: " in job.said and "Traceback" not in job.said
+
+
+def test_an_encoder_that_does_not_fit_the_only_machine_is_refused() -> None:
+    run = Run(output="out", codec="demo", sources=(), cpus=2, gpus=1)
+    must_hold(run, {"CPU": 2.0, "GPU": 1.0})
+    with pytest.raises(ConfigError, match=r"of 2 CPU and 1 GPU does not fit .* finds 8 CPU and 0 GPU: lower --cpus or"):
+        must_hold(run, {"CPU": 8.0})
+
+
+def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(
+    cluster: Cluster, videos: Path, held: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    first = cluster.add_node(num_cpus=1)
+    job = Job(cluster, videos, tmp_path, "--actors", "3")
+    job.wait_until(lambda: job.num_commits() >= 1)
+    held.touch()
+    second = cluster.add_node(num_cpus=1)
+    job.wait_until(lambda: job.at_work() == {first.node_id, second.node_id})
+    agents = descendants(first.all_processes["raylet"][0].process.pid)
+    cluster.remove_node(first, allow_graceful=False)
+    end(agents)
+    held.unlink()
+    assert job.process.wait(timeout=200) == 0, job.said
+    assert not [row for row in assert_sound(job.output) if row["reject_kind"]]
+    assert tree(job.output) == undisturbed

@@ -1,0 +1,121 @@
+"""A real S3 server on bad days: every promise holds behind a proxy that fails, and an outage ends in a clear error."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import boto3
+import pytest
+import s3fs
+import tenacity.nap
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.run import encode
+from pipeline.sources import item as items_module
+from stvae import Card
+from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.support.golden import TINY
+from tests.support.oracle import assert_never_torn, assert_sound, tree
+from tests.support.painted import SIZE, assert_together, painted, write_video
+
+NUM_VIDEOS = 8
+
+
+@pytest.fixture
+def videos(s3: str, tmp_path: Path) -> str:
+    """URL of a folder of painted videos on the server."""
+    for number in range(NUM_VIDEOS):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
+    s3fs.S3FileSystem(skip_instance_cache=True).put(str(tmp_path / "videos"), f"{s3}/videos", recursive=True)
+    return f"{s3}/videos"
+
+
+@pytest.fixture
+def proxy(videos: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What every client of this process now goes through; its own retries are few, so that ours are needed."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with faulty_proxy(os.environ["AWS_ENDPOINT_URL"], share=0.0, seed=secrets.randbelow(10**6)) as (url, proxy):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield proxy
+
+
+def job(videos: str, output: str, card: Card) -> None:
+    recipe = Recipe(codec=card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
+    run = Run(output=output, codec=str(TINY), sources=(f"videos={videos}",), local=True, max_rejects=1.0)
+    with painted():
+        encode(recipe, run, card, say=lambda line: None)
+
+
+def download(s3: str, folder: Path) -> Path:
+    """The output as it is on the server, past the proxy."""
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    if fs.exists(f"{s3}/out"):
+        fs.get(f"{s3}/out", str(folder), recursive=True)
+    return folder
+
+
+def test_a_job_behind_a_failing_proxy_ends_as_if_nothing_had_been(
+    s3: str, videos: str, proxy: FaultyProxy, tiny_card: Card, tmp_path: Path
+) -> None:
+    proxy.share = 0.2
+    job(videos, f"{s3}/out", tiny_card)
+    assert sum(proxy.met.values()) > 10 and len(proxy.met) == 6, proxy.met
+    proxy.share = 0.0
+    output = download(s3, tmp_path / "copy")
+    rows = assert_sound(output)
+    assert_together(rows, output)
+    assert not [row for row in rows if row["reject_kind"]], "a store's fault is never an item's"
+    job(videos, f"{s3}/undisturbed", tiny_card)
+    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    fs.get(f"{s3}/undisturbed", str(tmp_path / "undisturbed"), recursive=True)
+    assert tree(output) == tree(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("outage", "message"), [("503", "reduce your request rate"), ("403", "expired")])
+def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
+    s3: str, videos: str, proxy: FaultyProxy, tiny_card: Card, tmp_path: Path, outage: str, message: str
+) -> None:
+    def fetch_then_fail(*arguments: object) -> int:
+        if next(calls) == 5:
+            proxy.outage = outage
+        return fetch(*arguments)  # type: ignore[arg-type]
+
+    fetch, calls = items_module.fetch, iter(range(1000))
+    with (
+        mock.patch("pipeline.encode.encoder.fetch", fetch_then_fail),
+        mock.patch.object(tenacity.nap, "time"),  # nobody waits here for what does not pass
+        mock.patch.object(s3fs.S3FileSystem, "retries", 1),
+        pytest.raises(StoreError, match=f"bucket/.*{message}"),
+    ):
+        job(videos, f"{s3}/out", tiny_card)
+    proxy.outage = None
+    before = assert_never_torn(download(s3, tmp_path / "before"))
+    assert not [row for row in before if row["reject_kind"]]
+    job(videos, f"{s3}/out", tiny_card)
+    output = download(s3, tmp_path / "after")
+    assert_together(assert_sound(output), output)
+
+
+def test_uploads_in_parts_that_a_dead_writer_left_are_aborted_and_others_are_not(
+    s3: str, videos: str, tiny_card: Card, tmp_path: Path
+) -> None:
+    job(videos, f"{s3}/first", tiny_card)
+    client = boto3.client("s3")
+    names = [row["Key"] for row in client.list_objects_v2(Bucket="bucket", Prefix="first/metadata/")["Contents"]]
+    unit = names[0].rpartition("/")[2].removesuffix(".parquet")
+    for key in (f"out/shards/{unit}-00000000.tar", "out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"):
+        upload = client.create_multipart_upload(Bucket="bucket", Key=key)
+        client.upload_part(Bucket="bucket", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 1000)
+    job(videos, f"{s3}/out", tiny_card)
+    left = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
+    assert left == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_anything_starts(s3: str, videos: str, tiny_card: Card) -> None:
+    with pytest.raises(ConfigError, match="absent/out"):
+        job(videos, "s3://absent/out", tiny_card)

@@ -1,0 +1,93 @@
+"""A secret in URLs and in the environment turns up nowhere: not in what is said, and not in what is written."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+
+from tests.sources.test_sources import write_tar
+from tests.support.clips_maker import make_image
+from tests.support.golden import TINY
+from tests.support.http_server import Reply, serving
+from tests.support.oracle import assert_sound
+from tests.support.paths import ROOT
+
+SECRET = "CaNaRy+7f3a91/0bE"  # noqa: S105 (that is what it is)
+FORMS = {form for text in (SECRET, quote(SECRET, safe="")) for form in (text, base64.b64encode(text.encode()).decode())}
+FEW_TRIES = (
+    "import sys; from pipeline import retry; retry.TRIES = 2; from jobs.encode_dataset import main; sys.exit(main())"
+)
+
+
+def run_job(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The job as a process with credentials in its environment; tries twice instead of six times."""
+    environment = os.environ | dict.fromkeys(
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"), SECRET
+    )
+    command = [sys.executable, "-c", FEW_TRIES, "--output", str(output), "--codec", str(TINY), "--buckets", "32x32x1"]
+    command += ["--cpus", "2", "--max-rejects", "1", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def leaks(output: Path, job: subprocess.CompletedProcess[str]) -> list[str]:
+    """Where the secret stands, in any of its forms; Parquet is also looked at decoded."""
+    texts = {"stdout": job.stdout.encode(), "stderr": job.stderr.encode()}
+    for path in sorted(p for p in output.rglob("*") if p.is_file()):
+        texts[str(path)] = path.read_bytes() + str(path).encode()
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            texts[f"{path} decoded"] = (repr(table.to_pylist()) + repr(table.schema.metadata)).encode()
+    return [place for place, text in texts.items() if any(form.encode() in text for form in FORMS)]
+
+
+def answers(folder: Path, manifest: list[str]) -> dict[str, Reply]:
+    picture = make_image(folder / "a.png", size=(32, 32)).read_bytes()
+    tar = write_tar(folder / "a.tar", [("1.png", picture), ("2.png", picture), ("2.txt", b"caption")]).read_bytes()
+    return {
+        "/a.tar": Reply(tar),
+        "/m.jsonl": Reply("".join(json.dumps({"url": url, "caption": "x"}) + "\n" for url in manifest).encode()),
+        "/good.png": Reply(picture),
+        "/forbidden.png": Reply(status=403),
+        "/absent.png": Reply(status=404),
+        "/cut.png": Reply(picture, cut_at=10),
+        "/busy.png": Reply(status=503),
+        "/moved.png": Reply(status=302, headers={"Location": f"http://169.254.169.254/?token={SECRET}"}),
+    }
+
+
+def test_a_secret_in_urls_and_environment_is_written_and_said_nowhere(tmp_path: Path) -> None:
+    manifest: list[str] = []
+    replies: dict[str, Reply] = {}
+    query = f"?X-Amz-Signature={quote(SECRET, safe='')}&token={SECRET}#{SECRET}"
+    with serving(lambda path: replies.get(path.partition("?")[0], Reply(status=404))) as server:
+        with serving(lambda path: Reply()) as gone:
+            pass
+        names = "good forbidden absent cut busy moved".split()
+        manifest += [f"{server.url}/{name}.png{query}" for name in names]
+        manifest += [f"{gone.url}/a.png{query}", f"http://me:{quote(SECRET, safe='')}@127.0.0.1/a.png"]
+        manifest += [f"pipe://me:{SECRET}@x/y", f"http://[{query}", f"relative.png{query}"]
+        replies |= answers(tmp_path, manifest)
+        with_password = server.url.replace("//", f"//me:{quote(SECRET, safe='')}@")
+        sources = ["--source", f"{with_password}/a.tar{query}", "--source", f"{with_password}/m.jsonl{query}"]
+        output = tmp_path / "out"
+        job = run_job(output, "--local", "--allow-host", "127.0.0.1", *sources)
+        assert job.returncode == 0, job.stdout + job.stderr
+        assert any(SECRET in path for path in server.asked), "the secret must have been used"
+        rows = assert_sound(output)
+        assert sum(row["shard"] is not None for row in rows) == 3
+        assert sum(row["reject_kind"] is not None for row in rows) == len(manifest) - 1
+        assert leaks(output, job) == []
+        replies["/a.tar"] = Reply(replies["/a.tar"].body, cut_at=100)
+        for more in (sources, [*sources[2:], "--source", f"{with_password}/none.tar{query}"]):
+            failed = run_job(tmp_path / "failed", "--local", *more)
+            assert failed.returncode in (1, 2) and leaks(tmp_path / "failed", failed) == []
+            assert "Traceback" not in failed.stderr and "error: " in failed.stdout
+        refused = run_job(tmp_path / "refused", "--local", "--source", f"{with_password}/video.mp4{query}")
+        assert refused.returncode == 2 and leaks(tmp_path / "refused", refused) == [], refused.stdout

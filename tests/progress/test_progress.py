@@ -1,0 +1,245 @@
+"""What people see while a job runs, and what an encoder's idle time is put down to."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.encode.device_queue import Device
+from pipeline.encode.encoder import Report
+from pipeline.encode.utilization import NO_UNIT, Occupancy, Stage
+from pipeline.output.plan import Unit
+from pipeline.progress import advice, progress
+from pipeline.progress import run_log as records
+from pipeline.progress.advice import WAITS, waiting_advice
+from pipeline.progress.progress import Progress, work_of_units
+from pipeline.progress.run_log import Records
+from pipeline.progress.terminal import Terminal
+from pipeline.recipe import Recipe, Run
+from pipeline.run import encode
+from pipeline.storage.store import Store
+from stvae import Card
+from tests.support.painted import PaintingDecoders, painted, write_video
+
+
+class Clock:
+    """A time that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_idle_seconds_go_to_what_the_units_were_at_and_add_up() -> None:
+    clock = Clock()
+    occupancy = Occupancy(clock)
+    clock.now_s += 1  # no unit yet
+    with occupancy.unit() as a:
+        clock.now_s += 2
+        a.enter(Stage.DECODE)
+        clock.now_s += 4
+        with occupancy.unit() as b:
+            clock.now_s += 8  # a decodes, b commits: shared
+            with a.encoding():
+                b.enter(Stage.DEVICE)
+                clock.now_s += 16  # not idle
+            a.enter(Stage.COMMIT)
+            with b.encoding():
+                a.enter(Stage.FETCH)
+                clock.now_s += 32
+    total_s, idle_s, stages_s = occupancy.seconds()
+    assert total_s == 63
+    assert {cause: s for cause, s in idle_s.items() if s} == {NO_UNIT: 1, "commit": 2 + 4, "decode": 4 + 4}
+    assert a.seconds == {"commit": 2, "decode": 12, "encode": 16, "fetch": 32}
+    assert b.seconds == {"commit": 8, "device": 16, "encode": 32}
+    assert sum(a.seconds.values()) == 62 and stages_s["encode"] == 48
+    assert {*map(str, Stage), NO_UNIT} - {"encode"} == set(WAITS), "there is advice for every cause"
+
+
+def test_a_device_makes_one_call_at_a_time_and_those_of_the_oldest_unit_first() -> None:
+    device = Device()
+    order: list[str] = []
+    first = device.submit(1, lambda: time.sleep(0.1))
+    calls = [device.submit(unit, lambda unit=unit, n=n: order.append(f"{unit}.{n}")) for n in (1, 2) for unit in (2, 1)]  # type: ignore[misc]
+    broken = device.submit(3, lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.result(10)
+    assert first.done() and all(call.done() for call in calls)
+    assert order == ["1.1", "1.2", "2.1", "2.2"]
+    device.close()
+
+
+def units_of(*sizes: int, kind: Any = "tar") -> list[Unit]:
+    return [
+        Unit(
+            name=f"{kind}{n}",
+            source="s",
+            kind=kind,
+            generation=0,
+            start=0,
+            stop=None if kind == "tar" else size,
+            size=size,
+        )
+        for n, size in enumerate(sizes)
+    ]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    return clock
+
+
+def begin(units: list[Unit], run: Run, said: list[str]) -> Progress:
+    return Progress(run, units, Records(Store(run.output), "job"), said.append)
+
+
+def report(unit: Unit, encoder_s: float, **fields: Any) -> Report:
+    return Report(unit=unit.name, outcome="committed", encoder="e", encoder_s=encoder_s, **fields)
+
+
+def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run: Run, clock: Clock) -> None:
+    units = units_of(400, 100, 100, 100, 100, 100, 100)
+    jobs = begin(units, run, [])
+    assert "time left not known yet" in jobs.line() and jobs.line().startswith("0/7 units  0 clips (0.0/s")
+    clock.now_s += 40  # the encoder was ready after ten of them
+    jobs.add(
+        report(units[0], 30.0, samples=60, frames=600, size_bytes=3_000_000, idle_s={"decode": 6.0, "commit": 3.0})
+    )
+    assert "time left not known yet" not in jobs.line(), "40 % of the work is done"
+    line = jobs.line()
+    assert "1/7 units  60 clips (2.0/s, 20 frames/s)  0 rejects  3 MB" in line
+    assert "encoders waited 30% (decode 20%, commit 10%)" in line and line.endswith("about 45 s left")
+
+
+def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(run: Run, clock: Clock) -> None:
+    units = units_of(100, 100, kind="manifest") + units_of(10, 30)
+    assert work_of_units(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
+    jobs = begin(units, run, [])
+    pulse = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
+    flying = {"samples": 5, "frames": 50, "windows": 5}
+    pulse["units"] = {"manifest1": flying | {"share": 0.5}, "tar1": flying | {"share": None}, "stranger": flying}
+    jobs.watch(lambda: [pulse])
+    clock.now_s += 20
+    jobs.look()
+    assert "10 clips" in jobs.line(), "two units in flight"
+    now, _ = jobs._window()
+    assert now.work == 0.5, "nobody knows yet how many windows a tar has"
+    jobs.add(report(units[0], 10.0, samples=10))
+    now, _ = jobs._window()
+    assert now.work == 1 + 0.5 + 0.5, "ten windows are one unit of work"
+    jobs.add(report(units[1], 10.0, samples=10))
+    assert "25 clips" in jobs.line(), "what has been reported is no longer in flight"
+
+
+def test_a_log_gets_a_line_first_and_last_and_every_ten_seconds_and_a_terminal_one_a_second(
+    run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAINTED", json.dumps(dict.fromkeys(range(12), "slow")))
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
+    said: list[str] = []
+    shown: list[str] = []
+    for number in range(12):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
+    for show in (None, shown.append):
+        run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), output=str(tmp_path / f"out{show is None}"))
+        with painted():
+            encode(recipe, run, tiny_card, said.append, show)
+    second = next(n for n, line in enumerate(said) if n and "planned" in line)
+    plain, terminal = said[:second], said[second:]
+    assert any("1/3 units" in line for line in plain) and "3/3 units" in plain[-1] and 4 <= len(plain) <= 20
+    assert len(shown) >= 4 and all(re.match(r"\d/3 units  \d+ clips \(", line) for line in shown)
+    assert [line[:9] for line in terminal[1:]] == ["3/3 units"], "only the last line stays"
+
+
+def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "REPORTS_PER_PART", 3)
+    units = units_of(*[10] * 8)
+    output = Path(run.output)
+    with begin(units, run, []) as jobs:
+        for n, unit in enumerate(units[:5]):
+            jobs.add(report(unit, n + 1.0, ended_s=1e9, stages={"encode": 1.0}))
+        assert [path.name for path in (output / "runs").iterdir()] == ["job-00000.jsonl"], "what a killed driver leaves"
+        clock.now_s += 301
+        jobs.add(report(units[5], 7.0))
+        jobs.add(report(units[6], 8.0))
+    parts = sorted((output / "runs").iterdir())
+    lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
+    assert [path.name for path in parts] == [f"job-{n:05d}.jsonl" for n in range(3)]
+    assert [line["unit"] for line in lines] == [unit.name for unit in units[:7]]
+    assert Report(**lines[0]).stages == {"encode": 1.0} and lines[0]["ended_s"] == 1e9
+
+
+class SlowDecoders(PaintingDecoders):
+    """Takes longer over each video than the codec does."""
+
+    def clips(self, fd: int, plan: Any) -> Iterator[Any]:
+        time.sleep(0.5)
+        yield from super().clips(fd, plan)
+
+
+@pytest.mark.parametrize(("slow", "word"), [("decode", "--cpus"), ("commit", "output's store"), ("fetch", "sources")])
+def test_a_bottleneck_is_named_with_what_to_do(
+    slow: str, word: str, run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "AFTER_S", 0.5)
+    monkeypatch.setattr(progress, "ADVISE_AFTER_S", 0.5)
+    for number in range(8):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number)
+    run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), cpus=1)
+    encoders = "pipeline.encode.encoder"
+    with painted(), pytest.MonkeyPatch.context() as patch:  # undone before what it lies on
+        if slow == "decode":
+            patch.setattr(f"{encoders}.Decoders", SlowDecoders)
+        elif slow == "commit":
+            put_new = Store.put_new
+            patch.setattr(Store, "put_new", lambda *a: time.sleep(0.5 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
+        else:
+            from pipeline.encode import encoder as encode_module
+
+            fetch = encode_module.fetch
+            patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.5) or fetch(*a))  # type: ignore[func-returns-value]
+        said: list[str] = []
+        summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, said.append)
+    assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
+    assert sum(summary.idle_s.values()) <= summary.encoder_s
+    assert "mostly for" in str(summary) and word in str(summary)
+    stages: dict[str, float] = {}
+    for path in (Path(run.output) / "runs").iterdir():
+        for line in path.read_text().splitlines():
+            values = json.loads(line)
+            assert sum(values["stages"].values()) == pytest.approx(values["wall_s"])
+            assert values["ended_s"] == pytest.approx(time.time(), abs=120)
+            for name, seconds in values["stages"].items():
+                stages[name] = stages.get(name, 0.0) + seconds
+    assert max(stages, key=lambda name: stages[name]) == slow
+
+
+def test_waiting_that_does_not_matter_gets_no_advice() -> None:
+    assert waiting_advice(1000, {"decode": 40.0, "commit": 20.0}) == ""
+    assert waiting_advice(20, {"decode": 15.0}) == "", "too early to tell"
+    assert waiting_advice(1000, {"decode": 300.0, "commit": 80.0}).startswith(
+        "the encoders waited 38% of the time, mostly for decoded clips: give each encoder more --cpus"
+    )
+
+
+def test_a_terminals_line_is_rewritten_and_lines_that_stay_go_above_it() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(stream)
+    assert not terminal.rewrites
+    terminal.say("a")
+    terminal.show("b" * 500)
+    terminal.say("c")
+    assert stream.getvalue().startswith("a\n\r\x1b[Kbbb") and stream.getvalue().endswith("b\r\x1b[Kc\n")
+    assert len(stream.getvalue()) < 400

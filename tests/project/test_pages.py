@@ -1,0 +1,139 @@
+"""Links and commands of the README and the pages: every one leads somewhere, and is accepted by what it calls."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.sources.test_sources import write_tar
+from tests.support.clips_maker import make_clip
+from tests.support.golden import TINY
+from tests.support.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
+CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py"))
+RUN_ELSEWHERE = {"RECIPES.md": "test_config.py", "CLUSTER.md": "test_deploy.py"}
+"""Pages with tests of their own for every command."""
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of every command in a page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+PYTHON_COMMANDS = [
+    pytest.param(words, id=f"{page.stem} {number}")
+    for page in PAGES
+    for number, words in enumerate(commands(page))
+    if "python" in words and page.name not in RUN_ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
+        assert target.startswith("https://") or (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = re.findall(r"\]\(([^)]+\.md)\)", PAGES[0].read_text())
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} == set(linked)
+
+
+def test_pages_left_to_other_tests_are_named_there() -> None:
+    for page, test in RUN_ELSEWHERE.items():
+        assert page in (ROOT / "tests" / test).read_text()
+
+
+@pytest.mark.parametrize("words", PYTHON_COMMANDS)
+def test_python_commands_are_accepted(words: list[str]) -> None:
+    """By the parser of what they call: the job itself, or the options that a test's module names."""
+    called, *arguments = words[words.index("python") + 1 :]
+    if called == "-m":
+        source = (ROOT / (arguments[0].replace(".", "/") + ".py")).read_text()
+        assert all(f'"{word}"' in source for word in arguments[1:] if word.startswith("--")), words
+    else:
+        assert called.startswith("jobs/"), words
+        importlib.import_module(called.removesuffix(".py").replace("/", ".")).parse_arguments(arguments)
+
+
+def test_targets_and_extras_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in [words for page in PAGES for words in commands(page)]:
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, words
+        if words[:2] == ["pip", "install"]:
+            for extra in re.findall(r"[\w]+", words[-1].partition("[")[2]):
+                assert extra in EXTRAS, words
+
+
+def test_messages_in_troubleshooting_are_said_somewhere() -> None:
+    page = (ROOT / "jobs" / "TROUBLESHOOTING.md").read_text()
+    table = page[page.index("## Messages") : page.index("## Rejects")]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, flags=re.M)
+    assert len(messages) > 5
+    for message in messages:
+        for part in message.split("..."):
+            assert part.strip(" ;") in CODE, message
+
+
+def jobs(name: str) -> list[list[str]]:
+    """Words of a page's jobs, after ``python``."""
+    return [words[words.index("python") + 1 :] for words in commands(ROOT / name) if "python" in words]
+
+
+def put_sources(bucket: str, folder: Path) -> str:
+    """Two tars and a manifest of the same clips where the pages have them; the tars on this machine."""
+    clips = [make_clip(folder / "clips" / f"{number}.mp4", 51, seed=number) for number in range(2)]
+    (folder / "videos").mkdir()
+    for clip in clips:
+        write_tar(folder / "videos" / f"0000{clip.stem}.tar", [(clip.name, clip.read_bytes())])
+    pq.write_table(pa.table({"path": [f"clips/{clip.name}" for clip in clips]}), folder / "videos.parquet")
+    client = boto3.client("s3")
+    for path in folder.rglob("*.*"):
+        client.upload_file(str(path), bucket.removeprefix("s3://"), str(path.relative_to(folder)))
+    return str(folder / "videos" / "{00000..00001}.tar")
+
+
+def test_the_readmes_jobs_are_those_of_a_page_that_is_run() -> None:
+    assert all(job in jobs("jobs/ENCODING.md") for job in jobs("README.md"))
+
+
+@pytest.mark.parametrize("name", ["jobs/CLUSTER.md", "jobs/ENCODING.md", "jobs/TROUBLESHOOTING.md"])
+def test_the_jobs_of_a_page_run(name: str, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real S3 server, in the order of the page, as written but for weights, sizes, GPUs and the number of tars."""
+    places = {
+        "/data/videos/{000..099}.tar": put_sources(s3, tmp_path),
+        "/data/latents": str(tmp_path / "latents"),
+        "{00000..00999}": "{00000..00001}",
+        "s3://bucket/models/OpenSora-VAE-v1.2": str(TINY),
+        "/models/OpenSora-VAE-v1.2": str(TINY),
+        "480x848x51,848x480x51,640x640x51": "32x56x51,56x32x51,40x40x51",
+        "480x848x51": "32x56x51",
+        "/home/mill/latentmill/": "",
+    }
+    found = jobs(name)
+    retry = ["--retry-rejects", "not_found"]
+    if found[0][-2:] == retry:  # of an output that is finished
+        found.insert(0, found[0][:-2])
+    for script, *arguments in found:
+        for place, here in places.items():
+            script, *arguments = (word.replace(place, here) for word in (script, *arguments))
+        if script == "jobs/encode_dataset.py":
+            gpus = arguments.index("--gpus") if "--gpus" in arguments else len(arguments)
+            arguments = [*arguments[:gpus], "--local", "--cpus", "2"]
+        main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+        assert main(arguments) == 0, (script, arguments)
+    assert "2 samples" in capsys.readouterr().out

@@ -1,0 +1,181 @@
+"""The code in the README and the pages, as written but for the places they name; and what they list."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.encode_dataset import main
+from pipeline.loader import Batch, LatentDataset
+from stvae.card import OPEN_SORA_CLASS
+from stvae.conventions import TABLE
+from tests.support.clips_maker import make_clip
+from tests.support.golden import TINY
+from tests.support.paths import ROOT
+
+README = (ROOT / "README.md").read_text()
+LOADER = (ROOT / "pipeline" / "LOADER.md").read_text()
+CODECS = (ROOT / "stvae" / "CODECS.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + LOADER + CODECS, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for i in range(8):
+        make_clip(folder / "videos" / f"{i}.mp4", 51, seed=i)
+    rows = [{"path": f"videos/{i}.mp4", "caption": f"number {i}", "aesthetic": 5.0 + i} for i in range(8)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "--local",
+        "--source",
+        str(folder / "m.jsonl"),
+        "--output",
+        str(folder / "latents"),
+        "--codec",
+        str(TINY),
+    ]
+    assert main([*arguments, "--buckets", "32x56x51", "--cpus", "2"]) == 0
+    return folder / "latents"
+
+
+def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
+    for old, new in replacements.items():
+        assert old in block, f"the page no longer says {old}"
+        block = block.replace(old, new)
+    exec(block, names)  # noqa: S102
+    return names
+
+
+def block_with(text: str) -> str:
+    (block,) = [b for b in PYTHON_BLOCKS if text in b]
+    return block
+
+
+def test_the_training_loop(output: Path) -> None:
+    block = block_with("for epoch in range(10)")
+    names = run(
+        block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output), "batch_size=8": "batch_size=2"}
+    )
+    assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 9 and len(names["data"]) == 7
+
+
+def test_every_option_in_the_table_is_one(output: Path) -> None:
+    table = LOADER[LOADER.index("| you want | say |") : LOADER.index("`where` takes")]
+    signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches)]
+    options = re.findall(r"[(, `](\w+)=", table)
+    assert len(options) > 15 and all(any(name in names for names in signatures) for name in options)
+    for fields in re.findall(r'batch\["(\w+)"\]', README + LOADER):
+        assert fields in Batch.__annotations__, fields
+
+
+def test_the_first_loop(output: Path) -> None:
+    names = run(
+        block_with('for batch in LatentDataset("s3://bucket/latents").batches(batch_size=8):  # one'),
+        {},
+        {"s3://bucket/latents": str(output)},
+    )
+    assert names["x"].shape == (8, 4, 15, 4, 7)
+
+
+def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
+    ids = LatentDataset(str(output)).columns["id"]
+    extra = {"id": ids, "clip_score": [n / 10 for n in range(8)], "long_caption": ["long"] * 8}
+    pq.write_table(pa.table(extra), tmp_path / "recaptioned.parquet")
+    places = {
+        "s3://bucket/latents": str(output),
+        "s3://bucket/recaptioned.parquet": str(tmp_path / "recaptioned.parquet"),
+    }
+    names = run(block_with("recaptioned"), {}, places)
+    assert len(names["data"]) == 5 * 3 and names["batch"]["latents"].shape == (4, 4, 5, 4, 7)
+    assert names["batch"]["latents"].dtype == torch.bfloat16
+
+
+def test_open_soras_view(output: Path) -> None:
+    names = run(block_with("open_sora_batch"), {}, {"s3://bucket/latents": str(output)})
+    assert names["inputs"]["video"].shape == (8, 4, 15, 4, 7)
+
+
+def test_pytorchs_loaders(output: Path) -> None:
+    pytest.importorskip("torchdata")
+    block = block_with("StatefulDataLoader")
+    names = run(block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output)})
+    assert names["batch"]["latents"].shape == (2, 4, 15, 4, 7)
+    names["loader"].load_state_dict(names["state"])
+
+
+def test_the_ray_train_recipe(output: Path) -> None:
+    """On Ray Train's own context object, without a cluster."""
+    names = run(block_with("ray.train"), {}, {})
+    context = mock.Mock(**{"get_world_rank.return_value": 1, "get_world_size.return_value": 2})
+    reported: list[dict[str, Any]] = []
+    with mock.patch("ray.train.get_context", lambda: context), mock.patch("ray.train.report", reported.append):
+        seen: list[str] = []
+        config = {"latents": str(output), "train_step": lambda batch: seen.extend(batch["id"])}
+        names["train_worker"](config)
+        names["train_worker"](config | {"state": reported[0]["loader"]})
+    batches = LatentDataset(str(output)).batches(2, seed=0, rank=1, world_size=2)
+    two_epochs = [id_ for _ in range(2) for batch in batches for id_ in batch["id"]]
+    assert len(seen) == 8 and seen == two_epochs, "the half of a rank, and after the restart the epoch that follows"
+
+
+def test_the_lightning_recipe(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Lightning, which is not among the test requirements."""
+    trainer = types.SimpleNamespace(global_rank=0, world_size=1)
+    module = types.ModuleType("lightning")
+    module.LightningDataModule = type("LightningDataModule", (), {"trainer": trainer})  # type: ignore[attr-defined]
+    module.Trainer = lambda **_: trainer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lightning", module)
+    latents = run(block_with("import lightning"), {}, {})["Latents"]
+    stopped = latents(str(output))
+    epoch = [batch["id"] for batch in LatentDataset(str(output)).batches(2)]
+    next(iter(stopped.train_dataloader()))
+    resumed = latents(str(output))
+    resumed.load_state_dict(stopped.state_dict())
+    assert [batch["id"] for batch in resumed.train_dataloader()] == epoch[1:]
+
+
+def test_the_webdataset_recipe(output: Path) -> None:
+    block = block_with("import webdataset")
+    index = json.loads((output / "index" / "0000.json").read_text())
+    names = run(block, {"index": index}, {'"latents/"': f'"{output}/"'})
+    assert names["mean"].shape == names["logvar"].shape == (4, 15, 4, 7) and len(names["shift"]) == 4
+
+
+def test_the_codec_alone() -> None:
+    block = block_with("load_codec")
+    pixels = torch.zeros(1, 3, 18, 32, 32, dtype=torch.uint8)
+    places = {"/models/OpenSora-VAE-v1.2": str(TINY), '"cuda"': '"cpu"', '"bfloat16"': '"float32"'}
+    names = run(block, {"pixels": pixels, "num_frames": 18}, places)
+    assert names["frames"].shape == pixels.shape and names["codec"].latent_size((51, 480, 848)) == (15, 60, 106)
+
+
+def test_every_module_is_in_the_tree() -> None:
+    tree = README[README.index("## The tree") :]
+    for folder in ("stvae", "pipeline", "jobs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.name in tree or path.stem in ("__init__", "errors"), path
+
+
+def test_every_codec_class_is_in_the_table() -> None:
+    for class_name in (OPEN_SORA_CLASS, *TABLE):
+        assert f"| `{class_name}` |" in CODECS, class_name
+
+
+def test_every_test_in_the_table_of_faults_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "tests" / "FAULTS.md").read_text())
+    assert len(named) > 50
+    for file, name in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert f"def {name}(" in source or f"\n{name} = " in source, f"{file}::{name}"

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import tenacity.nap
+
+from pipeline.errors import ConfigError, StoreError
+from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
+from pipeline.storage.store import PARTIAL, FileFacts, Store, canonical, open_filesystem, scheme_of, without_secrets
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = str(tmp_path / "out") if request.param == "local" else request.getfixturevalue("s3") + "/out"
+    return Store(url)
+
+
+def test_a_file_is_created_once_and_never_replaced(store: Store) -> None:
+    assert store.put_new("a/b.txt", b"first")
+    assert not store.put_new("a/b.txt", b"second")
+    assert store.get("a/b.txt") == b"first"
+
+
+def test_of_many_writers_at_once_one_wins_and_its_file_is_whole(store: Store) -> None:
+    contents = [bytes([i]) * 200_000 for i in range(8)]
+    won: list[int] = []
+    barrier = threading.Barrier(len(contents))
+
+    def write(i: int) -> None:
+        barrier.wait()
+        if store.put_new("race", contents[i]):
+            won.append(i)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(len(contents))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.get("race") == contents[won[0]]
+
+
+def test_a_file_on_disk_is_put_under_its_name(store: Store) -> None:
+    with store.scratch() as scratch:
+        scratch.write_bytes(b"tar")
+        assert store.put_new("shards/x.tar", scratch)
+    with store.scratch() as scratch:
+        scratch.write_bytes(b"other")
+        assert not store.put_new("shards/x.tar", scratch)
+    assert store.get("shards/x.tar") == b"tar"
+
+
+def test_an_upload_large_enough_for_many_parts_is_exclusive_too(s3: str, tmp_path: Path) -> None:
+    store = Store(s3 + "/out")
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(1 << 20) * 110)
+    assert store.put_new("big", big)
+    assert not store.put_new("big", big)
+    assert store.size("big") == 110 << 20
+
+
+def test_files_are_listed_with_their_sizes(store: Store) -> None:
+    store.put_new("metadata/a.parquet", b"12345")
+    store.put_new("metadata/deep/b.parquet", b"1")
+    store.put_new("shards/a.tar", b"")
+    assert store.list_files("metadata") == {"metadata/a.parquet": 5, "metadata/deep/b.parquet": 1}
+    assert store.list_files("nothing") == {}
+    assert store.size("metadata/a.parquet") == 5 and store.size("metadata/c.parquet") is None
+
+
+def test_ranges_are_read_in_the_order_asked(store: Store) -> None:
+    store.put_new("file", bytes(range(100)))
+    assert store.read_ranges("file", [(50, 3), (0, 2)]) == [b"\x32\x33\x34", b"\x00\x01"]
+
+
+def test_put_replaces_and_delete_forgives(store: Store) -> None:
+    store.put("summary.json", b"1")
+    store.put("summary.json", b"2")
+    assert store.get("summary.json") == b"2"
+    store.delete("summary.json")
+    store.delete("summary.json")
+    with pytest.raises(FileNotFoundError):
+        store.get("summary.json")
+
+
+def test_the_probe_accepts_stores_that_create_only_once_and_leaves_nothing(store: Store) -> None:
+    store.probe()
+    assert store.list_files("") == {}
+
+
+def test_the_probe_refuses_a_store_that_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "out"))
+    monkeypatch.setattr(Store, "_link_new", lambda self, path, content: self.put(path, content))
+    with pytest.raises(ConfigError, match="--single-writer"):
+        store.probe()
+
+
+def test_sweeping_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+    with store.scratch() as living:
+        living.write_bytes(b"being written")
+        parts = living.name.rsplit("-", 2)
+        dead = living.with_name(f"{parts[0]}-999999999-{parts[2]}")
+        elsewhere = living.with_name(f"otherhost-999999999-{parts[2]}")
+        dead.write_bytes(b"")
+        elsewhere.write_bytes(b"")
+        store.sweep()
+        assert {path.name for path in (tmp_path / "out" / PARTIAL).iterdir()} == {living.name, elsewhere.name}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="file/out"):
+        Store(str(tmp_path / "file" / "out")).put_new("a", b"")
+
+
+def test_canonical_urls_carry_no_credentials_query_or_fragment() -> None:
+    assert canonical("https://user:secret@host/a.tar?X-Amz-Signature=secret#x") == "https://host/a.tar"
+    assert canonical("s3://bucket/a/b.tar") == "s3://bucket/a/b.tar"
+    assert canonical("relative/a.tar") == "file://" + os.path.abspath("relative/a.tar")
+
+
+@pytest.mark.parametrize(
+    "url", ["pipe:cat x", "pipe://cat x", "zip://a.mp4::file://b.zip", "gopher://host/a", "memory://a"]
+)
+def test_urls_that_run_commands_or_chain_file_systems_are_refused(url: str) -> None:
+    if url == "pipe:cat x":
+        assert scheme_of(url) == "file", "without :// it is the name of a local file"
+    else:
+        with pytest.raises(ConfigError):
+            scheme_of(url)
+
+
+def test_facts_tell_a_replaced_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12")
+    store = Store(str(tmp_path))
+    before = FileFacts.of(store._fs.info(str(path)))
+    path.write_bytes(b"34")
+    os.utime(path, ns=(1, 1))
+    assert FileFacts.of(store._fs.info(str(path))) != before
+
+
+def test_a_full_disk_names_the_path_and_the_bytes_that_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StoreError, match=r"out/\.partial/\S+ .*: No space left on device \(\d+ bytes are free\)"):
+        Store(str(tmp_path / "out")).put_new("shards/a.tar", b"tar")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_what_may_pass_is_tried_again_and_no_more_than_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    def busy(*paths: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError(errno.EBUSY, "slow down")
+
+    pauses: list[float] = []
+    monkeypatch.setattr(os, "link", busy)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", pauses.append)
+    with pytest.raises(StoreError, match="slow down"):
+        Store(str(tmp_path / "out")).put_new("a", b"")
+    assert tried == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
+
+
+def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenacity.nap, "time", mock.Mock())
+    store.put_new("file", b"12345")
+    with pytest.raises(StoreError, match="got 1 of 3 bytes"):
+        store.read_ranges("file", [(0, 2), (4, 3)])
+
+
+def test_errors_carry_no_signature_and_no_password() -> None:
+    said = without_secrets("403, url='https://user:secret@host/a.tar?X-Amz-Signature=secret', s3://key:secret@b/c")
+    assert "secret" not in said and "host/a.tar" in said
+
+
+def test_clients_of_remote_stores_are_shared_until_their_settings_change(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, path = open_filesystem(f"{s3}/a")
+    assert open_filesystem(f"{s3}/b")[0] is first and path == "bucket/a"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    assert open_filesystem(f"{s3}/a")[0] is not first

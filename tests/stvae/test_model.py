@@ -1,0 +1,138 @@
+"""The Open-Sora 1.2 VAE against the outputs of Open-Sora's own code on tiny random weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stvae import load_codec
+from stvae.codec import Codec, build_open_sora
+from stvae.model import SpatioTemporalVAE
+from tests.support.golden import GOLDEN, TINY
+
+LENGTHS = [1, 2, 4, 5, 16, 17, 18, 34, 40]
+TOLERANCE = 1e-4
+CASES = load_file(GOLDEN / "opensora-v12-tiny-cases.safetensors")
+
+PUBLISHED_CONFIG = {
+    "model_type": "VideoAutoencoderPipeline",
+    "vae_2d": {
+        "type": "VideoAutoencoderKL",
+        "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers",
+        "subfolder": "vae",
+        "micro_batch_size": 4,
+        "local_files_only": False,
+    },
+    "vae_temporal": {"type": "VAE_Temporal_SD", "from_pretrained": None},
+    "micro_frame_size": 17,
+    "shift": [-0.10, 0.34, 0.27, 0.98],
+    "scale": [3.85, 2.32, 2.33, 3.06],
+}
+"""Names types only, as the published checkpoint's does."""
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec(TINY)
+
+
+def pixels(num_frames: int) -> Tensor:
+    return CASES[f"T{num_frames}.pixels_u8"]
+
+
+def assert_close(ours: Tensor, reference: Tensor) -> None:
+    assert ours.shape == reference.shape
+    assert (ours - reference).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+@torch.inference_mode()
+def test_every_stage_equals_the_reference(codec: Codec, num_frames: int) -> None:
+    x = pixels(num_frames).float() / 127.5 - 1
+    assert_close(codec.model.spatial_vae.encode(x), CASES[f"T{num_frames}.spatial_latents"])
+    moments = codec.encode(pixels(num_frames))
+    assert_close(moments, CASES[f"T{num_frames}.moments"])
+    mean = moments.chunk(2, dim=1)[0]
+    assert_close(codec.normalize(mean), CASES[f"T{num_frames}.latents"])
+    assert_close(codec.model.decode(mean, num_frames), CASES[f"T{num_frames}.reconstruction"])
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+def test_decoded_pixels_are_the_references_within_a_grey_level(codec: Codec, num_frames: int) -> None:
+    decoded = codec.decode(codec.denormalize(CASES[f"T{num_frames}.latents"]), num_frames)
+    reference = (CASES[f"T{num_frames}.reconstruction"].add(1) * 127.5).round().clamp(0, 255)
+    assert (decoded.float() - reference).abs().max() <= 1
+
+
+@pytest.mark.parametrize("num_frames", LENGTHS)
+def test_latent_size_is_what_encoding_gives(codec: Codec, num_frames: int) -> None:
+    assert codec.encode(pixels(num_frames)).shape[2:] == codec.latent_size((num_frames, 24, 40))
+
+
+def test_the_full_size_model_has_the_published_keys_and_shapes() -> None:
+    with torch.device("meta"):
+        model = build_open_sora(PUBLISHED_CONFIG)
+    expected = json.loads((GOLDEN / "opensora-v12-full-shapes.json").read_text())["state_dict"]
+    assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected
+
+
+def test_chunks_are_independent(codec: Codec) -> None:
+    x = pixels(40).clone()
+    before = codec.encode(x)
+    x[:, :, 17:34] = 255 - x[:, :, 17:34]
+    after = codec.encode(x)
+    assert torch.equal(before[:, :, :5], after[:, :, :5])
+    assert torch.equal(before[:, :, 10:], after[:, :, 10:])
+    assert not torch.equal(before[:, :, 5:10], after[:, :, 5:10])
+
+
+def test_a_clip_is_encoded_the_same_beside_other_clips(codec: Codec) -> None:
+    x = pixels(40)
+    beside = codec.encode(torch.cat([255 - x, x]))[1:]
+    assert (beside - codec.encode(x)).abs().max() <= 1e-5
+
+
+@torch.inference_mode()
+def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> None:
+    """With group norm replaced, since its statistics span the whole chunk (see the next test)."""
+    model = load_codec(TINY).model
+    _replace_group_norms(model.temporal_vae)
+    z = CASES["T17.spatial_latents"].clone()
+    before = model.temporal_vae.encode(z)
+    for first_changed in range(17):
+        changed = z.clone()
+        changed[:, :, first_changed:] += 1
+        after = model.temporal_vae.encode(changed)
+        untouched = (first_changed + 3) // 4  # three zero frames stand in front; four frames make a latent
+        assert torch.equal(before[:, :, :untouched], after[:, :, :untouched])
+        assert not torch.equal(before[:, :, untouched:], after[:, :, untouched:])
+
+
+@torch.inference_mode()
+def test_as_in_the_reference_group_norm_lets_later_frames_shift_earlier_latents_of_a_chunk(codec: Codec) -> None:
+    """Open-Sora 1.2 normalises over the frames of a chunk too, so its latents are causal between chunks only."""
+    z = CASES["T17.spatial_latents"].clone()
+    before = codec.model.temporal_vae.encode(z)
+    z[:, :, 16] += 1
+    assert not torch.equal(before[:, :, 0], codec.model.temporal_vae.encode(z)[:, :, 0])
+
+
+def _replace_group_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            setattr(module, name, nn.Identity())
+        else:
+            _replace_group_norms(child)
+
+
+def test_half_a_codec_encodes_the_same_and_holds_no_decoder(codec: Codec) -> None:
+    encoder: SpatioTemporalVAE = load_codec(TINY, half="encoder").model
+    assert encoder.temporal_vae.decoder is None and encoder.spatial_vae.module.decoder is None
+    assert torch.equal(Codec(codec.card, encoder).encode(pixels(18)), codec.encode(pixels(18)))
+    decoder = load_codec(TINY, half="decoder")
+    latents = codec.encode(pixels(18))[:, :4]
+    assert torch.equal(decoder.decode(latents, 18), codec.decode(latents, 18))

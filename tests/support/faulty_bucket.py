@@ -1,0 +1,160 @@
+"""An object store that does what object stores do on bad days, as a script says, and watches what is done to it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+import pyarrow.parquet as pq
+import tenacity.nap
+
+from pipeline.storage import store as store_module
+from pipeline.storage.parquet import arrow_file
+
+T = TypeVar("T")
+ROOT = "bucket/out/"
+WRITE_ONCE = ("dataset.json", "plan/", "metadata/", "index/", "shards/", "runs/")
+
+
+class Fault(Enum):
+    """What befalls one request."""
+
+    BEFORE = "fails"
+    AFTER = "succeeds, but the answer is lost"
+    REFUSED = "is refused for good"
+    SHORT = "gives half the bytes"
+    STALE = "does not list every other file"
+    KILLED_BEFORE = "its job dies instead"
+    KILLED_AFTER = "its job dies of its success"
+    OUTAGE = "fails, and so does every later one of the job"
+    MEANWHILE = "waits while another job runs"
+
+
+class Killed(BaseException):
+    """The job's process is gone: nothing catches this, and nothing the job does later has an effect."""
+
+
+class Job:
+    """A job's requests, numbered from 0, and the faults that befall them."""
+
+    def __init__(self, script: dict[int, Fault], meanwhile: Callable[[], None]) -> None:
+        self.script = script
+        self.meanwhile = meanwhile
+        self.requests = itertools.count()
+        self.faults: list[Fault] = []
+        self.dead = self.cut_off = False
+
+
+class FaultyBucket:
+    """The verbs of fsspec that a store uses, over a dict. Requests belong to the job that began last."""
+
+    protocol = ("faulty",)
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.jobs: list[Job] = []
+
+    @contextmanager
+    def job(self, script: dict[int, Fault], meanwhile: Callable[[], None] = lambda: None) -> Iterator[Job]:
+        """Requests are of this job until it ends; stores of any URL are this one."""
+        job = Job(script, meanwhile)
+        self.jobs.append(job)
+        try:
+            with (
+                mock.patch.object(store_module, "open_filesystem", lambda url: (self, ROOT[:-1])),
+                mock.patch.object(tenacity.nap, "time"),
+            ):
+                yield job
+        finally:
+            self.jobs.remove(job)
+
+    def _request(self, effect: Callable[[], T], *, fault_of: tuple[Fault, Callable[[T], T]] | None = None) -> T:
+        if not self.jobs:
+            return effect()
+        job = self.jobs[-1]
+        if job.dead:
+            raise Killed
+        fault = job.script.get(next(job.requests))
+        if fault is not None and not job.cut_off:
+            job.faults.append(fault)
+        if fault is Fault.MEANWHILE:
+            job.meanwhile()
+        if fault is Fault.OUTAGE:
+            job.cut_off = True
+        if fault is Fault.BEFORE or job.cut_off:
+            raise OSError(errno.EBUSY, "slow down")
+        if fault is Fault.REFUSED:
+            raise PermissionError(errno.EACCES, "access denied")
+        if fault is Fault.KILLED_BEFORE:
+            job.dead = True
+            raise Killed
+        result = effect()
+        if fault is Fault.KILLED_AFTER:
+            job.dead = True
+            raise Killed
+        if fault is Fault.AFTER:
+            raise ConnectionResetError(errno.ECONNRESET, "connection reset")
+        return fault_of[1](result) if fault_of and fault is fault_of[0] else result
+
+    def _get(self, path: str) -> bytes:
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        return self.objects[path]
+
+    def cat_file(self, path: str) -> bytes:
+        return self._request(lambda: self._get(path), fault_of=(Fault.SHORT, lambda data: data[: len(data) // 2]))
+
+    def info(self, path: str) -> dict[str, Any]:
+        return self._request(lambda: {"size": len(self._get(path)), "type": "file"})
+
+    def exists(self, path: str) -> bool:
+        return self._request(lambda: path in self.objects)
+
+    def find(self, folder: str, detail: bool) -> dict[str, dict[str, Any]]:
+        def found() -> dict[str, dict[str, Any]]:
+            names = [name for name in sorted(self.objects) if name.startswith(f"{folder}/")]
+            return {name: {"size": len(self.objects[name]), "type": "file"} for name in names}
+
+        return self._request(found, fault_of=(Fault.STALE, lambda files: dict(list(files.items())[::2])))
+
+    def rm_file(self, path: str) -> None:
+        def remove() -> None:
+            self._get(path)
+            self._check_removal(path.removeprefix(ROOT))
+            del self.objects[path]
+
+        self._request(remove)
+
+    def put_file(self, local: str, path: str, mode: str = "overwrite") -> None:
+        self.pipe_file(path, Path(local).read_bytes(), mode)
+
+    def pipe_file(self, path: str, content: bytes, mode: str = "overwrite") -> None:
+        def put() -> None:
+            if mode == "create" and path in self.objects:
+                raise FileExistsError(path)
+            promised = path.removeprefix(ROOT).startswith(WRITE_ONCE)
+            assert mode == "create" or not promised, f"{path} might have been overwritten"
+            self.objects[path] = content
+
+        self._request(put)
+
+    def _check_removal(self, path: str) -> None:
+        """Nothing that a reader may rely on is ever removed."""
+        assert path.startswith(("attempts/", "shards/", ".probe-")), f"{path} was removed"
+        for name, content in self.objects.items():
+            if name.startswith(ROOT + "metadata/"):
+                metadata = pq.read_metadata(arrow_file(content)).metadata
+                assert metadata.get(b"shard", b"").decode() != path, f"{path} was removed, which {name} names"
+
+    def save(self, folder: Path) -> None:
+        """The objects as files."""
+        for path, content in self.objects.items():
+            target = folder / path.removeprefix(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)

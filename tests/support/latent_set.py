@@ -1,0 +1,98 @@
+"""Committed outputs with latents made of numbers: what the loader's tests and its bench read. No video, no codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.output.dataset import open_dataset
+from pipeline.output.index import build_index
+from pipeline.output.plan import Plan, Unit
+from pipeline.output.shard_writer import ShardWriter
+from pipeline.recipe import Bucket, Recipe
+from pipeline.sources.item import Item
+from pipeline.storage.store import Store
+from pipeline.video.decoders import Clip
+from pipeline.video.windows import Placement, Window
+from stvae import read_card
+from tests.support.clips_maker import plain_facts
+from tests.support.golden import TINY
+
+
+def write_latents(
+    folder: Path,
+    buckets: Sequence[Bucket],
+    *,
+    samples_per_shard: int = 8,
+    store: str = "moments",
+    dtype: str = "float16",
+    conditioning: str = "none",
+    index: bool = True,
+) -> Path:
+    """An output with one sample per given bucket; sample ``n`` has key and caption ``n``, and latents seeded by ``n``."""
+    card = read_card(str(TINY))
+    recipe = Recipe(
+        codec=card.sha256,
+        buckets=tuple(sorted(set(buckets), key=str)),
+        micro_batch=(1,) * len(set(buckets)),
+        store=store,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        conditioning=conditioning,  # type: ignore[arg-type]
+    )
+    output = Store(str(folder))
+    open_dataset(output, recipe, card, dict)
+    columns = pa.schema([("meta_score", pa.float64())])
+    units = []
+    for start in range(0, len(buckets), samples_per_shard):
+        unit = Unit(name=f"u{start:05d}", source="numbers", kind="manifest", generation=0, start=start, stop=None)
+        units.append(unit)
+        with output.scratch() as scratch, ShardWriter(scratch, unit, recipe, card, columns) as writer:
+            for n in range(start, min(start + samples_per_shard, len(buckets))):
+                item = Item(ordinal=n, key=f"{n}", uri=f"{n}.mp4", caption=f"number {n}", meta={"meta_score": n / 2})
+                latents = {"latent": latent(n, buckets[n], 8 if store == "moments" else 4)}
+                for frame in recipe.conditioning_frames:
+                    latents[frame] = latent(n + 1000, Bucket(1, buckets[n].height, buckets[n].width), 8)
+                writer.add_sample(
+                    item,
+                    plain_facts(buckets[n].num_frames, buckets[n].height, buckets[n].width),
+                    clip_of(buckets[n]),
+                    latents,
+                    "whole",
+                )
+            assert writer.commit(output, {}) == "committed"
+    if index:
+        build_index(output, Plan(units=units, columns=[columns]))
+    return folder
+
+
+def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
+    """What ``write_latents`` stores for a sample, before rounding."""
+    size = read_card(str(TINY)).geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
+    return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
+
+
+def clip_of(bucket: Bucket) -> Clip:
+    """A clip of a bucket with no picture in it."""
+    place = Placement(
+        scaled_height=bucket.height,
+        scaled_width=bucket.width,
+        crop_top=0,
+        crop_left=0,
+        height=bucket.height,
+        width=bucket.width,
+    )
+    window = Window(
+        index=0,
+        bucket=bucket,
+        filled=bucket,
+        pts=tuple(range(bucket.num_frames)),
+        start_s=0.0,
+        end_s=bucket.num_frames / 23.976,
+        fps=23.976 if bucket.num_frames > 1 else None,
+        frame_stride=1,
+        placement=place,
+    )
+    return Clip(window=window, frames_THWC=np.zeros((1, 1, 1, 3), dtype=np.uint8), decoder="none")

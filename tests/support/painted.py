@@ -1,0 +1,179 @@
+"""A codec that carries a number painted in the pixels to the latent, and decoders that paint it: real jobs in milliseconds.
+
+Everything between them is the product's own. A "video" is a text file with its number and its count of frames. What
+some numbers do to the codec (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
+variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances. While the file
+that PAINTED_HELD names exists, nothing that is slow gets done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from pipeline import run as run_module
+from pipeline.dry_run import estimate as estimate_module
+from pipeline.encode import encoder as encode_module
+from pipeline.executor import tasks as tasks_module
+from pipeline.executor.ray_actor import EncoderActor
+from pipeline.video.decoders import Clip, Decoded, RejectedWindow
+from pipeline.video.windows import Skip, Window
+from stvae import Card, read_card
+from tests.support.clips_maker import BITS, numbered_frame, plain_facts, read_number
+from tests.support.golden import TINY
+from tests.support.oracle import tree
+from tests.support.paths import ROOT
+
+SIZE = (32, 56)
+VARIABLE = "PAINTED"
+HELD = "PAINTED_HELD"
+
+
+def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
+    """A painted video, what ``PaintingDecoders`` reads, with a caption that tells its number too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"number": number, "num_frames": num_frames}))
+    path.with_suffix(".txt").write_text(f"number {number}")
+    return path
+
+
+def write_videos(folder: Path, count: int) -> Path:
+    """A folder of videos of one clip each, numbered from 0."""
+    for number in range(count):
+        write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
+    return folder
+
+
+def command(videos: Path, output: Path, *more: str) -> list[str]:
+    """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
+    places = ["--source", str(videos), "--output", str(output), "--codec", str(TINY)]
+    return [sys.executable, "-m", "tests.support.painted", *places, "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", *more]
+
+
+def undisturbed_tree(videos: Path, output: Path, *more: str) -> dict[str, str]:
+    """The promised files of the job without Ray, to which nothing happens."""
+    arguments = [*command(videos, output, *more), "--local"]
+    environment = os.environ | {VARIABLE: "{}"}
+    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=200)
+    return tree(output)
+
+
+class PaintingDecoders:
+    """Decoders that paint each video's number on moving pictures. What is no painted video is a reject."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def clips(self, fd: int, plan: Any) -> Iterator[Decoded]:
+        content = os.pread(fd, 1 << 20, 0)
+        try:
+            video = json.loads(content)
+        except ValueError:
+            yield None, RejectedWindow(index=0, stage="probe", kind="unknown_format", message="not a painted video")
+            return
+        facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
+        for planned in plan(facts):
+            yield facts, planned if isinstance(planned, Skip) else self._painted(planned, video["number"])
+
+    def _painted(self, window: Window, number: int) -> Clip:
+        height, width = window.bucket.height, window.bucket.width
+        picture = numbered_frame(number, height, width)
+        frames = np.repeat(picture[None], len(window.pts), axis=0)
+        frames[:, 0, : width // BITS] = np.arange(len(window.pts), dtype=np.uint8)[:, None, None]  # no two are equal
+        return Clip(window=window, frames_THWC=frames, decoder="painted")
+
+
+class PaintedCodec:
+    """Moments that are the painted number everywhere; keeps the shapes of the tiny Open-Sora VAE."""
+
+    can_tile = False
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+        self.deeds: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+
+    def upload(self, pixels: Any) -> Any:
+        return pixels
+
+    def encode(self, pixels_BCTHW: Any, **_: Any) -> Any:
+        import torch
+
+        size = self.card.geometry.latent_size(tuple(pixels_BCTHW.shape[2:]))
+        moments = torch.zeros((len(pixels_BCTHW), 2 * self.card.latent_channels, *size))
+        for row, clip in zip(moments, pixels_BCTHW, strict=True):
+            number = read_number(clip[:, 0].permute(1, 2, 0).numpy())
+            row[:] = number
+            row[self.card.latent_channels :] += float(self.deeds.get("noise", 0))  # log-variances that never agree
+            self._do(self.deeds.get(str(number), ""), row)
+        return moments
+
+    def _do(self, deed: str, row: Any) -> None:
+        if deed == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)
+        elif deed == "killed":  # as by the kernel when memory is gone
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "slow":
+            time.sleep(0.5)
+            while HELD in os.environ and Path(os.environ[HELD]).exists():
+                time.sleep(0.05)
+        elif deed in ("nan", "inf", "huge"):
+            row[1, 0, 0, 0] = {"nan": float("nan"), "inf": float("inf"), "huge": 7e4}[deed]
+
+
+class PaintedActor(EncoderActor):
+    """The real actor between the two; what Ray's workers run."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with painted():
+            super().__init__(**arguments)
+
+
+@contextmanager
+def painted() -> Iterator[None]:
+    """Jobs in this process paint: their encoders take these decoders and this codec."""
+    with (
+        mock.patch.object(encode_module, "load_codec", lambda *_, **__: PaintedCodec(read_card(str(TINY)))),
+        mock.patch.object(encode_module, "Decoders", PaintingDecoders),
+        mock.patch.object(estimate_module, "Decoders", PaintingDecoders),
+    ):
+        yield
+
+
+def main() -> int:
+    """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
+    from jobs.encode_dataset import main as encode_dataset
+
+    several = mock.patch.multiple(tasks_module, SHARE=2, BLOCKS_EACH=0)  # units in a block, as in a long job
+    with painted(), mock.patch.object(run_module, "EncoderActor", PaintedActor), several:
+        return encode_dataset()
+
+
+def assert_together(rows: list[dict[str, Any]], output: Path) -> None:
+    """Every sample's key, caption and latent mean tell the same number."""
+    samples = [row for row in rows if row["shard"]]
+    assert samples
+    for row in samples:
+        with (output / row["shard"]).open("rb") as f:
+            f.seek(row["tensor_offset"])
+            mean = np.frombuffer(f.read(row["tensor_nbytes"] // 2), dtype=np.float16)
+        number = int(Path(row["key"]).stem)
+        assert row["caption"] == f"number {number}" and set(mean.tolist()) == {number}, row["key"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""Places in the repository that tests start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
