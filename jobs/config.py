@@ -19,7 +19,7 @@ import yaml
 from jobs.flags import CLIPS_PER_S, DRY_RUN, FLAGS, GROUPS, Flag, plain
 from pipeline.errors import ConfigError
 from pipeline.sources.retrying_file import file_facts, read_whole
-from pipeline.storage.store import canonical
+from pipeline.storage.urls import canonical
 
 MOST_BYTES = 1 << 20
 """Of a configuration file: what is larger is something else."""

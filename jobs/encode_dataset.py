@@ -21,13 +21,13 @@ from jobs import config
 from pipeline.dry_run.calibrate import calibrate, measure_speed
 from pipeline.dry_run.estimate import Speeds, estimate, speeds_given
 from pipeline.dry_run.table import bill
+from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.executor.ray_cluster import watched
-from pipeline.output.dataset import default_threads
+from pipeline.executor.ray_cluster import disconnect, watched
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
-from pipeline.run import disconnect, encode
+from pipeline.run import encode
 from stvae.card import Card, read_card
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import default_threads, recorded_dataset
+from pipeline.output.dataset import recorded_dataset
 from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
 from pipeline.storage.store import Store

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import default_threads, recorded_dataset
+from pipeline.output.dataset import recorded_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size
 from pipeline.recipe import Run
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
-    from pipeline.report.compare import compare
+    from pipeline.report.round_trip import compare
 
     run = Run(
         output=arguments.output,

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.executor.ray_cluster import connect
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.run import connect
 from stvae import Card, load_codec
 from stvae.memory import is_out_of_memory, release_memory
 

@@ -20,14 +20,15 @@ import numpy.typing as npt
 from pipeline.dry_run.sampling import SEED, Sample, Stratum, Total, Visit, choose_units, visit_items
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.errors import ConfigError, Rejected
-from pipeline.output.dataset import agreed_dataset
-from pipeline.output.plan import Plan, committed_units, foresee_plan
+from pipeline.output.dataset import agreed_dataset, resolved
+from pipeline.output.plan import committed_units, foresee_plan
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.run import resolved
 from pipeline.sources.discovery import find_sources
-from pipeline.sources.item import Item, fetch
+from pipeline.sources.fetch import fetch
+from pipeline.sources.item import Item
+from pipeline.sources.units import Plan
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, Window, plan_windows, repeats

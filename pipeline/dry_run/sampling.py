@@ -17,9 +17,10 @@ from typing import Generic, TypeVar
 
 import pyarrow as pa
 
-from pipeline.output.plan import Unit
 from pipeline.recipe import Recipe
-from pipeline.sources.item import Item, items
+from pipeline.sources.formats import items
+from pipeline.sources.item import Item
+from pipeline.sources.units import Unit
 
 ITEMS_PER_UNIT = 4
 """Looked at in each unit, where there are enough units: neighbours resemble each other, so few of many units tell most."""

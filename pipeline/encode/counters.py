@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.encode.utilization import Occupancy
-from pipeline.output.plan import Unit
-from pipeline.output.shard_writer import Counts
+from pipeline.output.counts import Counts
+from pipeline.sources.units import Unit
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,14 +7,12 @@ without Ray. Torch is imported when an encoder is made: the driver only needs th
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +21,20 @@ from pipeline.encode.counters import Tally
 from pipeline.encode.device_queue import Places
 from pipeline.encode.micro_batches import BatchEncoder, Waiting
 from pipeline.encode.prefetch import decode_in_order
-from pipeline.encode.shard_attempt import Filling
+from pipeline.encode.shard_attempt import Filling, only
+from pipeline.encode.unit_report import Report
 from pipeline.encode.utilization import Occupancy, Stage, UnitStages
+from pipeline.environment import cpu_model, describe_environment, gpu_model
 from pipeline.errors import ConfigError, Rejected
-from pipeline.output.dataset import PATH, cpu_model, describe_environment, gpu_model, read_dataset
-from pipeline.output.plan import Unit, schema_from_text
-from pipeline.output.reject_retries import only
-from pipeline.output.shard_writer import ShardWriter, sample_id, sidecar_path
+from pipeline.output.dataset import PATH, read_dataset
+from pipeline.output.shard_writer import ShardWriter, sample_id
+from pipeline.output.unit_metadata import sidecar_path
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.sources.item import Item, fetch, items
+from pipeline.sources.fetch import fetch
+from pipeline.sources.formats import items
+from pipeline.sources.item import Item
+from pipeline.sources.units import Unit
+from pipeline.storage.parquet import schema_from_text
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
 from pipeline.video.windows import Skip, plan_windows
@@ -43,38 +46,6 @@ if TYPE_CHECKING:
 
 UNITS_IN_FLIGHT = 2
 """Units that one encoder works on, so that one fills while the other drains."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Report:
-    """What became of one unit in this job; the only thing that goes back to the driver."""
-
-    unit: str
-    outcome: str
-    """``committed``, ``lost`` (another attempt was first), ``already`` (nothing to do) or ``left`` (to another job)."""
-    samples: int = 0
-    frames: int = 0
-    skips: dict[str, int] = dataclasses.field(default_factory=dict)
-    rejects: dict[str, int] = dataclasses.field(default_factory=dict)
-    size_bytes: int = 0
-    ended_s: float = 0.0
-    """Unix time."""
-    wall_s: float = 0.0
-    encode_s: float = 0.0
-    """In the codec."""
-    stages: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds by ``occupancy.Stage``, in sum ``wall_s``."""
-    encoder: str = ""
-    """Who did it: node and process."""
-    encoder_s: float = 0.0
-    """Since that encoder was ready,"""
-    idle_s: dict[str, float] = dataclasses.field(default_factory=dict)
-    """and what of it no unit was in its codec, by cause: ``Stage``, or ``unit`` where it had none."""
-
-    @property
-    def windows(self) -> int:
-        """Planned windows accounted for."""
-        return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
 
 
 class ShardEncoder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -9,9 +11,9 @@ from pipeline.encode.attempts import STRIKES, Attempts, Suspicion
 from pipeline.encode.counters import InFlight
 from pipeline.encode.micro_batches import BatchEncoder, Moments, Waiting
 from pipeline.encode.utilization import Stage, UnitStages
-from pipeline.output.plan import Unit
 from pipeline.output.shard_writer import ShardWriter
-from pipeline.video.decoders import RejectedWindow
+from pipeline.sources.units import Unit
+from pipeline.video.decoders import Clip, Decoded, RejectedWindow
 
 
 @dataclass(slots=True)
@@ -74,3 +76,19 @@ def _too_large(waiting: Waiting) -> RejectedWindow:
 def _deadly(waiting: Waiting) -> RejectedWindow:
     message = f"the encoder died {STRIKES} times with this clip alone in it"
     return RejectedWindow(index=waiting.clip.window.index, stage="encode", kind="crash", message=message)
+
+
+def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
+    """Of an item's outcomes exactly one for each given window; what befell the item as a whole befell each of them."""
+    left = list(windows)
+    facts = None
+    cause = RejectedWindow(index=0, stage="decode", kind="changed", message="the video lacks this window now")
+    for facts, outcome in outcomes:
+        index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
+        if index in left:
+            left.remove(index)
+            yield facts, outcome
+        elif isinstance(outcome, RejectedWindow):
+            cause = outcome
+    for index in left:
+        yield facts, dataclasses.replace(cause, index=index)

@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from pipeline.progress.progress import Pulse
+from pipeline.encode.unit_report import Pulse
 
 AFTER_S, EVERY_S = 15.0, 5.0
 """The board goes up after this time, so that short jobs have none; then encoders tell so often how they are."""

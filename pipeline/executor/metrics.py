@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.encode.counters import Tally
-from pipeline.encode.encoder import Report
+from pipeline.encode.unit_report import Report
 from pipeline.encode.utilization import Occupancy
 
 PREFIX = "latentmill_"

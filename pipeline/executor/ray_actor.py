@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pipeline import errors
-from pipeline.encode.encoder import Report, ShardEncoder
+from pipeline.encode.encoder import ShardEncoder
+from pipeline.encode.unit_report import Report
 from pipeline.errors import LatentmillError
 from pipeline.executor.heartbeats import EVERY_S, Board
 from pipeline.executor.metrics import Metrics

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.recipe import Run
 
@@ -74,3 +77,38 @@ def _size_of(node: dict[str, float]) -> str:
 
 def _size(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU and {gpus:g} GPU"
+
+
+def _device(run: Run) -> str:
+    """Model of what will compute, asked where the encoders will be."""
+    if not run.gpus:
+        return cpu_model()
+    if run.local:
+        return gpu_model()
+    ray = connect(run)
+    asked = ray.remote(num_gpus=run.gpus)(gpu_model).remote()
+    try:
+        name: str = ray.get(asked, timeout=run.progress_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise stalled(run) from error
+    return name
+
+
+def connect(run: Run) -> Any:
+    """Ray, connected to the cluster that the run names or to one of its own."""
+    import ray
+    import ray.data.exceptions
+
+    if not ray.is_initialized():
+        ray.init(
+            address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
+        )
+        if run.ray_address == "local":
+            must_hold(run, ray.cluster_resources())
+    return ray
+
+
+def disconnect() -> None:
+    """Leave Ray, if this process has imported it: what it says of encoders that it ended comes before the last words."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.output.plan import Unit
+from pipeline.sources.units import Unit
 
 SHARE = 2000
 """A block is at most this part of the tasks that are left, so that all of them are few blocks."""

@@ -5,9 +5,8 @@ B batch · C latent channels (twice as many for moments) · t, h, w latent grid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -16,30 +15,14 @@ from torch import Tensor
 
 from pipeline.errors import IntegrityError
 from pipeline.loader.batch import Batch, packed, padded, sample_posterior
-from pipeline.loader.epochs import BLANK, Indices, Shapes, salt
+from pipeline.loader.epochs import BLANK, Indices, salt
+from pipeline.loader.options import Options
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
 from stvae.card import Card
 from stvae.normalisation import normalize_
 
 METADATA = ("fps", "height", "width", "num_frames", "id", "key")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What a batch holds; see ``LatentDataset.batches``."""
-
-    latent: Literal["mean", "sample"] = "mean"
-    normalized: bool = True
-    conditioning: tuple[str, ...] = ()
-    captions: Mapping[str, float] | None = None
-    shapes: Shapes = "bucket"
-    blanks: bool = False
-    patch: tuple[int, int, int] = (1, 1, 1)
-    dtype: torch.dtype | None = torch.float32
-    device: torch.device
-    copy: bool = False
-    verify: bool = False
 
 
 class Slot:

@@ -20,12 +20,13 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.loader.batch import Batch, check_patch
 from pipeline.loader.catalog import open_catalog, read_table
-from pipeline.loader.collate import Options
 from pipeline.loader.epochs import Indices, Policy, Shapes, Tail
 from pipeline.loader.iterator import Batches
+from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.samples import latents_before, select_samples
 from pipeline.output.dataset import recorded_dataset
+from pipeline.output.serialization import _to_array
 from pipeline.recipe import Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
@@ -202,36 +203,3 @@ class LatentDataset:
             return stored_Cthw
         start = latents_before(self.card, int(self.samples.start_frames[sample]))
         return stored_Cthw[:, start : start + self.samples.buckets[self.samples.codes[sample]].latent_thw[0]]
-
-
-def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process's rank and how many there are."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError("give both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return 0, 1
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
-    return rank, world_size
-
-
-def check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> None:
-    """ConfigError unless every name is a text column (or empty) and the weights can be."""
-    if captions is None:
-        return
-    texts = (pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string()))
-    known = [field.name for field in schema if field.type in texts]
-    wrong = [name for name in captions if name and name not in known]
-    if wrong:
-        raise ConfigError(f"captions: there is no text column '{wrong[0]}'; there are {', '.join(known)}")
-    if not captions or min(captions.values()) < 0 or sum(captions.values()) <= 0:
-        raise ConfigError(f"captions needs weights that are not negative and not all zero, got {dict(captions)}")
-
-
-def _to_array(data: bytes, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    if dtype == "bfloat16":
-        bits = np.frombuffer(data, dtype=np.uint16).astype(np.uint32) << 16
-        return bits.view(np.float32).reshape(shape)
-    return np.frombuffer(data, dtype=dtype).reshape(shape)

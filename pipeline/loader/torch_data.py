@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
-from pipeline.loader import LatentDataset, check_captions, place_of
-from pipeline.loader.collate import Assembler, Options, Slot
+from pipeline.loader.collate import Assembler, Slot
+from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.epochs import Policy, Tail
-from pipeline.loader.iterator import Order
+from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.readers import Reader, open_reader
+from pipeline.loader.state import Order
 from pipeline.storage.store import Store
 
 Sample = dict[str, Any]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError
@@ -19,7 +16,6 @@ from pipeline.storage.store import Store
 from stvae.card import Card
 
 PATH = "dataset.json"
-PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,34 +25,6 @@ class Dataset:
     recipe: Recipe
     card: Card
     environment: dict[str, str]
-
-
-def describe_environment(run: Run, device: str) -> dict[str, str]:
-    """What may change the last bits of a latent beside the recipe: versions, device model, threads."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions | {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
-
-
-def cpu_model() -> str:
-    """The processor's own name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"cpu {names[0] if names else platform.machine()}"
-
-
-def gpu_model() -> str:
-    """The name of this process's GPU."""
-    import torch
-
-    return f"cuda {torch.cuda.get_device_name()}"
 
 
 def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable[[], dict[str, str]]) -> Dataset:
@@ -112,6 +80,11 @@ def recorded_dataset(store: Store) -> Dataset:
         raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
 
 
-def default_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+def resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
+    """The recipe with ``auto`` decided: as this output was begun, else bfloat16 on GPUs and float32 without."""
+    if recipe.compute_dtype != "auto":
+        return recipe
+    try:
+        return dataclasses.replace(recipe, compute_dtype=read_dataset(store).recipe.compute_dtype)
+    except FileNotFoundError:
+        return dataclasses.replace(recipe, compute_dtype=run.auto_compute_dtype)

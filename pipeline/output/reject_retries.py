@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.index import Index, newest_index
-from pipeline.output.plan import Plan, Retry, Unit, freeze_generation, read_plan, unit_name
+from pipeline.output.plan import freeze_generation, read_plan
+from pipeline.sources.units import Plan, Retry, Unit, unit_name
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Clip, Decoded, RejectedWindow
 
 REST_OF_A_TAR = "read/damaged_tar"
 """A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
@@ -44,22 +44,6 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
     say(f"{len(chosen)} rejects to try again in {len(units)} units")
     freeze_generation(store, units, pa.unify_schemas(plan.columns), len(plan.columns))
     return read_plan(store)
-
-
-def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
-    """Of an item's outcomes exactly one for each given window; what befell the item as a whole befell each of them."""
-    left = list(windows)
-    facts = None
-    cause = RejectedWindow(index=0, stage="decode", kind="changed", message="the video lacks this window now")
-    for facts, outcome in outcomes:
-        index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
-        if index in left:
-            left.remove(index)
-            yield facts, outcome
-        elif isinstance(outcome, RejectedWindow):
-            cause = outcome
-    for index in left:
-        yield facts, dataclasses.replace(cause, index=index)
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:

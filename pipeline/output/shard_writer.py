@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import io
 import json
 import math
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import Rejected
 from pipeline.output import schema as columns
-from pipeline.output.plan import Unit
+from pipeline.output.counts import Counts
+from pipeline.output.serialization import Array, pack_latent, payload_bytes
 from pipeline.output.tar_writer import TarWriter, member_bytes
+from pipeline.output.unit_metadata import sidecar_facts, sidecar_path
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
+from pipeline.sources.units import Unit
 from pipeline.storage.failpoints import Step, reached
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
@@ -32,31 +30,11 @@ from pipeline.video.decoders import Clip, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, Window
 from stvae.card import Card
 
-FLOAT16_MAX = 65504.0
-TENSOR_ALIGNMENT = 64
 ROWS_PER_BATCH = 4096
-SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 CRC32C, LONG_NUMBER, SHORT_NUMBER = 4_000_000_000, 0.1234567890123456, 3.1234
 """As many digits as a checksum, a mean and a stored value have as a rule."""
 
-Array = npt.NDArray[Any]
 Row = dict[str, Any]
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of a unit's windows."""
-
-    samples: int = 0
-    frames: int = 0
-    skips: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    """By ``stage/kind``."""
-
-    @property
-    def windows(self) -> int:
-        """Accounted for."""
-        return self.samples + self.skips.total() + self.rejects.total()
 
 
 def sample_id(unit: Unit, item: Item, window: int) -> str:
@@ -250,51 +228,6 @@ class ShardWriter:
         if shard:
             metadata |= {"shard": shard} | facts
         return write_parquet(table.replace_schema_metadata(metadata))
-
-
-def sidecar_path(unit_name: str) -> str:
-    """Where a unit's sidecar is, relative to the output."""
-    return f"metadata/{unit_name}.parquet"
-
-
-def sidecar_facts(table: pa.Table) -> dict[str, str]:
-    """A sidecar's own facts: its unit, tar (``shard``, ``sha256``, ``size_bytes``), counts and sums."""
-    return {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-
-
-def pack_latent(latent: Array, dtype: str) -> tuple[Array, bytes, int, str]:
-    """A latent in its stored type: the values, the member's payload, bytes of its header, and the member's suffix.
-
-    float16 becomes ``.npy``, which every reader knows; bfloat16 and float32 become ``.safetensors`` with the tensor
-    named ``latent`` at a multiple of 64. Rejected where a value is not finite or outside the type's range.
-    """
-    if not np.isfinite(latent).all():
-        raise Rejected("encode", "nonfinite", "the latent has NaN or infinite values")
-    if dtype == "float16":
-        if np.abs(latent).max() > FLOAT16_MAX:
-            raise Rejected("encode", "out_of_range", f"the latent has values beyond float16 ({np.abs(latent).max():g})")
-        stored = np.ascontiguousarray(latent, dtype=np.float16)
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
-        payload = buffer.getvalue()
-        return stored, payload, len(payload) - stored.nbytes, "npy"
-    stored = np.ascontiguousarray(latent, dtype=np.float32)
-    data = stored.tobytes()
-    if dtype == "bfloat16":
-        bits = stored.view(np.uint32)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
-        data = rounded.tobytes()
-        stored = (rounded.astype(np.uint32) << 16).view(np.float32)
-    entry = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(latent.shape), "data_offsets": [0, len(data)]}
-    header = json.dumps({"latent": entry}).encode()
-    header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT)
-    return stored, len(header).to_bytes(8, "little") + header + data, 8 + len(header), "safetensors"
-
-
-@functools.cache
-def payload_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Size of the member that ``pack_latent`` makes of a latent."""
-    return len(pack_latent(np.zeros(shape, dtype=np.float32), dtype)[1])
 
 
 def _clip_columns(clip: Clip, facts: VideoFacts) -> Row:

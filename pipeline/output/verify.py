@@ -17,10 +17,12 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.index import in_source_order, newest_index, write_parts
-from pipeline.output.plan import Plan, Unit, read_plan
+from pipeline.output.index import newest_index
+from pipeline.output.index_builder import write_parts
+from pipeline.output.plan import read_plan
 from pipeline.output.schema import NAMES, schema
-from pipeline.output.shard_writer import sidecar_facts, sidecar_path
+from pipeline.output.unit_metadata import in_source_order, sidecar_facts, sidecar_path
+from pipeline.sources.units import Plan, Unit
 from pipeline.storage.concurrency import in_parallel
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store

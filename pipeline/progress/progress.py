@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.encode.encoder import Report
-from pipeline.output.plan import Unit
+from pipeline.encode.unit_report import Pulse, Report
 from pipeline.progress.advice import waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.run_log import Records
 from pipeline.recipe import Run
+from pipeline.sources.units import Unit
 
 LINE_EVERY_S = 10.0
 """In logs; on a terminal the line is rewritten every second."""
@@ -27,9 +27,6 @@ ADVISE_AFTER_S, ADVISE_EVERY_S = 180.0, 900.0
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 60.0, 3600.0
 """Rates are of the last half of the job, within these."""
 REJECTS_JUDGED_AFTER = 200
-
-Pulse = dict[str, Any]
-"""What an encoder says between reports: see ``Tally.pulse``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 
-from pipeline.encode.encoder import Report
+from pipeline.encode.unit_report import Report
 from pipeline.storage.failpoints import Step, reached
 from pipeline.storage.store import Store
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.dataset import Dataset, recorded_dataset
-from pipeline.output.index import Index, newest_index, read_sidecars
-from pipeline.output.plan import Unit, committed_units, read_plan
-from pipeline.output.shard_writer import sidecar_facts
+from pipeline.output.index import Index, newest_index
+from pipeline.output.plan import committed_units, read_plan
 from pipeline.output.totals import Totals
+from pipeline.output.unit_metadata import read_sidecars, sidecar_facts
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
+from pipeline.sources.units import Unit
 from pipeline.storage.parquet import parquet_batches, value_counts
 from pipeline.storage.store import Store
 

@@ -10,22 +10,31 @@ import dataclasses
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.errors import ConfigError, LatentmillError, Rejected
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Run
 from pipeline.report.page import GALLERY, Picture
-from pipeline.report.round_trip import Sources, decode_back, psnr_db, side_by_side
+from pipeline.report.round_trip import Sources, decode_back, psnr_db, source_frames
 from pipeline.storage.parquet import value_counts
+from pipeline.storage.store import Store
+from pipeline.video.decoders import Frames
 from stvae import load_codec
 from stvae.codec import Codec
+
+FRAMES_SHOWN = 6
+
+LABEL_PIXELS = 22
+
+GAP_PIXELS = 4
+
 
 MOST_BUCKETS = 12
 MOST_WIDTH = 1440
@@ -86,3 +95,47 @@ def _picture(sources: Sources, codec: Codec, data: LatentDataset, row: int) -> P
         width=picture.width,
         height=picture.height,
     )
+
+
+def preview(run: Run, rows: Sequence[int], path: str) -> str:
+    """Decode samples (by their row in the index) back and write one picture of them; its URL.
+
+    ``path`` is relative to the output.
+    """
+    data = LatentDataset(run.output)
+    codec = load_codec(run.codec, half="decoder")
+    strips = []
+    for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
+        decoded = decode_back(codec, data, row)
+        label = f"{data.columns['key'][row]}   {data.columns['bucket'][row]}   PSNR {psnr_db(frames, decoded):.1f} dB"
+        strips.append(_strip(frames, decoded, label))
+    buffer = io.BytesIO()
+    _stack(strips).save(buffer, format="PNG")
+    store = Store(run.output)
+    store.put(path, buffer.getvalue())
+    return f"{store.url}/{path}"
+
+
+def side_by_side(source: Frames, decoded: Frames) -> Frames:
+    """A few frames of a clip in a row above the same frames decoded: uint8 [2H, n W, 3]."""
+    picked = np.linspace(0, len(source) - 1, min(FRAMES_SHOWN, len(source))).round().astype(int)
+    rows = [np.concatenate(list(frames[picked]), axis=1) for frames in (source, decoded)]
+    return np.concatenate(rows, axis=0)
+
+
+def _strip(source: Frames, decoded: Frames, label: str) -> Image.Image:
+    picture = Image.fromarray(side_by_side(source, decoded))
+    strip = Image.new("RGB", (picture.width, picture.height + LABEL_PIXELS), "white")
+    strip.paste(picture, (0, LABEL_PIXELS))
+    ImageDraw.Draw(strip).text((4, 5), f"{label}   (source above, decoded below)", fill="black")
+    return strip
+
+
+def _stack(strips: list[Image.Image]) -> Image.Image:
+    height = sum(strip.height + GAP_PIXELS for strip in strips)
+    sheet = Image.new("RGB", (max(strip.width for strip in strips), height), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height + GAP_PIXELS
+    return sheet

@@ -30,7 +30,8 @@ from pipeline.report.dataset_stats import DURATION_EDGES_S, Counts, Findings, fi
 from pipeline.report.history import SLOWEST, STAGES, Job, read_history
 from pipeline.report.latent_stats import JUDGED_AFTER_CLIPS, LatentStatistics
 from pipeline.storage.failpoints import Step, reached
-from pipeline.storage.store import Store, without_secrets
+from pipeline.storage.store import Store
+from pipeline.storage.urls import without_secrets
 from stvae.card import Card
 
 FOLDER = Path(__file__).parent

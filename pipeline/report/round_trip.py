@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import io
+import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
 
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
-from pipeline.output.index import unit_of
 from pipeline.output.plan import read_plan
-from pipeline.recipe import Run
+from pipeline.output.unit_metadata import unit_of
+from pipeline.output.verify import Comparison
+from pipeline.recipe import Bucket, Run
 from pipeline.sources.discovery import find_sources
-from pipeline.sources.item import Item, fetch, items
-from pipeline.storage.store import Store
+from pipeline.sources.fetch import fetch
+from pipeline.sources.formats import items
+from pipeline.sources.item import Item
 from pipeline.video.decoders import Clip, Decoders, Frames
 from pipeline.video.windows import plan_windows
 from stvae import load_codec
 from stvae.codec import Codec
 
-FRAMES_SHOWN = 6
-LABEL_PIXELS = 22
-GAP_PIXELS = 4
-
-
-def preview(run: Run, rows: Sequence[int], path: str) -> str:
-    """Decode samples (by their row in the index) back and write one picture of them; its URL.
-
-    ``path`` is relative to the output.
-    """
-    data = LatentDataset(run.output)
-    codec = load_codec(run.codec, half="decoder")
-    strips = []
-    for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
-        decoded = decode_back(codec, data, row)
-        label = f"{data.columns['key'][row]}   {data.columns['bucket'][row]}   PSNR {psnr_db(frames, decoded):.1f} dB"
-        strips.append(_strip(frames, decoded, label))
-    buffer = io.BytesIO()
-    _stack(strips).save(buffer, format="PNG")
-    store = Store(run.output)
-    store.put(path, buffer.getvalue())
-    return f"{store.url}/{path}"
+Array = npt.NDArray[np.float32]
 
 
 def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterator[Frames]:
@@ -110,26 +91,35 @@ def psnr_db(a: Frames, b: Frames) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def side_by_side(source: Frames, decoded: Frames) -> Frames:
-    """A few frames of a clip in a row above the same frames decoded: uint8 [2H, n W, 3]."""
-    picked = np.linspace(0, len(source) - 1, min(FRAMES_SHOWN, len(source))).round().astype(int)
-    rows = [np.concatenate(list(frames[picked]), axis=1) for frames in (source, decoded)]
-    return np.concatenate(rows, axis=0)
+def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
+    """Decode and encode ``count`` random samples again, with the micro-batch and the type that the recipe fixed.
+
+    On the kind of device that made them they are equal but for the rounding of the stored type. ConfigError if
+    ``run.codec`` is not the output's codec, or a source is not what it was.
+    """
+    data = LatentDataset(run.output)
+    recipe = data.recipe
+    codec = load_codec(run.codec, device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
+    if codec.card.sha256 != recipe.codec:
+        raise ConfigError(f"the codec at '{run.codec}' is not the one that made {data.store.url}")
+    if not run.gpus:
+        torch.set_num_threads(run.cpus)
+    rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
+    for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
+        bucket = Bucket.parse(data.columns["bucket"][row].as_py())
+        pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
+        pixels[0] = frames
+        again = codec.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0, : codec.card.latent_channels]
+        stored = data.read(np.array([row]))[0].astype(np.float32)
+        yield Comparison(
+            id=data.columns["id"][row].as_py(),
+            key=data.columns["key"][row].as_py(),
+            max_abs=float(np.abs(again.cpu().numpy() - stored).max()),
+            cosine=_cosine(again.cpu().numpy(), stored),
+            psnr_db=psnr_db(frames, decode_back(codec, data, row)),
+        )
 
 
-def _strip(source: Frames, decoded: Frames, label: str) -> Image.Image:
-    picture = Image.fromarray(side_by_side(source, decoded))
-    strip = Image.new("RGB", (picture.width, picture.height + LABEL_PIXELS), "white")
-    strip.paste(picture, (0, LABEL_PIXELS))
-    ImageDraw.Draw(strip).text((4, 5), f"{label}   (source above, decoded below)", fill="black")
-    return strip
-
-
-def _stack(strips: list[Image.Image]) -> Image.Image:
-    height = sum(strip.height + GAP_PIXELS for strip in strips)
-    sheet = Image.new("RGB", (max(strip.width for strip in strips), height), "white")
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height + GAP_PIXELS
-    return sheet
+def _cosine(a: Array, b: Array) -> float:
+    x, y = (values.astype(np.float64).ravel() for values in (a, b))
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y) or 1.0))

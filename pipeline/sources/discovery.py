@@ -8,42 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
 
 import braceexpand
 
 from pipeline.errors import ConfigError
 from pipeline.sources import manifest as manifests
-from pipeline.sources.file_table import Files
-from pipeline.sources.retrying_file import asked, file_facts, open_source
+from pipeline.sources.folder import _given_files, _list_media
+from pipeline.sources.item import MEDIA_SUFFIXES
+from pipeline.sources.retrying_file import _file_facts, asked, open_source
+from pipeline.sources.units import Source
 from pipeline.storage.concurrency import in_parallel
-from pipeline.storage.listing import walk
-from pipeline.storage.store import FileFacts, canonical, scheme_of
-
-VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
-IMAGE_SUFFIXES = frozenset("jpg jpeg png webp".split())
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-
-NO_FACTS = FileFacts(size=0, etag="")
-Kind = Literal["tar", "manifest", "folder"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One tar, manifest or folder as planning saw it."""
-
-    name: str
-    kind: Kind
-    url: str
-    """As given, with what is needed to open it. Never written to the output."""
-    facts: FileFacts = NO_FACTS
-    """Of a tar or manifest."""
-    files: Files = field(default_factory=Files)
-    """Of a folder, by path."""
+from pipeline.storage.urls import _suffix, canonical, scheme_of
 
 
 def find_sources(specs: Sequence[str]) -> list[Source]:
@@ -119,52 +97,3 @@ def _open_source(name: str, kind: str | None, url: str) -> Source:
     if kind == "folder":
         return Source(name=name, kind="folder", url=url, files=_list_media(url))
     return Source(name=name, kind="tar" if kind == "tar" else "manifest", url=url, facts=_file_facts(url))
-
-
-def _file_facts(url: str) -> FileFacts:
-    try:
-        return file_facts(url)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file at '{canonical(url)}'") from None
-
-
-def _list_media(url: str) -> Files:
-    """Media files below a folder, sorted by path; symbolic links are not followed."""
-    fs, root = open_source(url)
-    tars = False
-
-    def media() -> Iterator[tuple[str, FileFacts]]:
-        nonlocal tars
-        for path, info in walk(fs, root, partial(asked, url)):
-            suffix = _suffix(path)
-            tars |= suffix == "tar"
-            if suffix in MEDIA_SUFFIXES:
-                _check_name(path, url)
-                yield path, FileFacts.of(info)
-
-    files = Files.of(media())
-    if not files:
-        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if tars else ""
-        raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
-    return files
-
-
-def _check_name(path: str, url: str) -> None:
-    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if path != shown:
-        raise ConfigError(f"a file below '{canonical(url)}' has a name that is not UTF-8: '{shown}'; rename it")
-
-
-def _given_files(urls: list[str]) -> Files:
-    for url in urls:
-        if scheme_of(url) in ("http", "https") and "?" in url:
-            raise ConfigError(
-                f"'{canonical(url)}' is given with a query, which would be written to the plan as a part of its name; "
-                "give such URLs in a manifest"
-            )
-    names = (url.rpartition("/")[2] for url in sorted(urls))
-    return Files.of(zip(names, in_parallel(_file_facts, sorted(urls)), strict=True))
-
-
-def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower().lstrip(".")

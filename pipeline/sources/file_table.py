@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.storage.store import FileFacts
+from pipeline.storage.urls import FileFacts
 
 FILE_TYPE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 FILES_AT_ONCE = 65_536

@@ -21,7 +21,7 @@ from yarl import URL
 from pipeline.errors import Rejected
 from pipeline.sources.url_policy import check_http, parsed
 from pipeline.storage.retry import retried
-from pipeline.storage.store import FileFacts
+from pipeline.storage.urls import FileFacts
 
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 30.0

@@ -17,15 +17,19 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, SourceChanged
+from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.recipe import Recipe
+from pipeline.sources import manifest as manifests
+from pipeline.sources import url_policy as targets
+from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import file_facts, open_steady
+from pipeline.sources.sidecars import CAPTION_COLUMNS
+from pipeline.sources.units import Source, Unit, _check_unchanged
 from pipeline.storage.parquet import arrow_file
-from pipeline.storage.store import canonical
+from pipeline.storage.urls import canonical
 
 SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
-CAPTION_COLUMNS = ("caption", "text")
 BLOCK_BYTES = 16 << 20
 ROWS_AT_ONCE = 8192
 """Of a Parquet manifest, in memory."""
@@ -205,3 +209,44 @@ def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[S
         Slice(start=s, stop=min(s + rows_per_slice, count), byte_start=a, byte_stop=b)
         for s, (a, b) in zip(starts, itertools.pairwise(cuts), strict=True)
     ]
+
+
+def _manifest_items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
+    _check_unchanged(unit, url)
+    types = pa.schema([(f.name.removeprefix("meta_"), f.type) for f in columns if f.name.startswith("meta_")])
+    assert unit.stop is not None
+    part = manifests.Slice(start=unit.start, stop=unit.stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
+    rows = manifests.rows(url, part, unit.header, types, unit.size)
+    for ordinal, row in enumerate(rows, unit.start):
+        path_column = manifests.path_column(list(row), recipe, url)
+        caption_column = manifests.caption_column(list(row), recipe, url)
+        target = row.pop(path_column)
+        caption = row.pop(caption_column) if caption_column else None
+        item = Item(ordinal=ordinal, key=targets.key_of(target, url), uri="", trusted=False)
+        item.caption = None if caption is None else str(caption)
+        item.meta = {f"meta_{name}": value for name, value in row.items()}
+        try:
+            item.location = targets.location_of(target, url)
+            item.uri = canonical(item.location)
+        except Rejected as rejected:
+            item.fault = rejected
+        except ValueError:
+            item.fault = Rejected("fetch", "forbidden_url", "it is not a URL that can be read")
+        yield item
+
+
+def _add_columns(columns: dict[str, pa.DataType], schema: pa.Schema, recipe: Recipe, source: Source) -> None:
+    """A manifest's own columns beside those of the other sources; ConfigError where two types clash."""
+    taken = {
+        manifests.path_column(schema.names, recipe, source.url),
+        manifests.caption_column(schema.names, recipe, source.url),
+    }
+    for field in schema:
+        if field.name in taken:
+            continue
+        name = f"meta_{field.name}"
+        if columns.setdefault(name, field.type) != field.type:
+            raise ConfigError(
+                f"column '{field.name}' is {field.type} in {source.name} and {columns[name]} in another source; "
+                "give both the same type"
+            )

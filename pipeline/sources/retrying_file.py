@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.retry import ShortRead, remote_errors, retried
-from pipeline.storage.store import FileFacts, canonical, open_filesystem, scheme_of
+from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
 
 BLOCK_BYTES = 8 << 20
 """Of one request to a store."""
@@ -167,3 +167,10 @@ class _SteadyFile(io.RawIOBase):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _file_facts(url: str) -> FileFacts:
+    try:
+        return file_facts(url)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file at '{canonical(url)}'") from None

@@ -9,9 +9,14 @@ import stat
 from typing import Any
 
 from pipeline.errors import Rejected
-from pipeline.sources.manifest import CAPTION_COLUMNS
+from pipeline.recipe import Recipe
+from pipeline.sources import sidecars
+from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import file_facts, read_whole
-from pipeline.storage.store import scheme_of
+from pipeline.storage.urls import scheme_of
+
+CAPTION_COLUMNS = ("caption", "text")
+
 
 SUFFIXES = ("txt", "json")
 MAX_BYTES = 16 << 20
@@ -136,3 +141,15 @@ def _utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("a text has half of a surrogate pair") from None
     return text
+
+
+def _describe(item: Item, found: dict[str, bytes], recipe: Recipe) -> None:
+    """Caption and metadata from the files beside an item: .txt is the caption, .json may hold one too."""
+    try:
+        described = sidecars.describe(found, recipe.columns)
+    except ValueError as error:
+        item.fault = item.fault or Rejected(
+            "read", "bad_sidecar", f"the text or JSON beside it cannot be used: {error}"[:300]
+        )
+    else:
+        item.caption, item.meta = described

@@ -8,7 +8,7 @@ from typing import Any
 from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.storage.store import scheme_of
+from pipeline.storage.urls import scheme_of
 
 HTTP = ("http", "https")
 

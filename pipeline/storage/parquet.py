@@ -7,6 +7,7 @@ for such a thread while it keeps the interpreter to itself. Memory of Arrow's ow
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,13 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 def _parquet(content: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(arrow_file(content), page_checksum_verification=True)
+
+
+def schema_to_text(schema: pa.Schema) -> str:
+    """An Arrow schema as text, for metadata and arguments."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def schema_from_text(text: str) -> pa.Schema:
+    """The schema that ``schema_to_text`` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

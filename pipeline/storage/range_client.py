@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.storage.retry import TRIES
-from pipeline.storage.store import Store, without_secrets
+from pipeline.storage.store import Store
+from pipeline.storage.urls import without_secrets
 
 ReadRange = Callable[[str, int, int], memoryview]
 CREDENTIALS_ASKED_EVERY = datetime.timedelta(minutes=5)

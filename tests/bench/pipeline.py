@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.output.dataset import cpu_model
+from pipeline.environment import cpu_model
 from pipeline.storage.store import Store
 from tests.bench.timed_codec import ENCODE_S, NOTES
 from tests.support.clips_maker import make_clip

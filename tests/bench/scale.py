@@ -29,9 +29,11 @@ import pyarrow.parquet as pq
 from pipeline import run as run_module
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
-from pipeline.output.index import build_index, newest_index, remove_orphans
-from pipeline.output.plan import Unit, freeze_generation, freeze_plan, read_plan, schema_to_text, unit_name
-from pipeline.output.shard_writer import ShardWriter, sidecar_path
+from pipeline.output.index import newest_index
+from pipeline.output.index_builder import build_index, remove_orphans
+from pipeline.output.plan import freeze_generation, freeze_plan, read_plan
+from pipeline.output.shard_writer import ShardWriter
+from pipeline.output.unit_metadata import sidecar_path
 from pipeline.output.verify import verify
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import Records
@@ -40,7 +42,8 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.sources import discovery as sources_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
-from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.sources.units import Unit, unit_name
+from pipeline.storage.parquet import read_parquet, schema_to_text, write_parquet
 from pipeline.storage.store import Store
 from pipeline.video.decoders import RejectedWindow
 from pipeline.video.windows import Skip

@@ -20,9 +20,9 @@ from pipeline.dry_run.notes import concerns
 from pipeline.dry_run.sampling import Sample, Stratum, Visit
 from pipeline.dry_run.table import bill
 from pipeline.errors import ConfigError, SourceChanged
-from pipeline.output.plan import Unit
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import Card
 from tests.sources.test_sources import write_tar

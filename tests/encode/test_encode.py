@@ -24,9 +24,9 @@ from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
 from pipeline.loader import LatentDataset
 from pipeline.output.dataset import read_dataset
-from pipeline.output.plan import Unit
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import Card, load_codec, read_card
 from stvae.codec import Codec

@@ -36,7 +36,7 @@ from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.storage import concurrency as parallel_module
-from pipeline.storage.store import canonical
+from pipeline.storage.urls import canonical
 from stvae import Card, read_card
 from tests.support.faulty_bucket import Fault, FaultyBucket, Killed
 from tests.support.golden import TINY

@@ -25,7 +25,7 @@ from jobs.encode_dataset import main
 from pipeline.encode.encoder import ShardEncoder
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.loader import LatentDataset
-from pipeline.output.shard_writer import pack_latent
+from pipeline.output.serialization import pack_latent
 from pipeline.progress.summary import Summary
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.report.round_trip import source_frames

@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.output import index as index_module
 from pipeline.output import index_parts as parts
-from pipeline.output.index import Index, build_index
+from pipeline.output.index import Index
+from pipeline.output.index_builder import build_index
 from pipeline.output.plan import read_plan
 from pipeline.output.verify import verify
 from pipeline.recipe import Bucket, Recipe, Run
@@ -24,7 +25,8 @@ from pipeline.sources import manifest as manifests
 from pipeline.sources.file_table import Files
 from pipeline.storage import concurrency as parallel
 from pipeline.storage.concurrency import in_parallel
-from pipeline.storage.store import FileFacts, Store
+from pipeline.storage.store import Store
+from pipeline.storage.urls import FileFacts
 from stvae import Card
 from tests.bench.scale import make_output
 from tests.support.oracle import ORDER

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from pipeline.executor.tasks import Task, in_blocks, in_order, pack, unpack
-from pipeline.output.plan import Unit
+from pipeline.sources.units import Unit
 
 
 def tasks(count: int) -> list[Task]:

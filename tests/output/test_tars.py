@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.output.tar_writer import TarWriter, members
+from pipeline.output.tar_writer import TarWriter
+from pipeline.sources.tar_members import members
 
 
 def write(path: Path, contents: dict[str, bytes]) -> tuple[str, int, dict[str, int]]:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline.encode.device_queue import Device
-from pipeline.encode.encoder import Report
+from pipeline.encode.unit_report import Report
 from pipeline.encode.utilization import NO_UNIT, Occupancy, Stage
-from pipeline.output.plan import Unit
 from pipeline.progress import advice, progress
 from pipeline.progress import run_log as records
 from pipeline.progress.advice import WAITS, waiting_advice
@@ -25,6 +24,7 @@ from pipeline.progress.run_log import Records
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import Card
 from tests.support.painted import PaintingDecoders, painted, write_video

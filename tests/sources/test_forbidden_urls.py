@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import Rejected, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import http_download as web
-from pipeline.sources.item import Item, fetch
+from pipeline.sources.fetch import fetch
+from pipeline.sources.item import Item
 from pipeline.storage import retry
 from tests.sources.test_sources import content_of, read_items
 from tests.support.http_server import Reply, Server, serving

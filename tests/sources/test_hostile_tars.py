@@ -24,7 +24,8 @@ from pipeline.run import encode
 from pipeline.sources import item as items_module
 from pipeline.sources import sidecars
 from pipeline.sources.discovery import find_sources
-from pipeline.sources.item import Item, fetch
+from pipeline.sources.fetch import fetch
+from pipeline.sources.item import Item
 from stvae import Card
 from tests.sources.test_sources import content_of, read_items
 from tests.support.clips_maker import make_image

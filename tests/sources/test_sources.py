@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, Rejected, SourceChanged
-from pipeline.output.plan import Plan, freeze_plan, read_plan
+from pipeline.output.plan import freeze_plan, read_plan
 from pipeline.recipe import Recipe
-from pipeline.sources.discovery import Source, find_sources
-from pipeline.sources.item import Item, fetch, items
+from pipeline.sources.discovery import find_sources
+from pipeline.sources.fetch import fetch
+from pipeline.sources.formats import items
+from pipeline.sources.item import Item
+from pipeline.sources.units import Plan, Source
 from pipeline.storage.store import Store
 
 

@@ -11,7 +11,8 @@ import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
-from pipeline.storage.store import PARTIAL, FileFacts, Store, canonical, open_filesystem, scheme_of, without_secrets
+from pipeline.storage.store import PARTIAL, Store
+from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of, without_secrets
 
 
 @pytest.fixture(params=["local", "s3"])

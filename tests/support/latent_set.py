@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.output.dataset import open_dataset
-from pipeline.output.index import build_index
-from pipeline.output.plan import Plan, Unit
+from pipeline.output.index_builder import build_index
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.item import Item
+from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Clip
 from pipeline.video.windows import Placement, Window

@@ -1,0 +1,76 @@
+"""URLs and the file systems behind them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+
+from pipeline.errors import ConfigError
+
+SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
+"""What a URL may begin with. Everything else (pipes, chains, archives inside URLs) is refused."""
+
+_clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower().lstrip(".")
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL that may be opened; ``file`` for a plain path. ConfigError for any other."""
+    if "::" in url:
+        raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
+    scheme, found, _ = url.partition("://")
+    scheme = scheme if found else "file"
+    if scheme not in SCHEMES:
+        raise ConfigError(f"'{scheme}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
+    return scheme
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it. Listings are never cached.
+
+    Clients of remote stores are shared by all threads: each takes a tenth of a second to connect.
+    """
+    options: dict[str, Any] = {"auto_mkdir": False} if scheme_of(url) == "file" else {}
+    fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
+    if fs.async_impl:
+        # what a client takes from the environment when it is made, and what it does not survive
+        settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        fs = _clients.setdefault((type(fs), os.getpid(), repr(fs.storage_options), repr(settings)), fs)
+    return fs, path
+
+
+def canonical(url: str) -> str:
+    """The URL without credentials, query and fragment; a local path as an absolute ``file://`` URL."""
+    if "://" not in url or url.startswith("file://"):
+        return "file://" + os.path.abspath(url.removeprefix("file://"))
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileFacts:
+    """What tells that a file is still the one that was planned."""
+
+    size: int
+    etag: str
+    """Entity tag, or the modification time where the store has none; empty where it has neither."""
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> FileFacts:
+        """From what fsspec's ``info`` or ``find`` say of a file."""
+        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or ""
+        return cls(size=int(info.get("size") or 0), etag=str(etag).strip('"'))
+
+
+def without_secrets(text: str) -> str:
+    """Errors of remote stores quote URLs, whose queries carry signatures and whose hosts may follow a password."""
+    return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))
