@@ -25,7 +25,7 @@ MOST_BYTES = 1 << 20
 """Of a configuration file: what is larger is something else."""
 DRY_RUN_ITEMS = "200"
 MODES = ("config", "print-config", "dry-run", "clips-per-s", "calibrate", "help")
-URLS = ("source", "output", "codec", "ray-address")
+URLS = ("source", "output", "vae", "ray-address")
 TAGS = {f"tag:yaml.org,2002:{name}" for name in "str int float bool null timestamp merge value seq map".split()}
 NULL = "tag:yaml.org,2002:null"
 

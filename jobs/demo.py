@@ -39,7 +39,7 @@ def main() -> int:
         shutil.copyfile(str(source.locate()), clips / target)
         (clips / target).with_suffix(".txt").write_text(caption + "\n")
     latents = OUTPUT / "latents"
-    command = f"--local --source {clips} --output {latents} --codec demo --windows all --fps 24 --unit-clips 1"
+    command = f"--local --source {clips} --output {latents} --vae demo --windows all --fps 24 --unit-clips 1"
     arguments = [*shlex.split(command), "--buckets", "128x224x34,128x224x17", "--remainder", "shorten"]
     print(f"$ python jobs/encode_dataset.py {shlex.join(arguments)}\n")
     code = encode_dataset.main(arguments)
@@ -50,12 +50,12 @@ def main() -> int:
     print(f"\nA batch for training: latents {tuple(batch['latents'].shape)}, normalised, {batch['caption'][0]!r}, ...")
     keys = data.columns["key"].to_pylist()
     rows = [keys.index(target) for target, _ in CLIPS.values()]
-    run = Run(output=str(latents), codec="demo", sources=(), cpus=default_threads())
+    run = Run(output=str(latents), vae="demo", sources=(), cpus=default_threads())
     picture = preview(run, rows, "previews/demo.png")
     card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
     print("\nA report of all clips, with a gallery:")
-    report.main([str(latents), "--codec", "demo", "--samples", "1"])
-    print(f"The demo codec has {card['parameters'] / 1e6:.2f} million parameters: a real VAE is far sharper.")
+    report.main([str(latents), "--vae", "demo", "--samples", "1"])
+    print(f"The demo VAE has {card['parameters'] / 1e6:.2f} million parameters: a real VAE is far sharper.")
     print(f"Source and decoded frames, one above the other: {picture.removeprefix('file://')}")
     return 0
 

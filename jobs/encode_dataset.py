@@ -1,7 +1,7 @@
 """Encode sharded video datasets to latents. Run it again after anything: it finishes what is left.
 
     python jobs/encode_dataset.py --source 's3://bucket/videos/{00000..00099}.tar' --output s3://bucket/latents \\
-        --codec /models/opensora-vae-v1.2 --buckets 480x848x51,848x480x51
+        --vae /models/opensora-vae-v1.2 --buckets 480x848x51,848x480x51
     python jobs/encode_dataset.py --config jobs/recipes/opensora-1.2-480p.yaml --source ... --dry-run
     ray job submit --working-dir . -- python jobs/encode_dataset.py ...
 """
@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(argv)
         if arguments.print_config:
             if arguments.buckets:
-                _recipe(arguments, codec="")  # refuses what contradicts itself
+                _recipe(arguments, vae="")  # refuses what contradicts itself
             terminal.say(config.print_config(arguments))
             return 0
-        card = read_card(arguments.codec)
+        card = read_card(arguments.vae)
         recipe, run = _recipe(arguments, card.sha256), _run(arguments)
         if arguments.dry_run is not None:
             _dry_run(arguments, recipe, run, card, terminal.say)
@@ -90,10 +90,10 @@ def _dry_run(arguments: argparse.Namespace, recipe: Recipe, run: Run, card: Card
     say(bill(found, speeds, speeds_are))
 
 
-def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:
+def _recipe(arguments: argparse.Namespace, vae: str) -> Recipe:
     sizes = arguments.micro_batch
     return Recipe(
-        codec=codec,
+        vae=vae,
         buckets=arguments.buckets,
         micro_batch=sizes * len(arguments.buckets) if len(sizes) == 1 else sizes,
         fps=None if arguments.fps == "native" else arguments.fps,
@@ -121,7 +121,7 @@ def _recipe(arguments: argparse.Namespace, codec: str) -> Recipe:
 def _run(arguments: argparse.Namespace) -> Run:
     return Run(
         output=arguments.output,
-        codec=arguments.codec,
+        vae=arguments.vae,
         sources=arguments.source,
         local=arguments.local,
         ray_address=arguments.ray_address or os.environ.get("RAY_ADDRESS", "local"),

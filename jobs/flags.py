@@ -166,7 +166,7 @@ DATA = (
 )
 
 RECIPE = (
-    Flag("codec", text, "checkpoint folder, or 'demo'", metavar="NAME|PATH|URL", required=True),
+    Flag("vae", text, "checkpoint folder, or 'demo'", metavar="NAME|PATH|URL", required=True),
     Flag(
         "buckets",
         Bucket.parse,
@@ -178,7 +178,7 @@ RECIPE = (
     Flag(
         "micro-batch",
         whole,
-        "clips per call of the codec, for all or for each bucket (default 1)",
+        "clips per call of the VAE, for all or for each bucket (default 1)",
         default=(1,),
         metavar="N,...",
         several="commas",
@@ -195,7 +195,7 @@ RECIPE = (
     Flag(
         "compute-dtype",
         one_of("auto", "float32", "bfloat16", "float16"),
-        "of the codec (default auto: bfloat16 with --gpus, else float32; an output keeps what it was begun with)",
+        "of the VAE (default auto: bfloat16 with --gpus, else float32; an output keeps what it was begun with)",
         default="auto",
     ),
     Flag("compile", switch, "put the encoder through torch.compile", default=False),

@@ -1,7 +1,7 @@
-"""Make an output's report.html again; with the codec also its gallery, frames of sources above frames decoded back.
+"""Make an output's report.html again; with the VAE also its gallery, frames of sources above frames decoded back.
 
     python jobs/report.py s3://bucket/latents
-    python jobs/report.py s3://bucket/latents --codec /models/opensora-vae-v1.2 --samples 3
+    python jobs/report.py s3://bucket/latents --vae /models/opensora-vae-v1.2 --samples 3
 
 Exit codes: 0 written, 1 the output cannot be read or written, 2 wrong arguments.
 """
@@ -26,7 +26,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL")
-    parser.add_argument("--codec", metavar="NAME|PATH|URL", help="the output's codec: makes the gallery")
+    parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE: makes the gallery")
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="of each bucket in the gallery (default 2)")
     parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         store = Store(arguments.output)
         recorded_dataset(store)
-        if arguments.codec:
+        if arguments.vae:
             _make_gallery(arguments)
         elif arguments.source:
-            raise ConfigError("--source is for the gallery, which needs --codec")
+            raise ConfigError("--source is for the gallery, which needs --vae")
         write_page(store)
     except USER_ERRORS as error:
         print(f"error: {error}")
@@ -59,7 +59,7 @@ def _make_gallery(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--samples must be at least 1, got {arguments.samples}")
     run = Run(
         output=arguments.output,
-        codec=arguments.codec,
+        vae=arguments.vae,
         sources=tuple(arguments.source),
         gpus=arguments.gpus,
         cpus=arguments.cpus,

@@ -1,7 +1,7 @@
 """Check that an output is what was committed: every byte of its shards, its index, and samples encoded again.
 
     python jobs/verify_dataset.py s3://bucket/latents
-    python jobs/verify_dataset.py s3://bucket/latents --sample 20 --codec /models/opensora-vae-v1.2
+    python jobs/verify_dataset.py s3://bucket/latents --sample 20 --vae /models/opensora-vae-v1.2
 
 Exit codes: 0 sound, 1 problems (listed, and in verify.json beside the output), 2 wrong arguments.
 """
@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="samples to decode and encode again")
-    parser.add_argument("--codec", metavar="NAME|PATH|URL", help="the output's codec, for --sample")
+    parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE, for --sample")
     parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
     parser.add_argument("--min-cosine", type=float, default=0.999, help="of a sample encoded again (default 0.999)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """Verify, compare, report; the exit code."""
     arguments = parse_arguments(argv)
     try:
-        if arguments.sample and not arguments.codec:
-            raise ConfigError("--sample encodes again, so it needs --codec")
+        if arguments.sample and not arguments.vae:
+            raise ConfigError("--sample encodes again, so it needs --vae")
         store = Store(arguments.output)
         recorded_dataset(store)
         verdict = verify(store, say=print)
@@ -63,7 +63,7 @@ def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
 
     run = Run(
         output=arguments.output,
-        codec=arguments.codec,
+        vae=arguments.vae,
         sources=tuple(arguments.source),
         gpus=arguments.gpus,
         cpus=arguments.cpus,

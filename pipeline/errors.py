@@ -10,7 +10,9 @@ Rejected            one item or window is bad: becomes a row, the job goes on
 
 from __future__ import annotations
 
-from stvae.card import UnknownCodec
+from dataclasses import dataclass
+
+from stvae.card import UnknownVAE
 from stvae.weights import WeightsError
 
 
@@ -45,20 +47,50 @@ class IntegrityError(LatentmillError):
     """Committed bytes or counts differ from what was recorded at commit."""
 
 
-USER_ERRORS = (LatentmillError, WeightsError, UnknownCodec)
+USER_ERRORS = (LatentmillError, WeightsError, UnknownVAE)
 """What a command answers with a sentence and an exit code."""
 
 
 def exit_code(error: Exception) -> int:
-    """Of a command that ended with one of ``USER_ERRORS``: a codec that cannot be used is a wrong argument."""
+    """Of a command that ended with one of ``USER_ERRORS``: a VAE that cannot be used is a wrong argument."""
     return error.exit_code if isinstance(error, LatentmillError) else ConfigError.exit_code
 
 
-class Rejected(Exception):
-    """This item or window cannot be used; ``kind`` is a stable word to group by, ``message`` is for people."""
+NAME_SEPARATOR = "/"
+"""Between stage and reason in a reject's name."""
 
-    def __init__(self, stage: str, kind: str, message: str) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why an item or a window became no sample."""
+
+    stage: str
+    """Where it arose: read, fetch, probe, decode or encode."""
+    reason: str
+    """A stable word to group by."""
+    message: str
+    """One sentence for people."""
+
+    @property
+    def name(self) -> str:
+        """``stage/reason``: the key under which rejects are counted and retried."""
+        return f"{self.stage}{NAME_SEPARATOR}{self.reason}"
+
+    @staticmethod
+    def parse_name(name: str) -> tuple[str, str]:
+        """The stage and the reason in a ``name``; a bare reason has an empty stage."""
+        stage, _, reason = name.rpartition(NAME_SEPARATOR)
+        return stage, reason
+
+
+class Rejected(Exception):
+    """Raised where an item or a window cannot be used; carries its ``Reject``."""
+
+    def __init__(self, stage: str, reason: str, message: str) -> None:
         super().__init__(message)
-        self.stage = stage
-        self.kind = kind
-        self.message = message
+        self.reject = Reject(stage, reason, message)
+
+    @classmethod
+    def because(cls, reject: Reject) -> Rejected:
+        """The exception that carries ``reject``."""
+        return cls(reject.stage, reject.reason, reject.message)

@@ -41,18 +41,18 @@ class Bucket:
 class Recipe:
     """Everything that changes the bytes of the output. Two jobs with equal recipes may share an output."""
 
-    codec: str
-    """sha256 of the codec's configuration and weights."""
+    vae: str
+    """sha256 of the VAE's configuration and weights."""
     buckets: tuple[Bucket, ...]
     micro_batch: tuple[int, ...]
-    """Clips per call of the codec, one number per bucket."""
+    """Clips per call of the VAE, one number per bucket."""
     fps: float | None = None
     """Frames per second of the clips, taken by presentation time; None takes every frame of the source."""
     windows: Literal["first", "all", "stride"] = "first"
     stride_frames: int | None = None
     """Frames between the starts of two windows, for ``windows="stride"``."""
     remainder: Literal["skip", "shorten"] = "skip"
-    """What happens to frames that do not fill a bucket: skipped, or kept as fewer frames by the codec's frame rule."""
+    """What happens to frames that do not fill a bucket: skipped, or kept as fewer frames by the VAE's frame rule."""
     max_upscale: float = 1.0
     """A bucket is not used for items that would have to be enlarged more than this."""
     max_repeats: float = 0.25
@@ -106,13 +106,13 @@ class Recipe:
             if not re.fullmatch(r"[^\s/@A-Z]+", host):
                 raise ConfigError(f"--allow-host takes a host's name or address alone, in small letters, got '{host}'")
 
-    def check_codec(self, card: Card) -> None:
-        """Refuse what the codec cannot do; for buckets that it cannot encode, name the nearest size that fits."""
+    def check_vae(self, card: Card) -> None:
+        """Refuse what the VAE cannot do; for buckets that it cannot encode, name the nearest size that fits."""
         for bucket in self.buckets:
             try:
                 card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
             except ShapeError as error:
-                raise ConfigError(f"bucket {bucket} does not fit the codec: {error}") from error
+                raise ConfigError(f"bucket {bucket} does not fit the VAE: {error}") from error
         if self.conditioning_frames and not card.geometry.frames.fits(1):
             raise ConfigError(f"{card.class_name} cannot encode single frames, which --conditioning asks for")
         if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
@@ -169,8 +169,8 @@ class Run:
     """Where the work is and how it is done. Free to change when a job is run again."""
 
     output: str
-    codec: str
-    """Name, path or URL of the codec."""
+    vae: str
+    """Name, path or URL of the VAE."""
     sources: tuple[str, ...]
     """As given: ``URL`` or ``NAME=URL``."""
     local: bool = False
@@ -189,7 +189,7 @@ class Run:
     """Of one decoding child, beyond what it starts with."""
     max_rejects: float = 0.05
     retry_rejects: str | None = None
-    """Rejects to try again: ``all``, a kind or ``stage/kind``."""
+    """Rejects to try again: ``all``, a kind or ``stage/reason``."""
     single_writer: bool = False
     """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
     progress_timeout_s: float = 7200.0

@@ -9,21 +9,21 @@ import secrets
 from collections.abc import Callable, Iterator
 
 from pipeline.encode.attempts import begun_units, remove_attempts
-from pipeline.encode.unit_report import Report, Watch
+from pipeline.encode.unit_report import UnitReport, Watch
 from pipeline.environment import describe_environment
 from pipeline.errors import StoreError
-from pipeline.executor.local import _in_process
-from pipeline.executor.ray_cluster import _device
-from pipeline.executor.ray_data import _on_ray
+from pipeline.executor.local import encode_locally
+from pipeline.executor.ray_cluster import device_model
+from pipeline.executor.ray_data import encode_on_ray
 from pipeline.executor.tasks import in_order
 from pipeline.output.dataset import open_dataset, resolved
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
-from pipeline.output.unit_metadata import sidecar_path, unit_of
+from pipeline.output.unit_metadata import unit_metadata_path, unit_of
 from pipeline.progress.progress import Progress
-from pipeline.progress.run_log import Records
+from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import Summary, stopped, summarize
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
@@ -46,19 +46,19 @@ def encode(
     ``say`` gets lines for people, ``show`` a line of progress every second, if there is a terminal for it.
     Raises LatentmillError where the job cannot go on; what is committed stays.
     """
-    recipe.check_codec(card)
+    recipe.check_vae(card)
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
     recipe = resolved(recipe, run, store)
-    open_dataset(store, recipe, card, lambda: describe_environment(run, _device(run)))
+    open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
     plan = freeze_plan(store, sources, recipe)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)
     todo = _missing(plan, store)
     say(f"{len(plan.units)} units planned, {len(plan.units) - len(todo)} committed, {len(todo) or 'nothing'} to do")
     job = secrets.token_hex(6)
-    with Progress(run, todo, Records(store, job), say, show) as progress:
+    with Progress(run, todo, RunLog(store, job), say, show) as progress:
         urls = {source.name: source.url for source in sources}
         for report in _encode_units(todo, store, recipe, run, plan, urls, job, progress.watch):
             progress.add(report)
@@ -88,13 +88,13 @@ def _encode_units(
     urls: dict[str, str],
     job: str,
     watch: Watch,
-) -> Iterator[Report]:
+) -> Iterator[UnitReport]:
     """Reports of every unit. Those that other jobs had begun are asked for again at the end."""
     columns = [schema_to_text(schema) for schema in plan.columns]
     arguments = {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls, "job": job}
     while units:
         left = set()
-        for report in (_in_process if run.local else _on_ray)(
+        for report in (encode_locally if run.local else encode_on_ray)(
             in_order(units, begun_units(store), job), run, arguments, watch
         ):
             if report.outcome == "left":
@@ -107,7 +107,7 @@ def _encode_units(
 def _finish(store: Store, plan: Plan) -> Index:
     """The index over every sidecar, once every planned unit has one."""
     for unit in _missing(plan, store):  # a listing may lag behind
-        if store.size(sidecar_path(unit.name)) is None:
+        if store.size(unit_metadata_path(unit.name)) is None:
             raise StoreError(f"unit {unit.name} is not committed; run the same command again")
     index = newest_index(store)
     if index is None or index.generation < len(plan.columns) - 1:

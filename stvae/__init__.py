@@ -1,4 +1,4 @@
-"""Spatio-temporal VAEs ("codecs") that turn video into latents and back. Importing this package imports no torch."""
+"""Spatio-temporal VAEs ("VAEs") that turn video into latents and back. Importing this package imports no torch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from stvae.card import Card, read_card
 
 if TYPE_CHECKING:
-    from stvae.codec import Codec
+    from stvae.vae import VAE
 
-__all__ = ["Card", "load_codec", "read_card", "uncollected"]
+__all__ = ["Card", "gc_paused", "load_vae", "read_card"]
 
 
-def load_codec(codec: str | Path, **options: Any) -> Codec:
-    """The codec of a checkpoint folder, given by name, path or URL; see ``stvae.codec.load_codec`` for the options."""
-    with uncollected():
-        from stvae.codec import load_codec as load
+def load_vae(vae: str | Path, **options: Any) -> VAE:
+    """The VAE of a checkpoint folder, given by name, path or URL; see ``stvae.vae.load_vae`` for the options."""
+    with gc_paused():
+        from stvae.vae import load_vae as load
 
-    return load(codec, **options)
+    return load(vae, **options)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Imports without searches for garbage, which take a quarter of the time of torch's and diffusers' and find none."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from stvae import conventions, weights
-from stvae.card import Card, UnknownCodec
+from stvae.card import Card, UnknownVAE
 
 PICTURES_PER_CALL = 8
 """Frames that a VAE for pictures takes at once; bounds memory."""
 
 
 def build(config: dict[str, Any]) -> Any:
-    """The untrained model of a diffusers configuration; UnknownCodec for a class that this diffusers does not have."""
+    """The untrained model of a diffusers configuration; UnknownVAE for a class that this diffusers does not have."""
     model_class = getattr(diffusers, config["_class_name"], None)
     if model_class is None:
-        raise UnknownCodec(f"diffusers {diffusers.__version__} has no {config['_class_name']}")
+        raise UnknownVAE(f"diffusers {diffusers.__version__} has no {config['_class_name']}")
     return model_class.from_config(config)
 
 

@@ -1,4 +1,4 @@
-"""A codec's facts without tensors: identity, geometry and normalisation. Imports no torch."""
+"""A VAE's facts without tensors: identity, geometry and normalisation. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ OPEN_SORA_CLASS = "VideoAutoencoderPipeline"
 PROBE_TIMEOUT_S = 600.0
 
 
-class UnknownCodec(ValueError):
+class UnknownVAE(ValueError):
     """A checkpoint folder of a class that this project does not know and could not find out about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What the planner, the metadata and the loader need to know of a codec.
+    """What the planner, the metadata and the loader need to know of a VAE.
 
     Normalised latents are ``(raw - shift) * scale`` with every factor of the model folded in. Shift and scale are one
     value per channel, or for each channel one per latent frame.
@@ -35,8 +35,8 @@ class Card:
     sha256: str
     """Of the configuration, the weights, and what else the facts below come from."""
     latent_channels: int
-    kind: str
-    """``moments`` (mean then log-variance) or ``mean``."""
+    has_moments: bool
+    """True where encoding gives a posterior: mean, then log-variance. False where it gives only a mean."""
     geometry: Geometry
     shift: Statistics
     scale: Statistics
@@ -54,7 +54,7 @@ class Card:
     @property
     def stored_channels(self) -> int:
         """Channels of what ``encode`` gives: mean and log-variance, or the mean."""
-        return self.latent_channels * (2 if self.kind == "moments" else 1)
+        return self.latent_channels * (2 if self.has_moments else 1)
 
     def statistics(self, latent_t: int) -> tuple[Statistics, Statistics]:
         """Shift and scale of a sample of ``latent_t`` latent frames."""
@@ -65,19 +65,19 @@ class Card:
         return shift, scale  # type: ignore[return-value]
 
 
-def read_card(codec: str) -> Card:
-    """The card of a codec given by name, path or URL; reads its configuration and hashes its weights.
+def read_card(vae: str) -> Card:
+    """The card of a VAE given by name, path or URL; reads its configuration and hashes its weights.
 
     A diffusers class that has no row in our table is asked in a subprocess, which takes some seconds. Raises
-    UnknownCodec where that fails too, and for folders of neither kind.
+    UnknownVAE where that fails too, and for folders of neither kind.
     """
-    folder = weights.find_folder(codec)
+    folder = weights.find_folder(vae)
     config = weights.read_config(folder)
     if config.get("model_type") == OPEN_SORA_CLASS:
         return _open_sora_card(folder, config)
     if "Autoencoder" not in str(config.get("_class_name")):
-        raise UnknownCodec(
-            f"the codec at '{codec}' is a {config.get('_class_name') or config.get('model_type')}; "
+        raise UnknownVAE(
+            f"the VAE at '{vae}' is a {config.get('_class_name') or config.get('model_type')}; "
             f"known: {OPEN_SORA_CLASS} and diffusers' Autoencoder classes"
         )
     return _diffusers_card(folder, conventions.complete(config))
@@ -86,13 +86,13 @@ def read_card(codec: str) -> Card:
 def temporal_sizes(config: dict[str, Any]) -> dict[str, Any]:
     """Sizes of the temporal VAE that an Open-Sora configuration spells out; those left out have their published values.
 
-    UnknownCodec for a type whose sizes are neither spelled out nor published.
+    UnknownVAE for a type whose sizes are neither spelled out nor published.
     """
     given = dict(config["vae_temporal"])
     kind = given.pop("type")
     given.pop("from_pretrained", None)
     if kind != "VAE_Temporal_SD" and "temporal_downsample" not in given:
-        raise UnknownCodec(f"vae_temporal of type '{kind}' does not say its sizes; known without: VAE_Temporal_SD")
+        raise UnknownVAE(f"vae_temporal of type '{kind}' does not say its sizes; known without: VAE_Temporal_SD")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
@@ -109,7 +109,7 @@ def _open_sora_card(folder: Path, config: dict[str, Any]) -> Card:
         class_name=OPEN_SORA_CLASS,
         sha256=weights.fingerprint(folder),
         latent_channels=len(shift),
-        kind="moments",
+        has_moments=True,
         geometry=open_sora_geometry(config),
         shift=tuple(shift),
         # the checkpoint divides by its scale; ours multiplies
@@ -121,9 +121,9 @@ def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
     class_name = config["_class_name"]
     row = conventions.TABLE.get(class_name)
     if row is None:
-        geometry, kind = _ask(folder, class_name)
+        geometry, has_moments = _ask(folder, class_name)
     else:
-        geometry, kind = conventions.geometry(config), row.kind(config)
+        geometry, has_moments = conventions.geometry(config), row.has_moments(config)
     sigma_data = _sigma_data(folder, class_name)
     found = weights.constants(folder, conventions.CONSTANTS, required=False)
     shift, scale = conventions.normalisation(config, found, sigma_data)
@@ -134,14 +134,14 @@ def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
         class_name=class_name,
         sha256=weights.fingerprint(folder, extra=None if sigma_data is None else {"sigma_data": sigma_data}),
         latent_channels=conventions.latent_channels(config),
-        kind=kind,
+        has_moments=has_moments,
         geometry=geometry,
         shift=shift,
         scale=scale,
     )
 
 
-def _ask(folder: Path, class_name: str) -> tuple[Geometry, str]:
+def _ask(folder: Path, class_name: str) -> tuple[Geometry, bool]:
     """Geometry and kind of a class that is not in the table, from encoding shapes without data."""
     done = subprocess.run(
         [sys.executable, "-m", "stvae.probe", str(folder)],
@@ -152,17 +152,17 @@ def _ask(folder: Path, class_name: str) -> tuple[Geometry, str]:
         cwd=Path(__file__).parents[1],
     )
     if done.returncode != 0:
-        raise UnknownCodec(
+        raise UnknownVAE(
             f"diffusers' {class_name} is not in our table and does not follow its conventions: {done.stderr[-1000:]}"
         )
     facts = json.loads(done.stdout)
     frames = Rule(**facts["frames"])
     geometry = plain_geometry(facts["spatial_stride"], facts["temporal_stride"], frames, facts["chunk_frames"])
-    return geometry, facts["kind"]
+    return geometry, facts["has_moments"]
 
 
 def _sigma_data(folder: Path, class_name: str) -> float | None:
-    """The scheduler's factor, from the pipeline's folder that the codec lies in or as published."""
+    """The scheduler's factor, from the pipeline's folder that the VAE lies in or as published."""
     published = conventions.SIGMA_DATA.get(class_name)
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     if published is None or not scheduler.is_file():

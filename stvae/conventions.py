@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from stvae.geometry import Geometry, Rule, multiples, plain_geometry
 
 Config = Mapping[str, Any]
-Kind = Literal["moments", "mean"]
 Statistics = tuple[float, ...] | tuple[tuple[float, ...], ...]
 """One value per channel, or for each channel one per latent frame."""
 CONSTANTS = ("latents_mean", "latents_std", "bn.running_mean", "bn.running_var")
@@ -37,7 +36,7 @@ class Convention:
     """Of the temporal stride; by default the first frame stands alone: 4n+1, 8n+1."""
     size: Callable[[Config], tuple[Rule, Rule]] | None = None
     """Rules of height and width where they are not multiples of the spatial stride."""
-    kind: Callable[[Config], Kind] = lambda config: "moments"
+    has_moments: Callable[[Config], bool] = lambda config: True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that older checkpoints leave out, as in the class's signature."""
     patch: int = 1
@@ -120,10 +119,10 @@ TABLE: dict[str, Convention] = {
         defaults={"scaling_factor": 0.18215},
     ),
     "AutoencoderTiny": Convention(
-        spatial_stride=_halvings("encoder_block_out_channels"), images=True, kind=lambda config: "mean"
+        spatial_stride=_halvings("encoder_block_out_channels"), images=True, has_moments=lambda config: False
     ),
     "AutoencoderDC": Convention(
-        spatial_stride=_halvings("encoder_block_out_channels"), images=True, kind=lambda config: "mean"
+        spatial_stride=_halvings("encoder_block_out_channels"), images=True, has_moments=lambda config: False
     ),
     # its transformer is fed 2x2 cells as one, normalised with the statistics of a batch norm
     "AutoencoderKLFlux2": Convention(
@@ -186,14 +185,14 @@ TABLE: dict[str, Convention] = {
     "AutoencoderKLCosmos": Convention(
         spatial_stride=_value("spatial_compression_ratio"),
         temporal_stride=_value("temporal_compression_ratio"),
-        kind=lambda config: "mean",
+        has_moments=lambda config: False,
         defaults={"spatial_compression_ratio": 8, "temporal_compression_ratio": 8},
     ),
     "AutoencoderVidTok": Convention(
         spatial_stride=lambda config: 2 ** _vidtok_levels(config, "spatial_ds"),
         temporal_stride=lambda config: 2 ** _vidtok_levels(config, "tempo_ds"),
         frames=_vidtok_frames,
-        kind=lambda config: "mean" if config.get("regularizer") == "fsq" else "moments",
+        has_moments=lambda config: config.get("regularizer") != "fsq",
         front_frames=lambda config: 2 ** _vidtok_levels(config, "tempo_ds") - 1 if config["is_causal"] else 0,
         defaults={"is_causal": True, "ch_mult": [1, 2, 4, 4]},
     ),

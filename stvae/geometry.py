@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ShapeError(ValueError):
-    """A clip's frames, height or width do not fit the codec."""
+    """A clip's frames, height or width do not fit the VAE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +49,11 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """How a codec maps pixels (T, H, W) to latent cells (t, h, w).
+    """How a VAE maps pixels (T, H, W) to latent cells (t, h, w).
 
     Time is cut into chunks which are encoded independently; the last one may be shorter. Every ``temporal_stride``
     frames of a chunk become one latent frame. Where a chunk is no multiple of the stride, its first latent frame covers
-    fewer: the codec puts ``pad_frames`` frames of its own in front.
+    fewer: the VAE puts ``pad_frames`` frames of its own in front.
     """
 
     spatial_stride: int
@@ -91,7 +91,7 @@ class Geometry:
         return [chunk] * whole + ([tail] if tail else [])
 
     def pad_frames(self, num_frames: int) -> int:
-        """Frames that the codec puts in front of the first chunk of a clip."""
+        """Frames that the VAE puts in front of the first chunk of a clip."""
         return -self.chunks(num_frames)[0] % self.temporal_stride
 
     def latents_per_chunk(self, num_frames: int) -> int:

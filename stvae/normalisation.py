@@ -27,7 +27,7 @@ def denormalize(latents_BCthw: Tensor, card: Card) -> Tensor:
 
 
 def _statistics(latents_BCthw: Tensor, card: Card) -> tuple[Tensor, Tensor]:
-    """Shift and scale as [C,1,1,1], or [C,t,1,1] where the codec has them per latent frame."""
+    """Shift and scale as [C,1,1,1], or [C,t,1,1] where the VAE has them per latent frame."""
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=latents_BCthw.device).view(card.latent_channels, -1, 1, 1)
         for values in card.statistics(latents_BCthw.shape[-3])

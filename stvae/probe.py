@@ -52,7 +52,7 @@ def _encoded(model: Any, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
 
 def _facts(encoded: tuple[Tensor, Tensor | None], **facts: Any) -> dict[str, Any]:
     mean, logvar = encoded
-    return facts | {"spatial_stride": SIDE // mean.shape[-1], "kind": "mean" if logvar is None else "moments"}
+    return facts | {"spatial_stride": SIDE // mean.shape[-1], "has_moments": logvar is not None}
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ class WeightsError(ValueError):
     """A checkpoint folder is incomplete, or does not hold the tensors its configuration asks for."""
 
 
-def find_folder(codec: str) -> Path:
-    """The local folder of a codec given by name, path or URL; a URL is downloaded once into the user's cache."""
-    folder = NAMED_FOLDERS.get(codec) or (_download(codec) if "://" in codec else Path(codec))
+def find_folder(vae: str) -> Path:
+    """The local folder of a VAE given by name, path or URL; a URL is downloaded once into the user's cache."""
+    folder = NAMED_FOLDERS.get(vae) or (_download(vae) if "://" in vae else Path(vae))
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"  # a whole diffusers pipeline
     if not (folder / "config.json").is_file():
         raise WeightsError(
-            f"no codec at '{codec}': expected a folder with config.json and *.safetensors, or one of {sorted(NAMED_FOLDERS)}"
+            f"no VAE at '{vae}': expected a folder with config.json and *.safetensors, or one of {sorted(NAMED_FOLDERS)}"
         )
     return folder
 
@@ -88,7 +88,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path, extra: dict[str, Any] | None = None) -> str:
-    """sha256 over the configuration, every weight file and ``extra``: the identity of a codec."""
+    """sha256 over the configuration, every weight file and ``extra``: the identity of a VAE."""
     total = hashlib.sha256(json.dumps(read_config(folder) | (extra or {}), sort_keys=True).encode())
     for path in weight_files(folder):
         with path.open("rb") as f:

@@ -27,12 +27,12 @@ def tiny_card() -> Card:
 def recipe(tiny_card: Card) -> Recipe:
     """Two small buckets, square and wide, everything else by default."""
     buckets = (Bucket(17, 32, 32), Bucket(17, 32, 56))
-    return Recipe(codec=tiny_card.sha256, buckets=buckets, micro_batch=(1, 1), unit_clips=4)
+    return Recipe(vae=tiny_card.sha256, buckets=buckets, micro_batch=(1, 1), unit_clips=4)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(output=str(tmp_path / "out"), codec=str(TINY), sources=(), local=True, cpus=2, max_rejects=1.0)
+    return Run(output=str(tmp_path / "out"), vae=str(TINY), sources=(), local=True, cpus=2, max_rejects=1.0)
 
 
 @pytest.fixture(autouse=True)

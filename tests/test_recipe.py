@@ -14,7 +14,7 @@ from tests.support.oracle import tree
 from tests.support.painted import SIZE, painted, write_video
 
 OTHER_VALUES = {
-    "codec": "0" * 64,
+    "vae": "0" * 64,
     "buckets": (Bucket(34, 32, 32), Bucket(17, 32, 56)),
     "micro_batch": (2, 1),
     "fps": 24.0,
@@ -63,7 +63,7 @@ OTHER_RUNS: dict[str, object] = {
     "ray_address": "auto",
 }
 """Fields of Run that may differ from one job in this process to the next."""
-PLACES = {"output", "codec", "sources", "local", "gpus"}
+PLACES = {"output", "vae", "sources", "local", "gpus"}
 """Those that say where: what they change is shown by test_run, test_ray and test_loader."""
 
 
@@ -71,8 +71,8 @@ def test_no_field_of_a_run_changes_the_bytes_or_is_refused(tmp_path: Path, tiny_
     assert OTHER_RUNS.keys() | PLACES == {field.name for field in dataclasses.fields(Run)}, "a new field is not listed"
     for number in range(3):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
-    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
-    run = Run(output="", codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True)
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
+    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True)
 
     def shards(output: Path, changes: dict[str, object]) -> dict[str, str]:
         with painted():
@@ -98,10 +98,10 @@ def test_buckets_are_written_height_width_frames() -> None:
         Bucket.parse("480x848")
 
 
-def test_a_bucket_that_the_codec_cannot_encode_is_refused_with_the_nearest(recipe: Recipe, tiny_card: Card) -> None:
+def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe: Recipe, tiny_card: Card) -> None:
     other = dataclasses.replace(recipe, buckets=(Bucket(17, 36, 64),), micro_batch=(1,))
     with pytest.raises(ConfigError, match=r"bucket 36x64x17 .* nearest that fits is 32"):
-        other.check_codec(tiny_card)
+        other.check_vae(tiny_card)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which micro-batch a codec is fastest with on a device, by trying."""
+"""Which micro-batch a VAE is fastest with on a device, by trying."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.executor.ray_cluster import connect
 from pipeline.recipe import Bucket, Recipe, Run
-from stvae import Card, load_codec
+from stvae import Card, load_vae
 from stvae.memory import is_out_of_memory, release_memory
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -30,9 +30,9 @@ class Trial:
 def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> str:
     """Try micro-batches of every bucket where the encoders would be; the ``--micro-batch`` to give.
 
-    Writes nothing. Raises ConfigError for buckets that the codec cannot encode.
+    Writes nothing. Raises ConfigError for buckets that the VAE cannot encode.
     """
-    recipe.check_codec(card)
+    recipe.check_vae(card)
     dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
@@ -42,7 +42,7 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
             say(f"{bucket}: {size:2d} clips at once  {trial.clips_per_s:8.2f} clips/s{memory}")
         best.append(proposal(trials) if trials else 1)
         if not trials:
-            say(f"{bucket}: not even one clip fits the memory beside the codec")
+            say(f"{bucket}: not even one clip fits the memory beside the VAE")
     flag = f"--micro-batch {','.join(map(str, best))}"
     say(f"propose: {flag}  ({dtype}, {card.class_name})")
     return flag
@@ -89,19 +89,19 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     device = "cuda" if run.gpus else "cpu"
-    codec = load_codec(run.codec, device=device, dtype=dtype, half="encoder", compiled=compiled)
+    vae = load_vae(run.vae, device=device, dtype=dtype, half="encoder", compiled=compiled)
     trials: dict[int, Trial] = {}
     for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         try:
-            codec.encode(pixels)  # the first call plans, compiles and warms caches
+            vae.encode(pixels)  # the first call plans, compiles and warms caches
             if run.gpus:
                 torch.cuda.reset_peak_memory_stats()
             times_s = []
             for _ in range(REPEATS):
                 started_s = time.monotonic()
-                codec.encode(pixels).cpu()
+                vae.encode(pixels).cpu()
                 times_s.append(time.monotonic() - started_s)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

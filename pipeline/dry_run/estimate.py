@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.dry_run.sampling import SEED, Sample, Stratum, Total, Visit, choose_units, visit_items
 from pipeline.encode.prefetch import decode_in_order
-from pipeline.errors import ConfigError, Rejected
+from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.output.dataset import agreed_dataset, resolved
 from pipeline.output.plan import committed_units, foresee_plan
 from pipeline.output.shard_writer import ShardWriter
@@ -31,7 +31,7 @@ from pipeline.sources.item import Item
 from pipeline.sources.units import Plan
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
-from pipeline.video.windows import Skip, VideoFacts, Window, plan_windows, repeats
+from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
 from stvae.card import Card
 
 MOST_DRAWN_UNITS = 400
@@ -49,7 +49,7 @@ class Look:
     clips: Counter[Shape] = field(default_factory=Counter)
     skips: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
-    """By ``stage/kind``."""
+    """By ``stage/reason``."""
     size_bytes: int = 0
     """Of its members in the tar."""
     num_frames: int = 0
@@ -165,7 +165,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
 
     Reads sources and the output from this process, also where the job itself would run on a cluster.
     """
-    recipe.check_codec(card)
+    recipe.check_vae(card)
     if run.retry_rejects:
         raise ConfigError("--dry-run does not know what rejects become when tried again: leave out --retry-rejects")
     if budget is not None and budget < 1:
@@ -184,7 +184,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     left = [unit for unit in planned if unit.name not in committed]
     chosen = choose_units(left, budget)
     strata = [
-        Stratum(units=[unit for unit in left if unit.kind == kind], visits=[Visit[Look](unit=unit) for unit in units])
+        Stratum(units=[unit for unit in left if unit.format == kind], visits=[Visit[Look](unit=unit) for unit in units])
         for kind, units in chosen.items()
     ]
     sample = Sample(strata=strata)
@@ -209,8 +209,8 @@ def _look_at(found: Iterator[tuple[Visit[Look], Item]], recipe: Recipe, run: Run
     """Probe every item, in as many children as an encoder has, and note at its visit what would become of it."""
     decoders = Decoders(recipe, run)
 
-    def look(asked: tuple[Visit[Look], Item], _: Callable[[], None]) -> Iterator[Look]:
-        visit, item = asked
+    def look(retry_call: tuple[Visit[Look], Item], _: Callable[[], None]) -> Iterator[Look]:
+        visit, item = retry_call
         with ShardWriter(Path(os.devnull), visit.unit, recipe, card, plan.columns[visit.unit.generation]) as shard:
             yield _look(item, shard, decoders, recipe, card)
 
@@ -233,17 +233,17 @@ def _look(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Recipe, ca
         with open(fetch(item, recipe), "rb", buffering=0) as file:
             rejected: list[Decoded] = list(decoders.clips(file.fileno(), plan_nothing))
     except Rejected as fault:
-        return _rejected(item, fault.stage, fault.kind, fault.message)
+        return _rejected(item, fault.reject)
     finally:
         item.content = None  # may be large, and is not needed any more
     for _, outcome in rejected:
         assert isinstance(outcome, RejectedWindow)
-        return _rejected(item, outcome.stage, outcome.kind, outcome.message)
+        return _rejected(item, outcome.reject)
     return _planned(item, probed[-1], shard, recipe, card)
 
 
-def _rejected(item: Item, stage: str, kind: str, message: str) -> Look:
-    return Look(rejects=Counter([f"{stage}/{kind}"]), fault=f"{item.key}: {message}")
+def _rejected(item: Item, reject: Reject) -> Look:
+    return Look(rejects=Counter([reject.name]), fault=f"{item.key}: {reject.message}")
 
 
 def _planned(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, card: Card) -> Look:
@@ -255,7 +255,7 @@ def _planned(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, 
         duration_s=0.0 if facts.is_image else facts.duration_s,
         enlargement=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
     )
-    for planned in plan_windows(facts, recipe, card.geometry):
+    for planned in select_windows(facts, recipe, card.geometry):
         if isinstance(planned, Skip):
             look.skips[planned.reason] += 1
             continue

@@ -136,7 +136,7 @@ def _shards(estimate: Estimate) -> Iterator[str]:
     now = estimate.recipe.unit_clips
     many = min(MOST_UNIT_CLIPS, max(1, round(now * GOOD_SHARD_BYTES / typical)))
     what = f"--unit-clips {many} makes them about {byte_size(typical * many / now)}"
-    if all(unit.kind == "tar" for stratum in estimate.sample.strata for unit in stratum.units):
+    if all(unit.format == "tar" for stratum in estimate.sample.strata for unit in stratum.units):
         what = "each tar becomes one, so cut or join the tars"
     side = "below" if typical < SMALL_SHARD_BYTES else "above"
     yield f"half of the shards are {side} {byte_size(typical)}: {what}"
@@ -169,7 +169,7 @@ def _too_large(estimate: Estimate, speeds: Speeds | None) -> Iterator[str]:
     for bucket, speed in (speeds or {}).items():
         if speed is None:
             size = estimate.recipe.clips_per_call[bucket]
-            yield f"a micro-batch of {size} clips of {bucket} does not fit the codec's memory: --calibrate finds what does"
+            yield f"a micro-batch of {size} clips of {bucket} does not fit the VAE's memory: --calibrate finds what does"
 
 
 def _pixel_bytes(bucket: Bucket) -> int:

@@ -152,7 +152,7 @@ def choose_units(units: list[Unit], budget: int | None) -> dict[str, list[Unit]]
     """
     kinds: dict[str, list[Unit]] = {}
     for unit in units:
-        kinds.setdefault(unit.kind, []).append(unit)
+        kinds.setdefault(unit.format, []).append(unit)
     if budget is None or _known_items(units) <= budget:
         return kinds
     chosen = {}
@@ -193,7 +193,7 @@ def _some_items(
         yield from items(unit, url, recipe, columns)
         return
     drawn = set(random.Random(unit.name).sample(range(unit.start, unit.stop), share))
-    if unit.kind == "manifest":
+    if unit.format == "manifest":
         yield from (item for item in items(unit, url, recipe, columns) if item.ordinal in drawn)
         return
     for ordinal in sorted(drawn):  # each as a unit of its own: the files beside the others are not asked for

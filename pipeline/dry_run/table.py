@@ -42,7 +42,9 @@ def _scope(estimate: Estimate) -> Iterator[str]:
     if sample.exact:
         yield f"  items    {looked:,}, all looked at"
         return
-    tars = ", in tars from their beginning" if any(stratum.units[0].kind == "tar" for stratum in sample.strata) else ""
+    tars = (
+        ", in tars from their beginning" if any(stratum.units[0].format == "tar" for stratum in sample.strata) else ""
+    )
     num_items, guessed = sample.num_items
     yield f"  items    {'about ' if guessed else ''}{num_items:,.0f}"
     yield _wrapped(

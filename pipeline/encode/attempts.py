@@ -14,19 +14,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pipeline.errors import LatentmillError
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
 FOLDER = "attempts"
-STRIKES = 3
+MAX_CRASHES_ALONE = 3
 """Deaths of the encoder, with one clip alone in flight, after which that clip is rejected."""
-MOST_UNEXPLAINED = 5
+MAX_UNEXPLAINED_CRASHES = 5
 """Deaths over one unit with nothing in flight, after which the job stops rather than go on for ever."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """A start of a unit, and what was in the codec when it was last heard of."""
+    """A start of a unit, and what was in the VAE when it was last heard of."""
 
     node: str
     """Of the encoder; empty without Ray."""
@@ -35,17 +35,17 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Suspicion:
+class CrashHistory:
     """What earlier deaths over a unit ask of the next attempt."""
 
     number: int = 0
     """Of the next attempt."""
     careful: bool = False
     """Encode nothing else meanwhile, and note what is in flight."""
-    suspects: frozenset[str] = frozenset()
+    isolate: frozenset[str] = frozenset()
     """Ids that were in flight at a death: encode them one by one."""
-    condemned: frozenset[str] = frozenset()
-    """Ids that were alone in flight at ``STRIKES`` deaths: reject them."""
+    skipped_ids: frozenset[str] = frozenset()
+    """Ids that were alone in flight at ``MAX_CRASHES_ALONE`` deaths: reject them."""
 
 
 class Attempts:
@@ -62,7 +62,7 @@ class Attempts:
         names = {path.rpartition("/")[2] for path in self._store.list_files(f"{FOLDER}/{unit}")}
         return any(not name.startswith(f"{self._job}-") for name in names.difference(known))
 
-    def suspicion(self, unit: str) -> Suspicion:
+    def crash_history(self, unit: str) -> CrashHistory:
         """What this job's earlier attempts at the unit say. The deaths of nodes are nobody's fault.
 
         LatentmillError if the encoder keeps dying with nothing in flight: no clip could be blamed.
@@ -75,26 +75,26 @@ class Attempts:
                 break
             earlier.append(Attempt(node=values["node"], in_flight=tuple(values["in_flight"])))
         deaths = [attempt for attempt in earlier if self._is_alive(attempt.node)]
-        if sum(not attempt.in_flight for attempt in deaths) >= MOST_UNEXPLAINED:
+        if sum(not attempt.in_flight for attempt in deaths) >= MAX_UNEXPLAINED_CRASHES:
             raise LatentmillError(
                 f"the encoder has died {len(deaths)} times over unit {unit}, but never while it encoded: look at the "
                 "memory of its node and at its log, then run the same command again"
             )
         alone = Counter(attempt.in_flight[0] for attempt in deaths if len(attempt.in_flight) == 1)
-        return Suspicion(
+        return CrashHistory(
             number=len(earlier),
             careful=bool(deaths),
-            suspects=frozenset(name for attempt in deaths for name in attempt.in_flight),
-            condemned=frozenset(name for name, count in alone.items() if count >= STRIKES),
+            isolate=frozenset(name for attempt in deaths for name in attempt.in_flight),
+            skipped_ids=frozenset(name for name, count in alone.items() if count >= MAX_CRASHES_ALONE),
         )
 
     def begin(self, unit: str, number: int) -> None:
         """Record that this job begins the unit now."""
         self.note(unit, number, [])
-        reached(Step.ATTEMPT_RECORDED)
+        failpoint(Failpoint.ATTEMPT_RECORDED)
 
     def note(self, unit: str, number: int, in_flight: list[str]) -> None:
-        """Record what goes into the codec; nothing when it has come back."""
+        """Record what goes into the VAE; nothing when it has come back."""
         attempt = Attempt(node=self._node, in_flight=tuple(in_flight))
         self._store.put(self._path(unit, number), json.dumps(dataclasses.asdict(attempt)).encode())
 
@@ -121,7 +121,7 @@ def remove_attempts(store: Store, committed: set[str]) -> None:
     for path in store.list_files(FOLDER):
         if path.split("/")[1] in committed:
             store.delete(path)
-            reached(Step.ATTEMPT_REMOVED)
+            failpoint(Failpoint.ATTEMPT_REMOVED)
     store.remove_empty(FOLDER)
 
 

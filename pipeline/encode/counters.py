@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.encode.utilization import Occupancy
+from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
 from pipeline.sources.units import Unit
 
@@ -52,7 +52,7 @@ class EncoderTotals:
         self.rejects += Counter(counts.rejects)
 
 
-class Tally:
+class EncoderCounters:
     """Counts for any number of threads; ``encoder`` is a name to tell it from others."""
 
     def __init__(self, encoder: str) -> None:
@@ -90,7 +90,7 @@ class Tally:
                 total.add(begun.counts)
         return total
 
-    def pulse(self, occupancy: Occupancy) -> dict[str, Any]:
+    def pulse(self, occupancy: Utilization) -> dict[str, Any]:
         """What the driver wants to know between reports, as plain values: the units in flight and the idle time."""
         encoder_s, idle_s, _ = occupancy.seconds()
         with self._lock:

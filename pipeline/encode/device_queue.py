@@ -15,7 +15,7 @@ from pipeline.errors import LatentmillError
 T = TypeVar("T")
 
 
-class Device:
+class DeviceQueue:
     """A thread that makes calls one by one, those of the oldest unit first.
 
     Were they made in turn, two units in flight would end at the same time, and leave the device idle while both are
@@ -60,7 +60,7 @@ class Device:
             self._calls.get()[2].cancel()
 
 
-class Places:
+class Slots:
     """A number of places of which some work takes one and some takes all, in the order of asking."""
 
     def __init__(self, number: int) -> None:

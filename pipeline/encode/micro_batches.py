@@ -1,4 +1,4 @@
-"""Micro-batches through the codec: always the recipe's shape, and what to do where memory does not suffice."""
+"""Micro-batches through the VAE: always the recipe's shape, and what to do where memory does not suffice."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encode.device_queue import Device
-from pipeline.encode.utilization import UnitStages
+from pipeline.encode.device_queue import DeviceQueue
+from pipeline.encode.utilization import UnitActivity
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Clip
@@ -19,13 +19,13 @@ from stvae.memory import is_out_of_memory, release_memory
 if TYPE_CHECKING:  # torch is imported when an encoder is made: the driver needs none
     import torch
 
-    from stvae.codec import Codec
+    from stvae.vae import VAE
 
 Array = npt.NDArray[np.float32]
 
 
-class Waiting(NamedTuple):
-    """A decoded clip on its way into the codec."""
+class DecodedClip(NamedTuple):
+    """A decoded clip on its way into the VAE."""
 
     item: Item
     facts: VideoFacts
@@ -39,37 +39,37 @@ Moments = tuple[dict[str, Array], str]
 
 
 class Prepared(NamedTuple):
-    """A micro-batch as the codec takes it."""
+    """A micro-batch as the VAE takes it."""
 
     ids: list[str]
     parts: dict[str, torch.Tensor]
-    """Pixels by member, uint8 ``[B,3,T,H,W]`` with B of the recipe, on the codec's device."""
+    """Pixels by member, uint8 ``[B,3,T,H,W]`` with B of the recipe, on the VAE's device."""
     noise_seeds: list[int] | None
 
 
-class BatchEncoder:
-    """A codec and the device it is on, for any number of threads.
+class MicroBatchEncoder:
+    """A VAE and the device it is on, for any number of threads.
 
     ``submit`` makes the micro-batch ready in the caller's thread, so that it waits beside the device when that is free.
     """
 
-    def __init__(self, codec: Codec, recipe: Recipe) -> None:
-        self.codec = codec
+    def __init__(self, vae: VAE, recipe: Recipe) -> None:
+        self.vae = vae
         self.recipe = recipe
-        self.device = Device()
+        self.device = DeviceQueue()
 
-    def submit(self, clips: list[Waiting], stages: UnitStages) -> Future[dict[str, Moments | None]]:
+    def submit(self, clips: list[DecodedClip], activities: UnitActivity) -> Future[dict[str, Moments | None]]:
         """By id: what to store of each clip of one bucket, None where memory does not suffice."""
         prepared = self._prepare(clips)
 
         def call() -> dict[str, Moments | None]:
-            with stages.encoding():
+            with activities.encoding():
                 return self._encode(prepared)
 
-        return self.device.submit(stages.number, call)
+        return self.device.submit(activities.number, call)
 
-    def _prepare(self, clips: list[Waiting]) -> Prepared:
-        """The codec always gets the recipe's number of clips: a convolution's last bits depend on the batch's shape."""
+    def _prepare(self, clips: list[DecodedClip]) -> Prepared:
+        """The VAE always gets the recipe's number of clips: a convolution's last bits depend on the batch's shape."""
         import torch
 
         window = clips[0].clip.window
@@ -84,9 +84,7 @@ class BatchEncoder:
         wanted = {"latent": pixels} | {
             name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
         }
-        parts = {
-            name: self.codec.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3)) for name, part in wanted.items()
-        }
+        parts = {name: self.vae.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3)) for name, part in wanted.items()}
         return Prepared([clip.id for clip in clips], parts, seeds)
 
     def _encode(self, prepared: Prepared) -> dict[str, Moments | None]:
@@ -96,7 +94,7 @@ class BatchEncoder:
             if encoded is None:
                 return dict.fromkeys(prepared.ids)
             members[name] = encoded
-        channels = self.codec.card.latent_channels if self.recipe.store == "mean" else None
+        channels = self.vae.card.latent_channels if self.recipe.store == "mean" else None
         way = members["latent"][1]
         return {
             id: ({name: moments[i, :channels] for name, (moments, _) in members.items()}, way)
@@ -107,15 +105,15 @@ class BatchEncoder:
         self, pixels_BCTHW: torch.Tensor, count: int, noise_seeds: list[int] | None
     ) -> tuple[Array, str] | None:
         """Moments of the first ``count`` clips, and how: ``whole``; where memory does not suffice clip by clip
-        (``single``), then in tiles if the codec can (``tiled``); None where nothing helps."""
+        (``single``), then in tiles if the VAE can (``tiled``); None where nothing helps."""
         import torch
 
-        ways = ["whole", *(["single"] if len(pixels_BCTHW) > 1 else []), *(["tiled"] if self.codec.can_tile else [])]
+        ways = ["whole", *(["single"] if len(pixels_BCTHW) > 1 else []), *(["tiled"] if self.vae.can_tile else [])]
         for way in ways:
             calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
             try:
                 parts = [
-                    self.codec.encode(
+                    self.vae.encode(
                         pixels_BCTHW[call], noise_seeds=noise_seeds and noise_seeds[call], tiled=way == "tiled"
                     ).cpu()
                     for call in calls

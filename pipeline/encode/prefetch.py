@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
 from typing import Generic, TypeVar
 
-from pipeline.encode.utilization import Stage
+from pipeline.encode.utilization import Activity
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -31,7 +31,7 @@ def decode_in_order(
     found: Iterator[Asked],
     decode: Callable[[Asked, Callable[[], None]], Iterator[Answer]],
     ahead: int,
-    enter: Callable[[Stage], None] = lambda stage: None,
+    enter: Callable[[Activity], None] = lambda stage: None,
 ) -> Iterator[tuple[Asked, Answer]]:
     """Outcomes of every item in order, with ``ahead`` items being decoded at once and a few clips of each waiting.
 
@@ -63,16 +63,16 @@ def decode_in_order(
         lane = lanes.popleft()
         lane.fetched.wait()
         while True:
-            enter(Stage.DECODE)
+            enter(Activity.DECODE)
             value = lane.outcomes.get()
             if isinstance(value, BaseException):
                 raise value
             if value is None:
-                return enter(Stage.FETCH)
+                return enter(Activity.FETCH)
             yield lane.item, value
 
     with ThreadPoolExecutor(ahead) as pool:
-        enter(Stage.FETCH)
+        enter(Activity.FETCH)
         try:
             for item in found:
                 lanes.append(_Lane(item))

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Pulse = dict[str, Any]
-"""What an encoder says between reports: see ``Tally.pulse``."""
+Heartbeat = dict[str, Any]
+"""What an encoder says between reports: see ``EncoderCounters.pulse``."""
 
-Watch = Callable[[Callable[[], Iterable[Pulse]]], None]
+Watch = Callable[[Callable[[], Iterable[Heartbeat]]], None]
 """Takes what tells what the encoders are doing."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Report:
+class UnitReport:
     """What became of one unit in this job; the only thing that goes back to the driver."""
 
     unit: str
@@ -30,15 +30,15 @@ class Report:
     """Unix time."""
     wall_s: float = 0.0
     encode_s: float = 0.0
-    """In the codec."""
-    stages: dict[str, float] = dataclasses.field(default_factory=dict)
+    """In the VAE."""
+    activities: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds by ``occupancy.Stage``, in sum ``wall_s``."""
     encoder: str = ""
     """Who did it: node and process."""
     encoder_s: float = 0.0
     """Since that encoder was ready,"""
     idle_s: dict[str, float] = dataclasses.field(default_factory=dict)
-    """and what of it no unit was in its codec, by cause: ``Stage``, or ``unit`` where it had none."""
+    """and what of it no unit was in its VAE, by cause: ``Stage``, or ``unit`` where it had none."""
 
     @property
     def windows(self) -> int:

@@ -1,4 +1,4 @@
-"""What an encoder's time goes into: the stage of each unit in flight at every moment, and why the device was idle."""
+"""What an encoder's time goes into: the activity of each unit in flight at every moment, and why the device was idle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from enum import StrEnum
 
 
-class Stage(StrEnum):
-    """What a unit waits for or is busy with; the keys of ``Report.stages``."""
+class Activity(StrEnum):
+    """What a unit waits for or is busy with; the keys of ``Report.activities``."""
 
     FETCH = "fetch"
     """The source: the next item of a tar or manifest, the bytes of a video."""
@@ -21,21 +21,21 @@ class Stage(StrEnum):
     PACK = "pack"
     """Our own work between them: pixels into a micro-batch, latents into the tar."""
     DEVICE = "device"
-    """The other unit's micro-batch in the codec."""
+    """The other unit's micro-batch in the VAE."""
     ENCODE = "encode"
-    """Its own micro-batch in the codec, whatever else it does meanwhile."""
+    """Its own micro-batch in the VAE, whatever else it does meanwhile."""
     COMMIT = "commit"
     """The output's store: records of the attempt, then the tar hashed and uploaded, and the sidecar."""
 
 
 NO_UNIT = "unit"
-"""Cause of idle time beside the stages: there was no unit to work on."""
+"""Cause of idle time beside the activities: there was no unit to work on."""
 
 
-class Occupancy:
-    """Watches the units of one encoder; for any number of threads. Costs microseconds per change of stage.
+class Utilization:
+    """Watches the units of one encoder; for any number of threads. Costs microseconds per change of activity.
 
-    The device is idle while no unit is in ``ENCODE``. An idle second is shared evenly by the stages that the units in
+    The device is idle while no unit is in ``ENCODE``. An idle second is shared evenly by the activities that the units in
     flight are in then: the causes add up to the idle time.
     """
 
@@ -43,15 +43,15 @@ class Occupancy:
         self._now = now
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._units: list[UnitStages] = []
+        self._units: list[UnitActivity] = []
         self._started_s = self._settled_s = now()
         self._idle: defaultdict[str, float] = defaultdict(float)
-        self._stages: defaultdict[str, float] = defaultdict(float)
+        self._activities: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def unit(self) -> Iterator[UnitStages]:
+    def unit(self) -> Iterator[UnitActivity]:
         """A unit that is in flight meanwhile; it begins in ``COMMIT``, with the record of the attempt."""
-        unit = UnitStages(self, next(self._numbers))
+        unit = UnitActivity(self, next(self._numbers))
         with self.settled():
             self._units.append(unit)
         try:
@@ -61,9 +61,9 @@ class Occupancy:
                 self._units.remove(unit)
 
     def seconds(self) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Since this was made: all of it, what of it the device was idle by cause, and the units' seconds by stage."""
+        """Since this was made: all of it, what of it the device was idle by cause, and the units' seconds by activity."""
         with self.settled():
-            return self._settled_s - self._started_s, dict(self._idle), dict(self._stages)
+            return self._settled_s - self._started_s, dict(self._idle), dict(self._activities)
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -72,40 +72,40 @@ class Occupancy:
             now_s = self._now()
             spent_s, self._settled_s = now_s - self._settled_s, now_s
             for unit in self._units:
-                unit.seconds[unit.stage] += spent_s
-                self._stages[unit.stage] += spent_s
-            causes = [str(unit.stage) for unit in self._units] or [NO_UNIT]
-            if Stage.ENCODE not in causes:
+                unit.seconds[unit.activity] += spent_s
+                self._activities[unit.activity] += spent_s
+            causes = [str(unit.activity) for unit in self._units] or [NO_UNIT]
+            if Activity.ENCODE not in causes:
                 for cause in causes:
                     self._idle[cause] += spent_s / len(causes)
             yield
 
 
-class UnitStages:
-    """The stages of one unit, as the threads that work on it tell them."""
+class UnitActivity:
+    """The activities of one unit, as the threads that work on it tell them."""
 
-    def __init__(self, occupancy: Occupancy, number: int) -> None:
+    def __init__(self, occupancy: Utilization, number: int) -> None:
         self.number = number
         """Lower for units that began earlier."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """By stage, in sum the time since it began."""
+        """By activity, in sum the time since it began."""
         self._occupancy = occupancy
-        self._stage = Stage.COMMIT
+        self._activity = Activity.COMMIT
         self._encoding = False
 
     @property
-    def stage(self) -> Stage:
+    def activity(self) -> Activity:
         """Where the unit is."""
-        return Stage.ENCODE if self._encoding else self._stage
+        return Activity.ENCODE if self._encoding else self._activity
 
-    def enter(self, stage: Stage) -> None:
-        """The unit's own thread goes on to ``stage``."""
+    def enter(self, activity: Activity) -> None:
+        """The unit's own thread goes on to ``activity``."""
         with self._occupancy.settled():
-            self._stage = stage
+            self._activity = activity
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """The unit is in the codec meanwhile."""
+        """The unit is in the VAE meanwhile."""
         with self._occupancy.settled():
             self._encoding = True
         try:

@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from pipeline.encode.unit_report import Pulse
+from pipeline.encode.unit_report import Heartbeat
 
 AFTER_S, EVERY_S = 15.0, 5.0
 """The board goes up after this time, so that short jobs have none; then encoders tell so often how they are."""
@@ -31,16 +31,16 @@ class _Latest:
         return [pulse for _, pulse in self._said.values()]
 
 
-class Board:
+class HeartbeatBoard:
     """A job's board: the driver looks, encoders post. Neither waits for it, or minds if it is not there."""
 
     def __init__(self, job: str) -> None:
         self._name = f"latentmill-{job}"
         self._actor: Any = None
-        self._seen: list[Pulse] = []
+        self._seen: list[Heartbeat] = []
         self._next_s = time.monotonic() + AFTER_S
 
-    def look(self) -> list[Pulse]:
+    def look(self) -> list[Heartbeat]:
         """What encoders have said lately; puts the board up when it is time. May be asked at any moment."""
         if time.monotonic() < self._next_s:
             return self._seen
@@ -58,7 +58,7 @@ class Board:
         self._seen = [json.loads(pulse) for pulse in pulses]
         return self._seen
 
-    def post(self, pulse: Pulse) -> None:
+    def post(self, pulse: Heartbeat) -> None:
         """Tell how an encoder is."""
         import ray
         from ray.exceptions import RayError

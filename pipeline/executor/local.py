@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from pipeline.encode.encoder import UNITS_IN_FLIGHT, ShardEncoder
-from pipeline.encode.unit_report import Report, Watch
+from pipeline.encode.unit_report import UnitReport, Watch
 from pipeline.executor.tasks import Task
 from pipeline.recipe import Run
 
 
-def _in_process(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
+def encode_locally(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[UnitReport]:
     """The same encoder as on Ray, in this process: two units in flight."""
     encoder = ShardEncoder(**arguments)
     watch(lambda: [encoder.pulse()])

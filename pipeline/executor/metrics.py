@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.encode.counters import Tally
-from pipeline.encode.unit_report import Report
-from pipeline.encode.utilization import Occupancy
+from pipeline.encode.counters import EncoderCounters
+from pipeline.encode.unit_report import UnitReport
+from pipeline.encode.utilization import Utilization
+from pipeline.errors import Reject
 
 PREFIX = "latentmill_"
 COUNTERS = {
@@ -14,13 +15,16 @@ COUNTERS = {
     "clips": ("Clips encoded; work that is repeated after a failure counts again", ()),
     "frames": ("Frames of these clips", ()),
     "skips": ("Windows that the recipe leaves out", ("reason",)),
-    "rejects": ("Windows and items at fault", ("stage", "kind")),
+    "rejects": ("Windows and items at fault", ("stage", "reason")),
     "committed_bytes": ("Bytes of committed shards", ()),
     "encoder_seconds": ("Time that the encoder has been ready", ()),
-    "idle_seconds": ("Time in which no unit was in the codec, by what the units in flight were at", ("cause",)),
-    "stage_seconds": ("Time that units in flight spent, by stage; two units make two seconds per second", ("stage",)),
+    "idle_seconds": ("Time in which no unit was in the VAE, by what the units in flight were at", ("cause",)),
+    "activity_seconds": (
+        "Time of units in flight by activity; two units add two seconds a second",
+        ("activity",),
+    ),
 }
-GAUGES = {"busy_share": "Share of the time since the last update in which the codec worked, 0 to 1"}
+GAUGES = {"busy_share": "Share of the time since the last update in which the VAE worked, 0 to 1"}
 HISTOGRAMS = {"unit_seconds": "From begin to commit of a unit"}
 UNIT_SECONDS = [1, 3, 10, 30, 60, 120, 300, 600, 1200, 3600, 7200]
 
@@ -33,8 +37,8 @@ class Metrics:
 
         tags = {"job": job, "encoder": encoder}
 
-        def made(kind: Any, name: str, description: str, *own: str, **options: Any) -> Any:
-            metric = kind(PREFIX + name, description=description, tag_keys=(*tags, *own), **options)
+        def made(metric_class: Any, name: str, description: str, *own: str, **options: Any) -> Any:
+            metric = metric_class(PREFIX + name, description=description, tag_keys=(*tags, *own), **options)
             metric.set_default_tags(tags)
             return metric
 
@@ -43,10 +47,10 @@ class Metrics:
         self._unit_seconds = made(Histogram, "unit_seconds", HISTOGRAMS["unit_seconds"], boundaries=UNIT_SECONDS)
         self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
 
-    def update(self, tally: Tally, occupancy: Occupancy) -> None:
+    def update(self, tally: EncoderCounters, occupancy: Utilization) -> None:
         """Bring the counters to what the encoder has done by now. Not from two threads at once."""
         totals = tally.totals()
-        encoder_s, idle_s, stages_s = occupancy.seconds()
+        encoder_s, idle_s, activities_s = occupancy.seconds()
         for outcome, count in totals.units.items():
             self._raise("units", count, outcome)
         self._raise("clips", totals.samples)
@@ -54,16 +58,16 @@ class Metrics:
         for reason, count in totals.skips.items():
             self._raise("skips", count, reason)
         for name, count in totals.rejects.items():
-            self._raise("rejects", count, *name.split("/", 1))
+            self._raise("rejects", count, *Reject.parse_name(name))
         self._raise("committed_bytes", totals.size_bytes)
-        for stage, seconds in stages_s.items():
-            self._raise("stage_seconds", seconds, stage)
+        for activity, seconds in activities_s.items():
+            self._raise("activity_seconds", seconds, activity)
         spent_s = self._raise("encoder_seconds", encoder_s)
         waited_s = sum(self._raise("idle_seconds", seconds, cause) for cause, seconds in idle_s.items())
         if spent_s > 0:
             self._busy_share.set(1 - waited_s / spent_s)
 
-    def unit_ended(self, report: Report) -> None:
+    def unit_ended(self, report: UnitReport) -> None:
         """A unit's time from begin to end."""
         self._unit_seconds.observe(report.wall_s)
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from pipeline import errors
 from pipeline.encode.encoder import ShardEncoder
-from pipeline.encode.unit_report import Report
+from pipeline.encode.unit_report import UnitReport
 from pipeline.errors import LatentmillError
-from pipeline.executor.heartbeats import EVERY_S, Board
+from pipeline.executor.heartbeats import EVERY_S, HeartbeatBoard
 from pipeline.executor.metrics import Metrics
 from pipeline.executor.tasks import Task, unpack
 from stvae.memory import is_device_fault
@@ -34,7 +34,7 @@ class EncoderActor:
             return
         self._updating = threading.Lock()
         self.metrics = Metrics(arguments["job"], self.encoder.tally.encoder)
-        threading.Thread(target=self._beat, args=[Board(arguments["job"])], name="pulse", daemon=True).start()
+        threading.Thread(target=self._beat, args=[HeartbeatBoard(arguments["job"])], name="pulse", daemon=True).start()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Packed tasks to what ``read_report`` takes, one by one. Ends this process where its GPU has failed."""
@@ -57,7 +57,7 @@ class EncoderActor:
             _die(error)
         return json.dumps(dataclasses.asdict(report))
 
-    def _beat(self, board: Board) -> None:
+    def _beat(self, board: HeartbeatBoard) -> None:
         while True:
             time.sleep(EVERY_S)
             self._update_metrics()
@@ -68,12 +68,12 @@ class EncoderActor:
             self.metrics.update(self.encoder.tally, self.encoder.occupancy)
 
 
-def read_report(text: str) -> Report:
+def read_report(text: str) -> UnitReport:
     """The report in an actor's row; raises the error that it carries instead."""
     values = json.loads(text)
     if "error" in values:
         raise getattr(errors, values["error"])(values["message"])
-    return Report(**values)
+    return UnitReport(**values)
 
 
 def _die(error: RuntimeError) -> NoReturn:

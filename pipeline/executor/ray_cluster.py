@@ -79,16 +79,16 @@ def _size(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU and {gpus:g} GPU"
 
 
-def _device(run: Run) -> str:
+def device_model(run: Run) -> str:
     """Model of what will compute, asked where the encoders will be."""
     if not run.gpus:
         return cpu_model()
     if run.local:
         return gpu_model()
     ray = connect(run)
-    asked = ray.remote(num_gpus=run.gpus)(gpu_model).remote()
+    retry_call = ray.remote(num_gpus=run.gpus)(gpu_model).remote()
     try:
-        name: str = ray.get(asked, timeout=run.progress_timeout_s)
+        name: str = ray.get(retry_call, timeout=run.progress_timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise stalled(run) from error
     return name

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.encode.encoder import UNITS_IN_FLIGHT
-from pipeline.encode.unit_report import Report, Watch
-from pipeline.executor.heartbeats import Board
+from pipeline.encode.unit_report import UnitReport, Watch
+from pipeline.executor.heartbeats import HeartbeatBoard
 from pipeline.executor.ray_actor import EncoderActor, read_report
 from pipeline.executor.ray_cluster import connect, stalled
 from pipeline.executor.tasks import Task, in_blocks, pack
 from pipeline.recipe import Run
 
 
-def _on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[Report]:
+def encode_on_ray(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[UnitReport]:
     """One actor per GPU through Ray Data; only reports come back, each as soon as its unit has ended."""
     ray = connect(run)
     actors = min(run.actors, len(tasks))
-    watch(Board(arguments["job"]).look)
+    watch(HeartbeatBoard(arguments["job"]).look)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = run.progress_timeout_s

@@ -29,7 +29,7 @@ class Slot:
     """A reused buffer for the bytes of a batch; pinned where they go on to a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device_model = device
         self._copied: Any = None
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
@@ -39,12 +39,12 @@ class Slot:
             self._copied.synchronize()
             self._copied = None
         if self.bytes.numel() < nbytes:
-            self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device_model.type == "cuda")
         return self.bytes.numpy().data[:nbytes]
 
     def copied(self) -> None:
         """The copies to the GPU are under way: not to be overwritten before they are done."""
-        if self._device.type == "cuda":
+        if self.device_model.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
 
@@ -76,7 +76,7 @@ class Draft:
     """Parts of tensors that were read whole to be checked."""
 
 
-class Assembler:
+class Collator:
     """Drafts batches and finishes them. Safe to call from several threads."""
 
     def __init__(self, samples: Samples, card: Card, stored_dtype: str, options: Options, seed: int) -> None:

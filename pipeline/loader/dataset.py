@@ -20,13 +20,13 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.loader.batch import Batch, check_patch
 from pipeline.loader.catalog import open_catalog, read_table
-from pipeline.loader.epochs import Indices, Policy, Shapes, Tail
+from pipeline.loader.epochs import BatchPolicy, Indices, Shapes, Tail
 from pipeline.loader.iterator import Batches
 from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.samples import latents_before, select_samples
 from pipeline.output.dataset import recorded_dataset
-from pipeline.output.serialization import _to_array
+from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
@@ -41,7 +41,7 @@ class LatentDataset:
     ``where``: see ``pipeline.loader.filters``. While the job that makes the output still runs, its committed units so far.
     ``join``: further columns by ``id``, as tables or URLs of Parquet files; ``where`` and ``captions`` may name them.
     ``frames``: windows of so many frames, one every ``frames_stride`` (as many, if not given) of a longer clip. They are
-    exactly what encoding those frames alone gives, so they begin and end where the codec's chunks do.
+    exactly what encoding those frames alone gives, so they begin and end where the VAE's chunks do.
     ``cache``: a folder on local disk, shared by the processes of a node. The index and the plans of epochs are kept there
     in files that all of them map, and of a remote output ``cache_bytes`` of latents.
     """
@@ -132,7 +132,7 @@ class LatentDataset:
         if shapes == "pack":
             check_patch(self.samples, patch)
         rank, world_size = place_of(rank, world_size)
-        policy = Policy(
+        policy = BatchPolicy(
             batch_size=batch_size,
             tokens_per_batch=tokens_per_batch,
             world_size=world_size,
@@ -190,12 +190,14 @@ class LatentDataset:
         for shard, members in by_shard.items():
             ranges = [(int(found[names[1]][i]), int(np.prod(sizes[i])) * itemsize) for i in members]
             parts = self.store.read_ranges(shard, ranges)
-            arrays |= {i: _to_array(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)}
+            arrays |= {
+                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)
+            }
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
 
     def check_latent(self, latent: str) -> None:
         """ConfigError unless the output stores what ``latent`` needs."""
-        if latent == "sample" and (self.recipe.store != "moments" or self.card.kind != "moments"):
+        if latent == "sample" and (self.recipe.store != "moments" or not self.card.has_moments):
             raise ConfigError("this output stores means only; a posterior cannot be sampled")
 
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:

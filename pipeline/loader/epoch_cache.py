@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.loader.epochs import Epoch
+from pipeline.loader.epochs import EpochSchedule
 
 FILES_KEPT = 8
 """Plans of a catalog that are kept, the newest; a process that has mapped an older one keeps it."""
 
 
-def shared_epoch(folder: Path, name: str, make: Callable[[], Epoch]) -> Epoch:
+def shared_epoch(folder: Path, name: str, make: Callable[[], EpochSchedule]) -> EpochSchedule:
     """The plan that ``name`` stands for, made if no process has done so yet. ``name`` says all that it follows from."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
@@ -28,7 +28,7 @@ def shared_epoch(folder: Path, name: str, make: Callable[[], Epoch]) -> Epoch:
         return _mapped(path)
 
 
-def _write(path: Path, epoch: Epoch) -> None:
+def _write(path: Path, epoch: EpochSchedule) -> None:
     facts = [*epoch.bounds.shape, epoch.dropped, epoch.padded, epoch.repeated]
     partial = path.with_suffix(f".{secrets.token_hex(4)}")
     try:
@@ -39,11 +39,11 @@ def _write(path: Path, epoch: Epoch) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _mapped(path: Path) -> Epoch:
+def _mapped(path: Path) -> EpochSchedule:
     values = np.load(path, mmap_mode="r").view(np.ndarray)
     steps, edges, dropped, padded, repeated = values[:5].tolist()
     bounds, rows = values[5 : 5 + steps * edges].reshape(steps, edges), values[5 + steps * edges :]
-    return Epoch(rows=rows, bounds=bounds, dropped=dropped, padded=padded, repeated=repeated)
+    return EpochSchedule(rows=rows, bounds=bounds, dropped=dropped, padded=padded, repeated=repeated)
 
 
 def _forget_oldest(folder: Path) -> None:

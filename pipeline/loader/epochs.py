@@ -24,7 +24,7 @@ BLANK = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
+class BatchPolicy:
     """How samples become batches. Exactly one of ``batch_size`` and ``tokens_per_batch``, both per rank."""
 
     batch_size: int | None = None
@@ -67,7 +67,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
+class EpochSchedule:
     """The batches of an epoch. Step ``s`` of rank ``r`` is ``rows[bounds[s, r]:bounds[s, r + 1]]``."""
 
     rows: Indices
@@ -93,9 +93,15 @@ class Epoch:
         return self.rows[self.bounds[step, 0] : self.bounds[step, -1]]
 
 
-def plan_epoch(
-    keys: Keys, codes: npt.NDArray[np.uint16], tokens: Indices, names: list[str], policy: Policy, seed: int, epoch: int
-) -> Epoch:
+def schedule_epoch(
+    keys: Keys,
+    codes: npt.NDArray[np.uint16],
+    tokens: Indices,
+    names: list[str],
+    policy: BatchPolicy,
+    seed: int,
+    epoch: int,
+) -> EpochSchedule:
     """Every sample in one batch on one rank, but for the tails.
 
     keys: uint64 [n], equally distributed, from the samples' ids. codes: uint16 [n], each sample's bucket.
@@ -103,7 +109,7 @@ def plan_epoch(
     """
     sizes = policy.sizes(tokens, names)
     if not len(keys):
-        return Epoch(rows=np.zeros(0, np.int64), bounds=np.zeros((0, policy.world_size + 1), np.int64))
+        return EpochSchedule(rows=np.zeros(0, np.int64), bounds=np.zeros((0, policy.world_size + 1), np.int64))
     mixed = _mix(keys ^ salt(seed, epoch))
     order = np.argsort(mixed)
     if policy.shapes == "pack":
@@ -137,7 +143,7 @@ def _mix(x: Keys) -> Keys:
     return x
 
 
-def _fill(groups: list[Indices], sizes: Indices, policy: Policy, seed: int, epoch: int) -> Epoch:
+def _fill(groups: list[Indices], sizes: Indices, policy: BatchPolicy, seed: int, epoch: int) -> EpochSchedule:
     """Whole steps of each group, all steps shuffled together."""
     world_size = policy.world_size
     rows: list[Indices] = []
@@ -158,7 +164,7 @@ def _fill(groups: list[Indices], sizes: Indices, policy: Policy, seed: int, epoc
     starts = np.cumsum(size_of_step * world_size) - size_of_step * world_size
     bounds = starts[:, None] + size_of_step[:, None] * np.arange(world_size + 1)
     rng = np.random.Generator(np.random.Philox(key=int(salt(seed, epoch, "steps"))))
-    return Epoch(
+    return EpochSchedule(
         rows=np.concatenate([np.zeros(0, dtype=np.int64), *rows]),
         bounds=bounds[rng.permutation(len(bounds))],
         dropped=lost["drop"],
@@ -175,7 +181,7 @@ def _last_step(group: Indices, rest: int, step: int, tail: Tail) -> Indices:
     return last
 
 
-def _pack(order: Indices, tokens: Indices, policy: Policy) -> Epoch:
+def _pack(order: Indices, tokens: Indices, policy: BatchPolicy) -> EpochSchedule:
     """Batches of consecutive samples, each as many as the budget holds."""
     ends = np.cumsum(tokens)
     following = np.searchsorted(ends, ends - tokens + (policy.tokens_per_batch or 0), side="right")
@@ -196,4 +202,4 @@ def _pack(order: Indices, tokens: Indices, policy: Policy) -> Epoch:
         dropped = len(order) - edges[-1]
     starts = np.arange(0, len(edges) - 1, world_size)
     bounds = np.asarray(edges, dtype=np.int64)[starts[:, None] + np.arange(world_size + 1)]
-    return Epoch(rows=order, bounds=bounds, dropped=dropped, repeated=repeated)
+    return EpochSchedule(rows=order, bounds=bounds, dropped=dropped, repeated=repeated)

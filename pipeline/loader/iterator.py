@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline.loader.batch import Batch
-from pipeline.loader.collate import Assembler, Draft, Slot
-from pipeline.loader.epochs import Epoch, Policy
+from pipeline.loader.collate import Collator, Draft, Slot
+from pipeline.loader.epochs import BatchPolicy, EpochSchedule
 from pipeline.loader.options import Options
 from pipeline.loader.readers import Reader, Wait, open_reader
-from pipeline.loader.state import Order
+from pipeline.loader.state import LoaderState
 
 if TYPE_CHECKING:
     from pipeline.loader import LatentDataset
@@ -23,13 +23,13 @@ BLOCKS_AHEAD = 3
 Coming = deque[tuple[Slot, "Future[Batch]"]]
 
 
-class Batches(Order):
+class Batches(LoaderState):
     """One rank's batches. ``state_dict`` after any batch, loaded into an equal object, goes on with the next one."""
 
     def __init__(
         self,
         data: LatentDataset,
-        policy: Policy,
+        policy: BatchPolicy,
         options: Options,
         *,
         seed: int,
@@ -44,7 +44,7 @@ class Batches(Order):
         self._options = options
         self._mapped = mapped
         self._threads = threads
-        self._assembler = Assembler(data.samples, data.card, data.recipe.dtype, options, seed)
+        self._assembler = Collator(data.samples, data.card, data.recipe.dtype, options, seed)
         self._slots: list[Slot] = []
 
     @property
@@ -97,7 +97,7 @@ class Batches(Order):
         self,
         reader: Reader,
         pool: ThreadPoolExecutor,
-        plan: Epoch,
+        plan: EpochSchedule,
         epoch: int,
         steps: Iterator[int],
         size: int,

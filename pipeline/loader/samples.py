@@ -149,7 +149,7 @@ def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -
     stride = frames if stride is None else stride
     for name, value in (("frames", frames), ("frames_stride", stride)):
         if value < 1 or value % chunk:
-            raise ConfigError(f"{name} must be a multiple of the codec's chunks of {chunk} frames, got {value}")
+            raise ConfigError(f"{name} must be a multiple of the VAE's chunks of {chunk} frames, got {value}")
     counts = np.where(num_frames >= frames, (num_frames - frames) // stride + 1, 0)
     if not counts.any():
         raise ConfigError(f"no clip has {frames} frames; the longest has {num_frames.max(initial=0)}")

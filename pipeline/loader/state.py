@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.loader.epoch_cache import shared_epoch
-from pipeline.loader.epochs import Epoch, Policy, plan_epoch
+from pipeline.loader.epochs import BatchPolicy, EpochSchedule, schedule_epoch
 
 if TYPE_CHECKING:
     from pipeline.loader import LatentDataset
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 STATE_VERSION = 2
 
 
-class Order:
+class LoaderState:
     """The steps of every epoch and where training is in them: what a state says."""
 
-    def __init__(self, data: LatentDataset, policy: Policy, patch: tuple[int, int, int], seed: int) -> None:
+    def __init__(self, data: LatentDataset, policy: BatchPolicy, patch: tuple[int, int, int], seed: int) -> None:
         self.epoch = 0
         self.step = 0
         self.seed = seed
@@ -29,25 +29,25 @@ class Order:
         self._names = [str(bucket) for bucket in data.samples.buckets]
         cells = np.array([bucket.latent_thw for bucket in data.samples.buckets], dtype=np.int64).reshape(-1, 3)
         self._tokens = np.prod(-(-cells // np.array(patch)), axis=1)
-        self._planned: tuple[int, int, Epoch] | None = None
-        self.plan_hash = self._plan_hash(data)
+        self._planned: tuple[int, int, EpochSchedule] | None = None
+        self.schedule_hash = self._plan_hash(data)
 
     def __len__(self) -> int:
         """Steps in an epoch."""
         return len(self.plan())
 
-    def plan(self) -> Epoch:
+    def plan(self) -> EpochSchedule:
         """The current epoch's."""
         if self._planned is None or self._planned[:2] != (self.seed, self.epoch):
             folder = self._samples.folder
-            name = f"{self.plan_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
+            name = f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
             made = self._make() if folder is None else shared_epoch(folder / "epochs", name, self._make)
             self._planned = (self.seed, self.epoch, made)
         return self._planned[2]
 
-    def _make(self) -> Epoch:
+    def _make(self) -> EpochSchedule:
         s = self._samples
-        return plan_epoch(s.keys, s.codes, self._tokens, self._names, self._policy, self.seed, self.epoch)
+        return schedule_epoch(s.keys, s.codes, self._tokens, self._names, self._policy, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is; counts batches that were handed out."""
@@ -56,7 +56,7 @@ class Order:
             "seed": self.seed,
             "epoch": self.epoch,
             "step": self.step,
-            "plan_hash": self.plan_hash,
+            "schedule_hash": self.schedule_hash,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Order:
         """
         if state.get("version") != STATE_VERSION:
             raise ConfigError(f"this state has version {state.get('version')}; this program reads {STATE_VERSION}")
-        ours, theirs = ({"seed": str(s["seed"])} | _parts(s["plan_hash"]) for s in (self.state_dict(), state))
+        ours, theirs = ({"seed": str(s["seed"])} | _parts(s["schedule_hash"]) for s in (self.state_dict(), state))
         differing = [
             f"{name} ({theirs.get(name)} there, {value} here)"
             for name, value in ours.items()
@@ -99,8 +99,8 @@ class Order:
         return " ".join(f"{name}={value}" for name, value in parts.items())
 
 
-def _parts(plan_hash: str) -> dict[str, str]:
-    return dict(part.partition("=")[::2] for part in plan_hash.split(" "))
+def _parts(schedule_hash: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in schedule_hash.split(" "))
 
 
 def _short(text: str) -> str:

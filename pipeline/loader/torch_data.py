@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
-from pipeline.loader.collate import Assembler, Slot
+from pipeline.loader.collate import Collator, Slot
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.epochs import Policy, Tail
+from pipeline.loader.epochs import BatchPolicy, Tail
 from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.readers import Reader, open_reader
-from pipeline.loader.state import Order
+from pipeline.loader.state import LoaderState
 from pipeline.storage.store import Store
 
 Sample = dict[str, Any]
@@ -48,11 +48,11 @@ class SampleDataset(Dataset[Sample]):
         data.check_latent(latent)
         check_captions(captions, data.samples.table.schema)
         self.data = data
-        self._device = torch.device("cpu")
+        self.device_model = torch.device("cpu")
         options = Options(
-            latent=latent, normalized=normalized, captions=captions, dtype=dtype, device=self._device, copy=False
+            latent=latent, normalized=normalized, captions=captions, dtype=dtype, device=self.device_model, copy=False
         )
-        self._assembler = Assembler(data.samples, data.card, data.recipe.dtype, options, seed)
+        self._assembler = Collator(data.samples, data.card, data.recipe.dtype, options, seed)
         self._reader: tuple[int, Reader] | None = None
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class SampleDataset(Dataset[Sample]):
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
-        draft = self._assembler.draft(rows, rows, Slot(self._device))
+        draft = self._assembler.draft(rows, rows, Slot(self.device_model))
         (wait,) = self._opened().begin([draft.spans])
         wait()
         batch = self._assembler.finish(draft, int(epochs[0]))
@@ -84,7 +84,7 @@ class SampleDataset(Dataset[Sample]):
         return self.__dict__ | {"_reader": None}
 
 
-class StepSampler(Order, Sampler[list[tuple[int, int]]]):
+class StepSampler(LoaderState, Sampler[list[tuple[int, int]]]):
     """Batch sampler: one bucket per step, equal steps on all ranks, an order that follows from seed and epoch.
 
     Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` keeps its state with any number of workers. A plain
@@ -105,7 +105,7 @@ class StepSampler(Order, Sampler[list[tuple[int, int]]]):
         if tail == "pad":
             raise ConfigError("a DataLoader has no blanks: tail must be 'drop' or 'repeat'")
         self.rank, world_size = place_of(rank, world_size)
-        policy = Policy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
+        policy = BatchPolicy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
         super().__init__(data, policy, (1, 1, 1), seed)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ class Counts:
     frames: int = 0
     skips: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
-    """By ``stage/kind``."""
+    """By ``stage/reason``."""
 
     @property
     def windows(self) -> int:

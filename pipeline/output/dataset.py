@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 from stvae.card import Card
 
@@ -38,11 +38,11 @@ def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable
     ours = {
         "format_version": FORMAT_VERSION,
         "recipe": recipe.to_json(),
-        "codec": card.to_json(),
+        "vae": card.to_json(),
         "environment": environment(),
     }
     store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
-    reached(Step.DATASET_RECORDED)
+    failpoint(Failpoint.DATASET_RECORDED)
     return agreed_dataset(store, recipe)
 
 
@@ -67,7 +67,7 @@ def read_dataset(store: Store) -> Dataset:
         )
     return Dataset(
         recipe=Recipe.from_json(values["recipe"]),
-        card=Card.from_json(values["codec"]),
+        card=Card.from_json(values["vae"]),
         environment=values["environment"],
     )
 

@@ -20,10 +20,16 @@ from pipeline.output import schema as columns
 from pipeline.output.index import Index, _from_json
 from pipeline.output.index_parts import KINDS, PartWriter
 from pipeline.output.totals import Totals
-from pipeline.output.unit_metadata import in_source_order, read_sidecars, sidecar_facts, sidecar_path, unit_of
+from pipeline.output.unit_metadata import (
+    in_source_order,
+    read_unit_metadata,
+    unit_metadata_facts,
+    unit_metadata_path,
+    unit_of,
+)
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.sources.units import Plan, Unit
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
@@ -42,7 +48,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     with contextlib.ExitStack() as stack:
         shards: dict[str, int] = {}
         totals = Totals()
-        read = read_sidecars(store, in_source_order(plan))
+        read = read_unit_metadata(store, in_source_order(plan))
         counts, parts = write_parts(_noting(read, shards, totals), plan, lambda: stack.enter_context(store.scratch()))
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
@@ -50,7 +56,7 @@ def build_index(store: Store, plan: Plan) -> Index:
         folder = f"index/{generation:04d}-{_digest(files)}"
         for name, content in files.items():
             store.put_new(f"{folder}/{name}", content)
-            reached(Step.INDEX_PART_WRITTEN)
+            failpoint(Failpoint.INDEX_PART_WRITTEN)
     values = {
         "format_version": FORMAT_VERSION,
         "generation": generation,
@@ -63,7 +69,7 @@ def build_index(store: Store, plan: Plan) -> Index:
     path = f"index/{generation:04d}.json"
     if not store.put_new(path, content) and store.get(path) != content:
         raise IntegrityError(f"{store.url}/{path} does not agree with the sidecars")
-    reached(Step.INDEX_RECORDED)
+    failpoint(Failpoint.INDEX_RECORDED)
     return _from_json(content)  # not what a listing, which may lag behind, takes for the newest
 
 
@@ -75,9 +81,9 @@ def remove_orphans(store: Store, units: set[str], index: Index) -> None:
         if path in committed or unit not in units:
             continue
         # what the unit itself says, since the list above may be that of an earlier generation
-        if sidecar_facts(read_parquet(store.get(sidecar_path(unit)))).get("shard") != path:
+        if unit_metadata_facts(read_parquet(store.get(unit_metadata_path(unit)))).get("shard") != path:
             store.delete(path)
-            reached(Step.ORPHAN_REMOVED)
+            failpoint(Failpoint.ORPHAN_REMOVED)
 
 
 def write_parts(
@@ -104,7 +110,7 @@ def _noting(
 ) -> Iterator[tuple[Unit, pa.Table]]:
     """The same, with the size in bytes of every shard that they name put into ``shards``, and all added to ``totals``."""
     for unit, table in sidecars:
-        facts = sidecar_facts(table)
+        facts = unit_metadata_facts(table)
         totals.add(facts)
         if "shard" in facts:
             shards[facts["shard"]] = int(facts["size_bytes"])

@@ -11,7 +11,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources.file_table import FILE_TYPE, Files
 from pipeline.sources.formats import plan_units
 from pipeline.sources.units import Plan, Source, Unit
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import parquet_writer, row_groups, schema_from_text, schema_to_text
 from pipeline.storage.store import Store
 
@@ -22,7 +22,7 @@ UNIT_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("source", pa.string()),
-        ("kind", pa.string()),
+        ("format", pa.string()),
         ("generation", pa.int32()),
         ("start", pa.int64()),
         ("stop", pa.int64()),
@@ -66,7 +66,7 @@ def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, gener
             for start in range(0, len(units), UNITS_AT_ONCE):
                 writer.write_table(_to_table(units[start : start + UNITS_AT_ONCE], schema))
         store.put_new(f"plan/{generation:04d}.parquet", scratch)
-    reached(Step.PLAN_RECORDED)
+    failpoint(Failpoint.PLAN_RECORDED)
 
 
 def read_plan(store: Store) -> Plan:

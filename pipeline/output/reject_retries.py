@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import Reject
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
+from pipeline.output.rejects import COLUMNS, reject_names
 from pipeline.sources.units import Plan, Retry, Unit, unit_name
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -21,8 +23,8 @@ REST_OF_A_TAR = "read/damaged_tar"
 """A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
 
 
-def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]) -> Plan:
-    """The plan with one more generation: every reject of ``kind`` (``all``, ``KIND`` or ``STAGE/KIND``), once more.
+def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]) -> Plan:
+    """Plan every reject of ``name`` once more, as a new generation. ``name``: ``all``, ``REASON`` or ``STAGE/REASON``.
 
     Applies to a finished output. Where planned units are still to do, perhaps of a retry that was interrupted, those
     come first and the plan stays as it is.
@@ -33,11 +35,11 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
         return plan
     rejects = _rejects(store, index)
     counts = Counter(row["name"] for row in rejects)
-    names = {name for name in counts if kind in ("all", name, name.partition("/")[2])} - {REST_OF_A_TAR}
+    names = {found for found in counts if name in ("all", found, Reject.parse_name(found)[1])} - {REST_OF_A_TAR}
     chosen = [row for row in rejects if row["name"] in names]
     if not chosen:
         found = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none at all"
-        say(f"no rejects of kind '{kind}' to try again; there are {found}")
+        say(f"no rejects named '{name}' to try again; there are {found}")
         return plan
     whole = _items_without_other_rows(store, index, chosen)
     units = list(_units(plan, chosen, whole))
@@ -47,9 +49,9 @@ def plan_retries(store: Store, plan: Plan, kind: str, say: Callable[[str], None]
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    columns = ["source", "ordinal", "window", "reject_stage", "reject_kind"]
-    rows = [row for path in index.rejects for row in read_parquet(store.get(path), columns).to_pylist()]
-    return [row | {"name": f"{row['reject_stage']}/{row['reject_kind']}"} for row in rows]
+    columns = ["source", "ordinal", "window", *COLUMNS]
+    tables = (read_parquet(store.get(path), columns) for path in index.rejects)
+    return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
 
 
 def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:

@@ -22,7 +22,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("shard", _TEXT),
         *((name, _LONG) for name in _SPAN),
         ("dtype", _TEXT),
-        ("kind", _TEXT),
+        ("store", _TEXT),
         ("crc32c", pa.uint32()),
     ],
     "conditioning": [
@@ -56,7 +56,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("src_fps", _FLOAT),
         ("src_num_frames", _INT),
         ("src_duration_s", _FLOAT),
-        ("codec", _TEXT),
+        ("src_codec", _TEXT),
         ("decoder", _TEXT),
         ("rotation", _INT),
         ("hdr", _TEXT),
@@ -69,7 +69,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     "outcome": [
         ("skip_reason", _TEXT),
         ("reject_stage", _TEXT),
-        ("reject_kind", _TEXT),
+        ("reject_reason", _TEXT),
         ("reject_message", _TEXT),
     ],
     "provenance": [("source_size", _LONG), ("source_etag", _TEXT), ("recipe", _TEXT)],

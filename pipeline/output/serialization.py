@@ -21,7 +21,7 @@ SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 Array = npt.NDArray[Any]
 
 
-def _to_array(data: bytes, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def unpack_latent(data: bytes, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     if dtype == "bfloat16":
         bits = np.frombuffer(data, dtype=np.uint16).astype(np.uint32) << 16
         return bits.view(np.float32).reshape(shape)

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import Rejected
+from pipeline.errors import Reject, Rejected
 from pipeline.output import schema as columns
 from pipeline.output.counts import Counts
 from pipeline.output.serialization import Array, pack_latent, payload_bytes
 from pipeline.output.tar_writer import TarWriter, member_bytes
-from pipeline.output.unit_metadata import sidecar_facts, sidecar_path
+from pipeline.output.unit_metadata import unit_metadata_facts, unit_metadata_path
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Clip, RejectedWindow
@@ -71,7 +71,7 @@ class ShardWriter:
         try:
             packed = {name: pack_latent(latent, self._recipe.dtype) for name, latent in latents.items()}
         except Rejected as rejected:
-            self._reject(row, rejected.stage, rejected.kind, rejected.message)
+            self._reject(row, rejected.reject)
             return
         for name, (_, payload, header_bytes, suffix) in packed.items():
             prefix = "" if name == "latent" else f"{name}_"
@@ -97,7 +97,7 @@ class ShardWriter:
         self._add(row)
         self.counts.samples += 1
         self.counts.frames += window.bucket.num_frames
-        reached(Step.SAMPLE_WRITTEN)
+        failpoint(Failpoint.SAMPLE_WRITTEN)
 
     def sample_bytes(self, item: Item, facts: VideoFacts, window: Window) -> int:
         """What ``add_sample`` would add to the tar. Exact but for the digits of numbers that only encoding tells, which
@@ -125,27 +125,27 @@ class ShardWriter:
 
     def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
         """A window that is at fault."""
-        self._reject(self._row(item, rejected.index, facts), rejected.stage, rejected.kind, rejected.message)
+        self._reject(self._row(item, rejected.index, facts), rejected.reject)
 
     def commit(self, store: Store, notes: dict[str, str]) -> str:
         """Upload the tar, then the sidecar: the commit. What happened: ``committed`` or ``lost`` (another attempt won)."""
         sha256, size_bytes = self._tar.close()
-        reached(Step.TAR_WRITTEN)
+        failpoint(Failpoint.TAR_WRITTEN)
         shard = f"shards/{self._unit.name}-{sha256[:8]}.tar" if self.counts.samples else None
         self.size_bytes = size_bytes if shard else 0
         sidecar = self._sidecar(shard, {"sha256": sha256, "size_bytes": str(size_bytes)} | notes)
-        path = sidecar_path(self._unit.name)
+        path = unit_metadata_path(self._unit.name)
         if store.size(path) is None:
             if shard:
                 store.put_new(shard, self._path)  # there already: the same bytes, since its name is their hash
-                reached(Step.TAR_UPLOADED)
+                failpoint(Failpoint.TAR_UPLOADED)
             if store.put_new(path, sidecar):
-                reached(Step.UNIT_COMMITTED)
+                failpoint(Failpoint.UNIT_COMMITTED)
                 return "committed"
         theirs = store.get(path)
         if theirs == sidecar:  # perhaps ours, if the answer was lost
             return "committed"
-        if shard and sidecar_facts(read_parquet(theirs)).get("shard") != shard:
+        if shard and unit_metadata_facts(read_parquet(theirs)).get("shard") != shard:
             store.delete(shard)
         return "lost"
 
@@ -177,7 +177,7 @@ class ShardWriter:
                 "src_fps": facts.fps,
                 "src_num_frames": len(facts.pts),
                 "src_duration_s": facts.duration_s,
-                "codec": facts.codec,
+                "src_codec": facts.codec,
                 "rotation": facts.rotation,
                 "hdr": facts.hdr,
             }
@@ -191,16 +191,18 @@ class ShardWriter:
             self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
             self._rows = []
 
-    def _reject(self, row: Row, stage: str, kind: str, message: str) -> None:
-        self._add(row | {"reject_stage": stage, "reject_kind": kind, "reject_message": message})
-        self.counts.rejects[f"{stage}/{kind}"] += 1
+    def _reject(self, row: Row, reject: Reject) -> None:
+        self._add(
+            row | {"reject_stage": reject.stage, "reject_reason": reject.reason, "reject_message": reject.message}
+        )
+        self.counts.rejects[reject.name] += 1
 
     def _latent_columns(self, window: Window, shape: tuple[int, ...]) -> Row:
         geometry = self._card.geometry
         sizes = (self._card.latent_channels, *shape[1:])
         return dict(zip(("latent_c", "latent_t", "latent_h", "latent_w"), sizes, strict=True)) | {
             "dtype": self._recipe.dtype,
-            "kind": self._recipe.store if self._card.kind == "moments" else "mean",
+            "store": self._recipe.store if self._card.has_moments else "mean",
             "pad_t": 0,
             "pad_h": 0,
             "pad_w": 0,

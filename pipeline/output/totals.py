@@ -23,7 +23,7 @@ class Totals:
     """Units that were made in another environment than the one that began the output."""
 
     def add(self, facts: Mapping[str, str]) -> None:
-        """One more sidecar's, as ``sidecar_facts`` gives them."""
+        """One more sidecar's, as ``unit_metadata_facts`` gives them."""
         self.num_samples += int(facts["num_samples"])
         self.latent_count += int(facts["latent_count"])
         self.latent_sum = _added(self.latent_sum, json.loads(facts["latent_sum"]))

@@ -12,12 +12,12 @@ from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
 
-def sidecar_path(unit_name: str) -> str:
+def unit_metadata_path(unit_name: str) -> str:
     """Where a unit's sidecar is, relative to the output."""
     return f"metadata/{unit_name}.parquet"
 
 
-def sidecar_facts(table: pa.Table) -> dict[str, str]:
+def unit_metadata_facts(table: pa.Table) -> dict[str, str]:
     """A sidecar's own facts: its unit, tar (``shard``, ``sha256``, ``size_bytes``), counts and sums."""
     return {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
 
@@ -27,9 +27,9 @@ def unit_of(shard: str) -> str:
     return shard.removeprefix("shards/").removesuffix(".tar").rpartition("-")[0]
 
 
-def read_sidecars(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
+def read_unit_metadata(store: Store, units: Iterable[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
     """Every unit's sidecar, in their order, many asked for at a time."""
-    return in_parallel(lambda unit: (unit, read_parquet(store.get(sidecar_path(unit.name)))), units)
+    return in_parallel(lambda unit: (unit, read_parquet(store.get(unit_metadata_path(unit.name)))), units)
 
 
 def in_source_order(plan: Plan) -> list[Unit]:

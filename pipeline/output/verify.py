@@ -21,7 +21,7 @@ from pipeline.output.index import newest_index
 from pipeline.output.index_builder import write_parts
 from pipeline.output.plan import read_plan
 from pipeline.output.schema import NAMES, schema
-from pipeline.output.unit_metadata import in_source_order, sidecar_facts, sidecar_path
+from pipeline.output.unit_metadata import in_source_order, unit_metadata_facts, unit_metadata_path
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.concurrency import in_parallel
 from pipeline.storage.parquet import read_parquet
@@ -94,13 +94,13 @@ def _checked_units(
 ) -> Iterator[tuple[Unit, pa.Table]]:
     """Every sidecar that can be read, once it and its shard have been looked at. Notes the shards."""
     units = in_source_order(plan)
-    paths = [sidecar_path(unit.name) for unit in units]
+    paths = [unit_metadata_path(unit.name) for unit in units]
     for unit, path, sidecar in zip(units, paths, in_parallel(partial(_read, store), paths), strict=True):
         verdict.units += 1
         if isinstance(sidecar, str):
             verdict.problems.append((path, sidecar))
             continue
-        facts = sidecar_facts(sidecar)
+        facts = unit_metadata_facts(sidecar)
         counts = {"num_samples": sidecar["shard"].is_valid(), "num_skips": sidecar["skip_reason"].is_valid()}
         counts = {name: pc.sum(found).as_py() or 0 for name, found in counts.items()}
         counts["num_rejects"] = len(sidecar) - sum(counts.values())

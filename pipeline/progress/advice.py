@@ -1,8 +1,10 @@
-"""What a person can do about each kind of reject and about encoders that wait, and what each kind of skip means."""
+"""Advice for people: about each reason for a reject, about encoders that wait, and what each skip means."""
 
 from __future__ import annotations
 
-_AGAIN = "then --retry-rejects {kind}"
+from pipeline.errors import Reject
+
+_AGAIN = "then --retry-rejects {reason}"
 
 ADVICE: dict[str, str] = {
     "not_found": f"bring the file back, or correct the manifest's path, {_AGAIN}",
@@ -41,15 +43,17 @@ ADVICE: dict[str, str] = {
     "changed": f"the video is not the one of the first attempt; {_AGAIN} when it is back",
     "memory": f"smaller buckets or fewer --cpus leave more memory to each; {_AGAIN}",
     "crash": f"look at the machine's memory and the job's log, {_AGAIN}: a clip that does it again is the cause",
-    "nonfinite": "--compute-dtype float32, in a new output: the codec overflows on it",
+    "nonfinite": "--compute-dtype float32, in a new output: the VAE overflows on it",
     "out_of_range": "--dtype bfloat16 or float32, in a new output: float16 cannot hold the latent",
 }
-"""By kind. Wherever trying again may help, the words say so."""
+"""By reason. Where trying again may help, the text says so."""
+
+UNKNOWN_REASON = f"another version of this program gave this reason: read the message of its rows, {_AGAIN}"
 
 SKIPS: dict[str, str] = {
     "too_short": "fewer frames than every bucket: --remainder shorten or a shorter bucket would keep them",
     "too_small": "would have to be enlarged: a smaller bucket or a larger --max-upscale would keep them",
-    "remainder": "frames left over behind the last whole clip: --remainder shorten keeps as many as the codec can take",
+    "remainder": "frames left over behind the last whole clip: --remainder shorten keeps as many as the VAE can take",
     "repeated_frames": "frame times repeat, as where --fps is above the source's rate: see --max-repeats",
     "frozen_frames": "decoded frames are the same picture again, as in stills: see --max-repeats",
 }
@@ -57,9 +61,9 @@ SKIPS: dict[str, str] = {
 
 
 def advice(name: str) -> str:
-    """What to do about rejects of ``stage/kind``."""
-    kind = name.rpartition("/")[2]
-    return ADVICE[kind].format(kind=kind)
+    """What to do about rejects with this ``Reject.name``; a general sentence for a reason of another version."""
+    _, reason = Reject.parse_name(name)
+    return ADVICE.get(reason, UNKNOWN_REASON).format(reason=reason)
 
 
 WORTH_A_WORD, AFTER_S = 0.1, 60.0
@@ -69,11 +73,11 @@ WAITS = {
     "to read ahead with, or fewer --actors if they share one link",
     "decode": "decoded clips: give each encoder more --cpus (machines with more CPUs per GPU), or make the sources "
     "smaller than they are for these buckets",
-    "pack": "our own work beside the codec: its CPUs are overloaded; give each encoder more --cpus, or a larger "
+    "pack": "our own work beside the VAE: its CPUs are overloaded; give each encoder more --cpus, or a larger "
     "--micro-batch in a new output",
     "commit": "the output's store: put it nearer, or make units larger (--unit-clips or larger tars, in a new output)",
     "unit": "units: fewer --actors, or smaller units, so that there is work for all of them to the end",
-    "device": "each other's calls of the codec: the machine is overloaded",
+    "device": "each other's calls of the VAE: the machine is overloaded",
 }
 """By cause of idle time: see ``pipeline.encode.utilization``."""
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.encode.unit_report import Pulse, Report
+from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.progress.advice import waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
-from pipeline.progress.run_log import Records
+from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
 from pipeline.sources.units import Unit
 
@@ -53,7 +53,7 @@ class Progress:
         self,
         run: Run,
         todo: list[Unit],
-        records: Records,
+        records: RunLog,
         say: Callable[[str], None],
         show: Callable[[str], None] | None = None,
     ) -> None:
@@ -63,8 +63,8 @@ class Progress:
         self._total_work = sum(self._work_of.values())
         self._started_s = self._said_s = time.monotonic()
         self._advised_s = self._started_s + ADVISE_AFTER_S - ADVISE_EVERY_S
-        self._ask: Callable[[], Iterable[Pulse]] = tuple
-        self._pulses: list[Pulse] = []
+        self._ask: Callable[[], Iterable[Heartbeat]] = tuple
+        self._pulses: list[Heartbeat] = []
         self._just_reported: dict[str, None] = {}
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}
         self._moments: deque[Moment] = deque(maxlen=1000)
@@ -87,7 +87,7 @@ class Progress:
             self._say(self.line())
         self._records.write()
 
-    def watch(self, pulses: Callable[[], Iterable[Pulse]]) -> None:
+    def watch(self, pulses: Callable[[], Iterable[Heartbeat]]) -> None:
         """``pulses`` tells what encoders say between reports."""
         self._ask = pulses
 
@@ -99,7 +99,7 @@ class Progress:
             for pulse in pulses:
                 self._hear(pulse["encoder"], pulse["encoder_s"], pulse["idle_s"])
 
-    def add(self, report: Report) -> None:
+    def add(self, report: UnitReport) -> None:
         """One more unit is done."""
         self._records.add(report)
         with self._lock:
@@ -238,9 +238,9 @@ def work_of_units(units: list[Unit]) -> dict[str, float]:
     """How much work each unit is, where the average of its kind is 1: bytes and rows cannot be compared."""
     costs: defaultdict[str, list[int]] = defaultdict(list)
     for unit in units:
-        costs[unit.kind].append(unit.cost)
+        costs[unit.format].append(unit.cost)
     averages = {kind: sum(values) / len(values) for kind, values in costs.items()}
-    return {unit.name: unit.cost / averages[unit.kind] if averages[unit.kind] else 1.0 for unit in units}
+    return {unit.name: unit.cost / averages[unit.format] if averages[unit.format] else 1.0 for unit in units}
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:

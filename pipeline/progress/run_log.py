@@ -6,15 +6,15 @@ import dataclasses
 import json
 import time
 
-from pipeline.encode.unit_report import Report
-from pipeline.storage.failpoints import Step, reached
+from pipeline.encode.unit_report import UnitReport
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
 REPORTS_PER_PART, PART_EVERY_S = 500, 300.0
 """Reports are written when there are so many, or the last were written so long ago."""
 
 
-class Records:
+class RunLog:
     """A job's reports as ``runs/<job>-<n>.jsonl``, written in parts as the job goes; what is written is not kept here."""
 
     def __init__(self, store: Store, job: str) -> None:
@@ -24,7 +24,7 @@ class Records:
         self._lines: list[str] = []
         self._written_s = time.monotonic()
 
-    def add(self, report: Report) -> None:
+    def add(self, report: UnitReport) -> None:
         """One more; writes a part when it is time."""
         self._lines.append(json.dumps(dataclasses.asdict(report)) + "\n")
         if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_EVERY_S:
@@ -35,7 +35,7 @@ class Records:
         if self._lines:
             self._store.put_new(f"runs/{self._job}-{self._parts:05d}.jsonl", "".join(self._lines).encode())
             self._lines, self._parts = [], self._parts + 1
-            reached(Step.RUN_RECORDED)
+            failpoint(Failpoint.RUN_RECORDED)
         self._written_s = time.monotonic()
 
 

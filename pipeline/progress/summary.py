@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.index import Index
+from pipeline.output.rejects import COLUMNS as REJECT_COLUMNS
+from pipeline.output.rejects import reject_names
 from pipeline.progress.advice import advice, waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
 from pipeline.storage.store import Store
 
@@ -54,7 +56,7 @@ class Summary:
     def save(self, store: Store) -> None:
         """Write ``summary.json``, over that of an earlier job."""
         store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
-        reached(Step.SUMMARY_WRITTEN)
+        failpoint(Failpoint.SUMMARY_WRITTEN)
 
     def __str__(self) -> str:
         """A table for people."""
@@ -89,8 +91,8 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
         buckets.update(value_counts(table["bucket"]))
     for table in _tables(store, index.skips, ["skip_reason"]):
         skips.update(value_counts(table["skip_reason"]))
-    for table in _tables(store, index.rejects, ["key", "reject_stage", "reject_kind", "reject_message"]):
-        rejects.update(value_counts(pc.binary_join_element_wise(table["reject_stage"], table["reject_kind"], "/")))
+    for table in _tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
+        rejects.update(value_counts(reject_names(table)))
         some = table.slice(0, EXAMPLES - len(summary.reject_examples)).to_pylist()
         summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
     summary.buckets, summary.skips, summary.rejects = dict(buckets), dict(skips), dict(rejects)

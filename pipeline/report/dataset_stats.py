@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from pipeline.output.dataset import Dataset, recorded_dataset
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import committed_units, read_plan
+from pipeline.output.rejects import reject_names
 from pipeline.output.totals import Totals
-from pipeline.output.unit_metadata import read_sidecars, sidecar_facts
+from pipeline.output.unit_metadata import read_unit_metadata, unit_metadata_facts
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
 from pipeline.sources.units import Unit
 from pipeline.storage.parquet import parquet_batches, value_counts
@@ -33,10 +34,10 @@ ROWS_FOR_EXAMPLES = 100
 DURATION_EDGES_S = (0, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, float("inf"))
 ROWS_AT_ONCE = 1 << 17
 COLUMNS = (
-    *("id", "source", "key", "window", "shard", "skip_reason", "reject_stage", "reject_kind", "reject_message"),
+    *("id", "source", "key", "window", "shard", "skip_reason", "reject_stage", "reject_reason", "reject_message"),
     *("bucket", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
     *("latent_c", "latent_t", "latent_h", "latent_w"),
-    *("src_width", "src_height", "src_num_frames", "src_duration_s", "codec"),
+    *("src_width", "src_height", "src_num_frames", "src_duration_s", "src_codec"),
 )
 
 Counts = npt.NDArray[np.int64]
@@ -76,7 +77,7 @@ class Group:
 
 
 @dataclass(kw_only=True, slots=True)
-class Findings:
+class DatasetStats:
     """Everything that can be said of an output without reading a latent."""
 
     url: str
@@ -89,7 +90,7 @@ class Findings:
     sources: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
     skips: defaultdict[str, Group] = field(default_factory=lambda: defaultdict(Group))
     rejects: defaultdict[str, Group] = field(default_factory=lambda: defaultdict(Group))
-    """By ``stage/kind``."""
+    """By ``stage/reason``."""
     codecs: Counter[str] = field(default_factory=Counter)
     """Items by the codec of their video."""
     encode_paths: Counter[str] = field(default_factory=Counter)
@@ -114,7 +115,7 @@ class Findings:
         )
 
 
-def find(store: Store) -> Findings:
+def find(store: Store) -> DatasetStats:
     """Count an output. ConfigError if there is none."""
     dataset, plan = recorded_dataset(store), read_plan(store)
     names = committed_units(store)
@@ -122,7 +123,9 @@ def find(store: Store) -> Findings:
     index = newest_index(store)
     later = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
     totals = Totals() if index is None else index.totals
-    findings = Findings(url=store.url, dataset=dataset, units=len(plan.units), committed=len(committed), totals=totals)
+    findings = DatasetStats(
+        url=store.url, dataset=dataset, units=len(plan.units), committed=len(committed), totals=totals
+    )
     for table in _tables(store, later, index, totals):
         _add(findings, table)
     findings.latents = latent_statistics(totals)
@@ -135,8 +138,8 @@ def _tables(store: Store, later: list[Unit], index: Index | None, totals: Totals
     What the sidecars' facts say is added to ``totals``.
     """
     again = pa.array([], pa.string())
-    for unit, sidecar in read_sidecars(store, later):
-        totals.add(sidecar_facts(sidecar))
+    for unit, sidecar in read_unit_metadata(store, later):
+        totals.add(unit_metadata_facts(sidecar))
         table = sidecar.select(list(COLUMNS))
         yield _without(table, again)
         if unit.retries:
@@ -150,16 +153,20 @@ def _without(table: pa.Table, ids: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["id"], ids))) if len(ids) else table
 
 
-def _add(findings: Findings, table: pa.Table) -> None:
+def _add(findings: DatasetStats, table: pa.Table) -> None:
     samples = table.filter(pc.field("shard").is_valid())
     first = table.filter(pc.field("window") == 0)  # one row of each item
     _add_buckets(findings.buckets, samples)
     _add_sources(findings.sources, table, first)
     _add_groups(findings.skips, table.filter(pc.field("skip_reason").is_valid()), "skip_reason", _video)
-    rejects = table.filter(pc.field("reject_kind").is_valid())
-    names = pc.binary_join_element_wise(rejects["reject_stage"], rejects["reject_kind"], "/")
-    _add_groups(findings.rejects, rejects.append_column("name", names), "name", lambda row: row["reject_message"])
-    findings.codecs.update(value_counts(first["codec"]))
+    rejects = table.filter(pc.field("reject_reason").is_valid())
+    _add_groups(
+        findings.rejects,
+        rejects.append_column("name", reject_names(rejects)),
+        "name",
+        lambda row: row["reject_message"],
+    )
+    findings.codecs.update(value_counts(first["src_codec"]))
     findings.encode_paths.update(value_counts(samples["encode_path"]))
     findings.clip_durations += _histogram(_seconds(samples))
     findings.item_durations += _histogram(first["src_duration_s"])
@@ -182,12 +189,12 @@ def _add_buckets(buckets: dict[str, BucketCount], samples: pa.Table) -> None:
 
 
 def _add_sources(sources: dict[str, SourceCount], table: pa.Table, first: pa.Table) -> None:
-    columns = [(name, "count") for name in ("shard", "skip_reason", "reject_kind")]
+    columns = [(name, "count") for name in ("shard", "skip_reason", "reject_reason")]
     for row in table.group_by("source").aggregate(columns).to_pylist():
         source = sources[row["source"]]
         source.clips += row["shard_count"]
         source.skips += row["skip_reason_count"]
-        source.rejects += row["reject_kind_count"]
+        source.rejects += row["reject_reason_count"]
     for name, count in value_counts(first["source"]).items():
         sources[name].num_items += count
 

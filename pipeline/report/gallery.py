@@ -1,6 +1,6 @@
 """Pictures for the report: a few samples of every bucket, frames of the source above the same frames decoded back.
 
-They are kept in the output, so that reports that are made without the codec show them too.
+They are kept in the output, so that reports that are made without the VAE show them too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.errors import ConfigError, LatentmillError, Rejected
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Run
 from pipeline.report.page import GALLERY, Picture
-from pipeline.report.round_trip import Sources, decode_back, psnr_db, source_frames
+from pipeline.report.round_trip import SourceFrames, decode_back, psnr_db, source_frames
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Frames
-from stvae import load_codec
-from stvae.codec import Codec
+from stvae import load_vae
+from stvae.vae import VAE
 
 FRAMES_SHOWN = 6
 
@@ -44,19 +44,19 @@ QUALITY = 80
 def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     """Decode random samples of the fullest buckets back and keep their pictures in the output.
 
-    ConfigError if ``run.codec`` is not the output's codec. A sample whose source cannot be opened any more says why.
+    ConfigError if ``run.VAE`` is not the output's VAE. A sample whose source cannot be opened any more says why.
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.gpus else "cpu"
-    codec = load_codec(run.codec, device=device, dtype=data.recipe.compute_dtype, half="decoder")
-    if codec.card.sha256 != data.recipe.codec:
-        raise ConfigError(f"the codec at '{run.codec}' is not the one that made {data.store.url}")
+    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, half="decoder")
+    if vae.card.sha256 != data.recipe.vae:
+        raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     pictures = []
-    with Sources(run, data) as sources:
+    with SourceFrames(run, data) as sources:
         for row in _chosen(data, per_bucket):
-            pictures.append(_picture(sources, codec, data, row))
+            pictures.append(_picture(sources, vae, data, row))
             say(f"{pictures[-1].bucket}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded back'}")
     data.store.put(GALLERY, json.dumps([dataclasses.asdict(picture) for picture in pictures]).encode())
 
@@ -76,14 +76,14 @@ def _chosen(data: LatentDataset, per_bucket: int) -> list[int]:
     return rows
 
 
-def _picture(sources: Sources, codec: Codec, data: LatentDataset, row: int) -> Picture:
+def _picture(sources: SourceFrames, vae: VAE, data: LatentDataset, row: int) -> Picture:
     columns = ["id", "bucket", "key", "source", "caption", "start_s", "end_s", "num_frames"]
     facts: dict[str, Any] = data.columns.select(columns).slice(row, 1).to_pylist()[0]
     try:
         frames = sources.frames(row)
     except (LatentmillError, Rejected) as error:
         return Picture(**facts, error=str(error))
-    decoded = decode_back(codec, data, row)
+    decoded = decode_back(vae, data, row)
     picture = Image.fromarray(side_by_side(frames, decoded))
     picture.thumbnail((MOST_WIDTH, MOST_WIDTH))
     buffer = io.BytesIO()
@@ -103,10 +103,10 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     ``path`` is relative to the output.
     """
     data = LatentDataset(run.output)
-    codec = load_codec(run.codec, half="decoder")
+    vae = load_vae(run.vae, half="decoder")
     strips = []
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
-        decoded = decode_back(codec, data, row)
+        decoded = decode_back(vae, data, row)
         label = f"{data.columns['key'][row]}   {data.columns['bucket'][row]}   PSNR {psnr_db(frames, decoded):.1f} dB"
         strips.append(_strip(frames, decoded, label))
     buffer = io.BytesIO()

@@ -17,15 +17,15 @@ from pipeline.storage.store import Store
 
 SLOWEST = 5
 POINTS = 60
-STAGES = {
-    "encode": "in the codec",
+ACTIVITIES = {
+    "encode": "in the VAE",
     "decode": "waiting for decoded clips",
     "device": "waiting for the other unit on the device",
     "fetch": "fetching videos",
     "pack": "packing pixels and latents",
     "commit": "uploading and committing",
 }
-"""What people call the stages of a report."""
+"""What people call the activities of a report."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Job:
     units: int = 0
     samples: int = 0
     staged: int = 0
-    stages: Counter[str] = field(default_factory=Counter)
+    activities: Counter[str] = field(default_factory=Counter)
     """Seconds of the staged units, by stage, with what is left as ``rest``."""
     slowest: list[tuple[float, str, int]] = field(default_factory=list)
     """Seconds, unit and samples of the units that took longest."""
@@ -92,7 +92,7 @@ def _reports(content: bytes) -> Iterator[dict[str, Any]]:
 
 def _add(job: Job, report: dict[str, Any]) -> None:
     """One more unit. Reports of older versions do not say when it ended, nor where its time went."""
-    wall_s, ended_s, stages = report["wall_s"], report.get("ended_s"), report.get("stages")
+    wall_s, ended_s, activities = report["wall_s"], report.get("ended_s"), report.get("activities")
     samples = report["samples"] if report["outcome"] == "committed" else 0
     job.units += 1
     job.samples += samples
@@ -101,7 +101,7 @@ def _add(job: Job, report: dict[str, Any]) -> None:
         heapq.heappop(job.slowest)
     if ended_s:
         job.timed.append((ended_s - wall_s, ended_s, samples))
-    if stages:
+    if activities:
         job.staged += 1
-        job.stages.update(stages)
-        job.stages["rest"] += max(wall_s - sum(stages.values()), 0.0)
+        job.activities.update(activities)
+        job.activities["rest"] += max(wall_s - sum(activities.values()), 0.0)

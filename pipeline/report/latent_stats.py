@@ -24,7 +24,7 @@ class LatentStatistics:
     std: tuple[float, ...]
 
     def normalised(self, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation after ``(raw - shift) * scale``; None where the codec has those per latent frame."""
+        """Mean and standard deviation after ``(raw - shift) * scale``; None where the VAE has those per latent frame."""
         pairs = list(zip(card.shift, card.scale, strict=True))
         if any(isinstance(shift, tuple) or isinstance(scale, tuple) for shift, scale in pairs):
             return None

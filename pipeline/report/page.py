@@ -26,10 +26,10 @@ from markupsafe import Markup
 from pipeline.progress.advice import SKIPS, advice
 from pipeline.progress.formatting import byte_size, duration, number, percent
 from pipeline.report import charts
-from pipeline.report.dataset_stats import DURATION_EDGES_S, Counts, Findings, find
-from pipeline.report.history import SLOWEST, STAGES, Job, read_history
+from pipeline.report.dataset_stats import DURATION_EDGES_S, Counts, DatasetStats, find
+from pipeline.report.history import ACTIVITIES, SLOWEST, Job, read_history
 from pipeline.report.latent_stats import JUDGED_AFTER_CLIPS, LatentStatistics
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 from pipeline.storage.urls import without_secrets
 from stvae.card import Card
@@ -74,7 +74,7 @@ class Picture:
 def write_page(store: Store) -> None:
     """Write ``report.html``, over an earlier one. ConfigError if there is no output."""
     store.put(PATH, render(find(store), read_history(store), read_gallery(store)).encode())
-    reached(Step.REPORT_WRITTEN)
+    failpoint(Failpoint.REPORT_WRITTEN)
 
 
 def read_gallery(store: Store) -> list[Picture]:
@@ -85,7 +85,7 @@ def read_gallery(store: Store) -> list[Picture]:
         return []
 
 
-def render(findings: Findings, history: Sequence[Job], gallery: Sequence[Picture]) -> str:
+def render(findings: DatasetStats, history: Sequence[Job], gallery: Sequence[Picture]) -> str:
     """The page's HTML."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     dataset, total = findings.dataset, findings.total
@@ -116,7 +116,7 @@ def render(findings: Findings, history: Sequence[Job], gallery: Sequence[Picture
         gallery=[(name, list(group)) for name, group in groupby(gallery, lambda picture: picture.bucket)],
         history=history,
         throughput=[(job, _throughput(job)) for job in history if job.timed][-JOBS_DRAWN:],
-        stages=_stages(history),
+        activities=_activities(history),
         slowest=sorted((unit for job in history for unit in job.slowest), reverse=True)[:SLOWEST],
         infinity=float("inf"),
         rows_shown=ROWS_SHOWN,
@@ -141,7 +141,7 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def notices(findings: Findings, windows: int) -> list[str]:
+def notices(findings: DatasetStats, windows: int) -> list[str]:
     """What someone should look at before trusting the output, in sentences."""
     found = []
     if not findings.finished:
@@ -158,7 +158,7 @@ def notices(findings: Findings, windows: int) -> list[str]:
     if odd:
         found.append(
             f"Normalised latents of channel{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} are far from mean 0 and "
-            "standard deviation 1: compare the codec's shift and scale with those of this set."
+            "standard deviation 1: compare the VAE's shift and scale with those of this set."
         )
     if tiled := findings.encode_paths["tiled"]:
         found.append(f"{tiled:,} clips did not fit the memory whole and were encoded in tiles, which blends seams.")
@@ -237,11 +237,11 @@ def _throughput(job: Job) -> Markup:
     return charts.steps(edges.tolist(), rates.tolist(), ticks, "Clips per second over time")
 
 
-def _stages(history: Sequence[Job]) -> list[tuple[str, float]]:
+def _activities(history: Sequence[Job]) -> list[tuple[str, float]]:
     """Seconds by what units spent them on, the largest first, the rest last."""
     total: Counter[str] = Counter()
     for job in history:
-        total.update(job.stages)
+        total.update(job.activities)
     rest = total.pop("rest", 0.0)
-    named = [(STAGES.get(name, name), seconds) for name, seconds in total.most_common()]
+    named = [(ACTIVITIES.get(name, name), seconds) for name, seconds in total.most_common()]
     return [*named, ("everything else", rest)] if named else []

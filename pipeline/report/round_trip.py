@@ -22,21 +22,21 @@ from pipeline.sources.fetch import fetch
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Clip, Decoders, Frames
-from pipeline.video.windows import plan_windows
-from stvae import load_codec
-from stvae.codec import Codec
+from pipeline.video.windows import select_windows
+from stvae import load_vae
+from stvae.vae import VAE
 
 Array = npt.NDArray[np.float32]
 
 
 def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterator[Frames]:
     """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources."""
-    with Sources(run, data) as sources:
+    with SourceFrames(run, data) as sources:
         for row in rows:
             yield sources.frames(row)
 
 
-class Sources:
+class SourceFrames:
     """What samples were encoded from: where it was, or where ``run.sources`` says that it is now."""
 
     def __init__(self, run: Run, data: LatentDataset) -> None:
@@ -59,14 +59,14 @@ class Sources:
         raise _changed(found)
 
     def _clip(self, item: Item, row: dict[str, Any]) -> Clip:
-        plan = partial(plan_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)
+        plan = partial(select_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)
         with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
             for _, outcome in self._decoders.clips(file.fileno(), plan):
                 if isinstance(outcome, Clip) and outcome.window.index == row["window"]:
                     return outcome
         raise _changed(row)
 
-    def __enter__(self) -> Sources:
+    def __enter__(self) -> SourceFrames:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,10 +77,10 @@ def _changed(row: dict[str, Any]) -> ConfigError:
     return ConfigError(f"the source of this sample is no longer what it was: {row['uri']}")
 
 
-def decode_back(codec: Codec, data: LatentDataset, row: int) -> Frames:
-    """A sample's frames uint8 [T,H,W,3] as the codec restores them from the stored mean."""
+def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
+    """A sample's frames uint8 [T,H,W,3] as the VAE restores them from the stored mean."""
     latent = torch.from_numpy(data.read(np.array([row]))[0].astype(np.float32))
-    pixels = codec.decode(latent[None], data.columns["num_frames"][row].as_py())
+    pixels = vae.decode(latent[None], data.columns["num_frames"][row].as_py())
     frames: Frames = pixels[0].permute(1, 2, 3, 0).cpu().numpy()
     return frames
 
@@ -95,13 +95,13 @@ def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     """Decode and encode ``count`` random samples again, with the micro-batch and the type that the recipe fixed.
 
     On the kind of device that made them they are equal but for the rounding of the stored type. ConfigError if
-    ``run.codec`` is not the output's codec, or a source is not what it was.
+    ``run.VAE`` is not the output's VAE, or a source is not what it was.
     """
     data = LatentDataset(run.output)
     recipe = data.recipe
-    codec = load_codec(run.codec, device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
-    if codec.card.sha256 != recipe.codec:
-        raise ConfigError(f"the codec at '{run.codec}' is not the one that made {data.store.url}")
+    vae = load_vae(run.vae, device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
+    if vae.card.sha256 != recipe.vae:
+        raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
@@ -109,14 +109,14 @@ def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
         bucket = Bucket.parse(data.columns["bucket"][row].as_py())
         pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
         pixels[0] = frames
-        again = codec.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0, : codec.card.latent_channels]
+        again = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0, : vae.card.latent_channels]
         stored = data.read(np.array([row]))[0].astype(np.float32)
         yield Comparison(
             id=data.columns["id"][row].as_py(),
             key=data.columns["key"][row].as_py(),
             max_abs=float(np.abs(again.cpu().numpy() - stored).max()),
             cosine=_cosine(again.cpu().numpy(), stored),
-            psnr_db=psnr_db(frames, decode_back(codec, data, row)),
+            psnr_db=psnr_db(frames, decode_back(vae, data, row)),
         )
 
 

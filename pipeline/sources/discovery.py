@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.sources import manifest as manifests
 from pipeline.sources.folder import _given_files, _list_media
 from pipeline.sources.item import MEDIA_SUFFIXES
-from pipeline.sources.retrying_file import _file_facts, asked, open_source
+from pipeline.sources.retrying_file import _file_facts, open_source, retry_call
 from pipeline.sources.units import Source
 from pipeline.storage.concurrency import in_parallel
 from pipeline.storage.urls import _suffix, canonical, scheme_of
@@ -56,7 +56,7 @@ def _find(spec: str) -> list[Source]:
         return f"{name}/{PurePosixPath(canonical(path)).name}" if many else name
 
     return list(in_parallel(lambda path: _open_source(named(path), kinds[path], path), opened)) + [
-        Source(name=named(folder), kind="folder", url=folder, files=_given_files(paths))
+        Source(name=named(folder), format="folder", url=folder, files=_given_files(paths))
         for folder, paths in folders.items()
     ]
 
@@ -74,7 +74,7 @@ def _expand(url: str) -> list[str]:
         if re.search(r"[*?\[]", pattern):
             fs, path = open_source(pattern)
             paths += [
-                str(p) if local else fs.unstrip_protocol(p) for p in sorted(asked(pattern, partial(fs.glob, path)))
+                str(p) if local else fs.unstrip_protocol(p) for p in sorted(retry_call(pattern, partial(fs.glob, path)))
             ]
         else:
             paths.append(pattern)
@@ -90,10 +90,10 @@ def _kind(url: str) -> str | None:
     if suffix in MEDIA_SUFFIXES:
         return "media"
     fs, path = open_source(url)
-    return "folder" if scheme_of(url) not in ("http", "https") and asked(url, lambda: fs.isdir(path)) else None
+    return "folder" if scheme_of(url) not in ("http", "https") and retry_call(url, lambda: fs.isdir(path)) else None
 
 
 def _open_source(name: str, kind: str | None, url: str) -> Source:
     if kind == "folder":
-        return Source(name=name, kind="folder", url=url, files=_list_media(url))
-    return Source(name=name, kind="tar" if kind == "tar" else "manifest", url=url, facts=_file_facts(url))
+        return Source(name=name, format="folder", url=url, files=_list_media(url))
+    return Source(name=name, format="tar" if kind == "tar" else "manifest", url=url, facts=_file_facts(url))

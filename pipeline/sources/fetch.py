@@ -24,7 +24,7 @@ def fetch(item: Item, recipe: Recipe) -> int:
     does not give it.
     """
     if item.fault is not None:
-        raise item.fault
+        raise Rejected.because(item.fault)
     if item.content is not None:
         return _in_memory(item.content)
     scheme = scheme_of(item.location)

@@ -10,7 +10,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources import sidecars
 from pipeline.sources.file_table import Files
 from pipeline.sources.item import MEDIA_SUFFIXES, Item
-from pipeline.sources.retrying_file import _file_facts, asked, open_source
+from pipeline.sources.retrying_file import _file_facts, open_source, retry_call
 from pipeline.sources.sidecars import _describe
 from pipeline.sources.units import Source, Unit, _unit
 from pipeline.storage.concurrency import in_parallel
@@ -25,7 +25,7 @@ def _folder_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
         try:
             _describe(item, sidecars.beside(location), recipe)
         except Rejected as rejected:
-            item.fault = rejected
+            item.fault = rejected.reject
         yield item
 
 
@@ -36,7 +36,7 @@ def _list_media(url: str) -> Files:
 
     def media() -> Iterator[tuple[str, FileFacts]]:
         nonlocal tars
-        for path, info in walk(fs, root, partial(asked, url)):
+        for path, info in walk(fs, root, partial(retry_call, url)):
             suffix = _suffix(path)
             tars |= suffix == "tar"
             if suffix in MEDIA_SUFFIXES:

@@ -23,9 +23,9 @@ def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[
 
     ``url``: where the unit's source is in this run. ``columns``: types of the user columns, as planned.
     """
-    if unit.kind == "tar":
+    if unit.format == "tar":
         return _tar_items(unit, url, recipe)
-    if unit.kind == "manifest":
+    if unit.format == "manifest":
         return _manifest_items(unit, url, recipe, columns)
     return _folder_items(unit, url, recipe)
 
@@ -46,12 +46,12 @@ def plan_units(plan: Plan, sources: list[Source], recipe: Recipe) -> tuple[list[
             planned.setdefault(unit.source, []).append(unit)
     for source in sources:
         before = planned.get(source.name, [])
-        if source.kind == "folder":
+        if source.format == "folder":
             units += _folder_units(source, before, recipe, generation)
         elif before:
             if source.facts != before[0].facts:
                 raise SourceChanged.between(f"source {source.name}", before[0].facts, source.facts)
-        elif source.kind == "tar":
+        elif source.format == "tar":
             units.append(_unit(source, generation, start=0, stop=None))
         else:
             survey = manifests.survey(source.url, recipe.unit_clips)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import Rejected
+from pipeline.errors import Reject
 from pipeline.storage.urls import FileFacts
 
 VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
@@ -33,7 +33,7 @@ class Item:
     content: bytes | None = field(default=None, repr=False)
     location: str = field(default="", repr=False)
     """URL to open it at, where it has no content yet; may carry a signature."""
-    fault: Rejected | None = None
+    fault: Reject | None = None
     """Why there is nothing to open."""
     end_byte: int = 0
     """Where the next item's first header is, in a tar."""

@@ -17,12 +17,12 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, Rejected, SourceChanged
+from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import manifest as manifests
 from pipeline.sources import url_policy as targets
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import file_facts, open_steady
+from pipeline.sources.retrying_file import file_facts, open_retrying
 from pipeline.sources.sidecars import CAPTION_COLUMNS
 from pipeline.sources.units import Source, Unit, _check_unchanged
 from pipeline.storage.parquet import arrow_file
@@ -63,7 +63,7 @@ def survey(url: str, rows_per_slice: int) -> Survey:
     ConfigError if it cannot be read as what its name says.
     """
     suffix = _suffix(url)
-    with _named(url), open_steady(url, file_facts(url).size) as f:
+    with _named(url), open_retrying(url, file_facts(url).size) as f:
         if suffix == "parquet":
             parquet = pq.ParquetFile(f, pre_buffer=False)
             num_rows = parquet.metadata.num_rows
@@ -80,7 +80,7 @@ def survey(url: str, rows_per_slice: int) -> Survey:
 def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
     """The rows of a slice, in order, with the types that planning saw. ConfigError if they cannot be read."""
     suffix = _suffix(url)
-    with _named(url, part.start), open_steady(url, size_bytes) as f:
+    with _named(url, part.start), open_retrying(url, size_bytes) as f:
         if suffix == "parquet":
             yield from _parquet_rows(pq.ParquetFile(f, pre_buffer=False), part)
             return
@@ -229,9 +229,9 @@ def _manifest_items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) ->
             item.location = targets.location_of(target, url)
             item.uri = canonical(item.location)
         except Rejected as rejected:
-            item.fault = rejected
+            item.fault = rejected.reject
         except ValueError:
-            item.fault = Rejected("fetch", "forbidden_url", "it is not a URL that can be read")
+            item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
         yield item
 
 

@@ -26,19 +26,19 @@ def file_facts(url: str) -> FileFacts:
         with _as_the_server_said():
             return FileFacts.of(fs.info(path))
 
-    return asked(url, ask)
+    return retry_call(url, ask)
 
 
-def open_steady(url: str, size_bytes: int) -> IO[bytes]:
+def open_retrying(url: str, size_bytes: int) -> IO[bytes]:
     """The file for reading, whole: StoreError where it gives fewer bytes than ``size_bytes`` (0: unknown).
 
     It can seek. FileNotFoundError, at the first read, if there is no such file.
     """
-    return io.BufferedReader(_SteadyFile(url, size_bytes), BUFFER_BYTES)
+    return io.BufferedReader(_RetryingFile(url, size_bytes), BUFFER_BYTES)
 
 
 def read_whole(url: str, size_bytes: int) -> bytes:
-    """The file's content, in one request; errors as of ``open_steady``."""
+    """The file's content, in one request; errors as of ``open_retrying``."""
     fs, path = open_source(url)
 
     def read() -> bytes:
@@ -47,10 +47,10 @@ def read_whole(url: str, size_bytes: int) -> bytes:
             raise ShortRead(f"{len(content)} of {size_bytes} bytes came")
         return content
 
-    return asked(url, read)
+    return retry_call(url, read)
 
 
-def asked(url: str, call: Callable[[], T]) -> T:
+def retry_call(url: str, call: Callable[[], T]) -> T:
     """What a call to the source's file system gives, after retries. FileNotFoundError and StoreError name the source."""
     try:
         return retried(call)
@@ -87,7 +87,7 @@ def _as_the_server_said() -> Iterator[None]:
         raise
 
 
-class _SteadyFile(io.RawIOBase):
+class _RetryingFile(io.RawIOBase):
     """Reads from where it is, opening the file again after a failure."""
 
     def __init__(self, url: str, size_bytes: int) -> None:

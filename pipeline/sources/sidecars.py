@@ -8,7 +8,7 @@ import os
 import stat
 from typing import Any
 
-from pipeline.errors import Rejected
+from pipeline.errors import Reject, Rejected
 from pipeline.recipe import Recipe
 from pipeline.sources import sidecars
 from pipeline.sources.item import Item
@@ -37,9 +37,9 @@ def beside(location: str) -> dict[str, bytes]:
     return found
 
 
-def too_large(suffix: str, size_bytes: int) -> Rejected:
+def too_large(suffix: str, size_bytes: int) -> Reject:
     """The reject of an item with a sidecar beyond the limit."""
-    return Rejected("read", "bad_sidecar", f"its .{suffix} has {size_bytes} bytes; the limit is {MAX_BYTES}")
+    return Reject("read", "bad_sidecar", f"its .{suffix} has {size_bytes} bytes; the limit is {MAX_BYTES}")
 
 
 def describe(found: dict[str, bytes], columns: tuple[str, ...]) -> tuple[str | None, dict[str, Any]]:
@@ -80,7 +80,7 @@ def _read_local(url: str, suffix: str) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise Rejected("read", "bad_sidecar", f"its .{suffix} is not a file")
         if found.st_size > MAX_BYTES:
-            raise too_large(suffix, found.st_size)
+            raise Rejected.because(too_large(suffix, found.st_size))
         with open(fd, "rb", closefd=False) as file:
             return file.read(MAX_BYTES)
     finally:
@@ -90,7 +90,7 @@ def _read_local(url: str, suffix: str) -> bytes:
 def _read_remote(url: str, suffix: str) -> bytes:
     size_bytes = file_facts(url).size
     if size_bytes > MAX_BYTES:
-        raise too_large(suffix, size_bytes)
+        raise Rejected.because(too_large(suffix, size_bytes))
     return read_whole(url, size_bytes)
 
 
@@ -148,7 +148,7 @@ def _describe(item: Item, found: dict[str, bytes], recipe: Recipe) -> None:
     try:
         described = sidecars.describe(found, recipe.columns)
     except ValueError as error:
-        item.fault = item.fault or Rejected(
+        item.fault = item.fault or Reject(
             "read", "bad_sidecar", f"the text or JSON beside it cannot be used: {error}"[:300]
         )
     else:

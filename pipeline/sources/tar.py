@@ -6,11 +6,11 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.errors import Rejected, SourceChanged
+from pipeline.errors import Reject, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import sidecars, tar_members
 from pipeline.sources.item import MEDIA_SUFFIXES, VIDEO_SUFFIXES, Item
-from pipeline.sources.retrying_file import open_steady
+from pipeline.sources.retrying_file import open_retrying
 from pipeline.sources.sidecars import _describe
 from pipeline.sources.units import Unit, _check_unchanged
 from pipeline.storage.urls import canonical
@@ -22,7 +22,7 @@ MAX_MEMBERS = 100
 def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
     _check_unchanged(unit, url)
     ordinal = unit.start
-    with open_steady(url, unit.size) as f:
+    with open_retrying(url, unit.size) as f:
         group = _Group("")
         try:
             for info, content in tar_members.members(f):
@@ -38,7 +38,7 @@ def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
                 group.key = key
                 group.add(suffix, info, content, recipe)
         except tarfile.TarError as error:
-            fault = Rejected("read", "damaged_tar", f"the tar cannot be read from here on: {error}")
+            fault = Reject("read", "damaged_tar", f"the tar cannot be read from here on: {error}")
             key = tar_members.printable(group.key)
             yield Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=fault)
             return
@@ -59,7 +59,7 @@ class _Group:
         self.media: dict[str, bytes] = {}
         self.names: dict[str, str] = {}
         self.sidecars: dict[str, bytes] = {}
-        self.fault: Rejected | None = None
+        self.fault: Reject | None = None
 
     def add(self, suffix: str, info: tarfile.TarInfo, content: IO[bytes] | None, recipe: Recipe) -> None:
         """Take a member in, or note why it spoils the item."""
@@ -80,17 +80,17 @@ class _Group:
 
     def _fault(
         self, suffix: str, info: tarfile.TarInfo, content: IO[bytes] | None, is_media: bool, recipe: Recipe
-    ) -> Rejected | None:
+    ) -> Reject | None:
         """Why this member spoils its item."""
         if tar_members.printable(info.name) != info.name:
-            return Rejected("read", "bad_key", "a member's name is not UTF-8")
+            return Reject("read", "bad_key", "a member's name is not UTF-8")
         if self.count > MAX_MEMBERS:
-            return Rejected("read", "too_many_members", f"more than {MAX_MEMBERS} members have this key")
+            return Reject("read", "too_many_members", f"more than {MAX_MEMBERS} members have this key")
         if content is None:
-            return Rejected("read", "not_a_file", f"member '.{suffix[:200]}' is a link, a device or sparse")
+            return Reject("read", "not_a_file", f"member '.{suffix[:200]}' is a link, a device or sparse")
         if is_media and self.held_bytes + info.size > recipe.max_item_bytes:
             size_bytes = self.held_bytes + info.size
-            return Rejected("read", "too_large", f"{size_bytes} bytes; the limit is {recipe.max_item_bytes}")
+            return Reject("read", "too_large", f"{size_bytes} bytes; the limit is {recipe.max_item_bytes}")
         if suffix in sidecars.SUFFIXES and info.size > sidecars.MAX_BYTES:
             return sidecars.too_large(suffix, info.size)
         return None
@@ -100,7 +100,7 @@ class _Group:
         videos = [s for s in self.media if s.rpartition(".")[2] in VIDEO_SUFFIXES] or list(self.media)
         if self.fault is None and len(videos) != 1:
             what = "no video or image" if not videos else f"{len(videos)} videos"
-            self.fault = Rejected(
+            self.fault = Reject(
                 "read", "no_media" if not videos else "several_media", f"{what} among {self.members}"[:300]
             )
         key = tar_members.printable(self.key)

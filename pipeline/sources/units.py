@@ -17,7 +17,7 @@ from pipeline.storage.urls import FileFacts, canonical
 
 NO_FACTS = FileFacts(size=0, etag="")
 
-Kind = Literal["tar", "manifest", "folder"]
+Format = Literal["tar", "manifest", "folder"]
 
 
 def _check_unchanged(unit: Unit, url: str) -> None:
@@ -34,7 +34,7 @@ class Source:
     """One tar, manifest or folder as planning saw it."""
 
     name: str
-    kind: Kind
+    format: Format
     url: str
     """As given, with what is needed to open it. Never written to the output."""
     facts: FileFacts = NO_FACTS
@@ -58,7 +58,7 @@ class Unit:
 
     name: str
     source: str
-    kind: Kind
+    format: Format
     generation: int
     start: int
     """Ordinal of the first item in its source."""
@@ -82,8 +82,8 @@ class Unit:
 
     @property
     def cost(self) -> int:
-        """A guess at how long it takes, to start long units early; comparable within one kind of source."""
-        return self.size if self.kind == "tar" else self.files.size_bytes or (self.stop or 0) - self.start
+        """A guess at how long it takes, to start long units early; comparable within one format."""
+        return self.size if self.format == "tar" else self.files.size_bytes or (self.stop or 0) - self.start
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a row of the plan."""
@@ -120,7 +120,7 @@ def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fi
     return Unit(
         name=unit_name(slug, source.name, start, stop, generation),
         source=source.name,
-        kind=source.kind,
+        format=source.format,
         generation=generation,
         start=start,
         stop=stop,

@@ -16,7 +16,7 @@ from enum import StrEnum
 VARIABLE = "LATENTMILL_KILL_AT"
 
 
-class Step(StrEnum):
+class Failpoint(StrEnum):
     """In the order in which a job first reaches them. Named for what has just become durable."""
 
     FILE_WRITTEN = "file-written"
@@ -43,10 +43,10 @@ class Step(StrEnum):
     REPORT_WRITTEN = "report-written"
 
 
-_times: defaultdict[Step, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+_times: defaultdict[Failpoint, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
 
-def reached(step: Step) -> None:
+def failpoint(step: Failpoint) -> None:
     """Say that ``step`` is done. Does nothing, unless this is where the process was told to die."""
     name, _, nth = os.environ.get(VARIABLE, "").partition(":")
     if name == step and next(_times[step]) == int(nth or 1):

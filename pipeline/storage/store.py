@@ -21,7 +21,7 @@ from typing import TypeVar
 import fsspec
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.storage.failpoints import Step, reached
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import walk
 from pipeline.storage.retry import ShortRead, is_transient, remote_errors, retried
 from pipeline.storage.urls import canonical, open_filesystem, scheme_of, without_secrets
@@ -192,12 +192,12 @@ class Store:
                 shutil.copyfile(content, scratch)
                 content = scratch
             _fsync(content)
-            reached(Step.FILE_WRITTEN)
+            failpoint(Failpoint.FILE_WRITTEN)
             if self._single_writer:
                 content.replace(target)  # no hard links on some file systems
             else:
                 os.link(content, target)
-            reached(Step.FILE_LINKED)
+            failpoint(Failpoint.FILE_LINKED)
         _fsync(target.parent)
 
     def sweep(self) -> None:
@@ -209,7 +209,7 @@ class Store:
             host, pid, _ = path.name.rsplit("-", 2)
             if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
                 path.unlink(missing_ok=True)
-                reached(Step.SCRATCH_REMOVED)
+                failpoint(Failpoint.SCRATCH_REMOVED)
 
     def remove_empty(self, folder: str) -> None:
         """Remove a folder and those in it, as far as they are empty. Object stores have no folders."""

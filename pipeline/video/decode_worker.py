@@ -28,7 +28,7 @@ import numpy.typing as npt
 from pipeline.errors import Rejected
 from pipeline.video import pyav_reader as demux
 from pipeline.video.windows import Placement, VideoFacts
-from stvae import uncollected
+from stvae import gc_paused
 
 MESSAGE_BYTES = 1 << 17
 NO_MEMORY = "decoding needs more memory than a child may take"
@@ -204,7 +204,7 @@ def answer(session: Session, request: dict[str, Any], fds: list[int]) -> tuple[d
         operations = {"open": session.open, "plan": session.plan, "next": session.next, "close": session.close}
         return operations[request["op"]](request, fds)
     except Rejected as rejected:
-        error = [rejected.stage, rejected.kind, rejected.message]
+        error = list(dataclasses.astuple(rejected.reject))
     except (MemoryError, BlockingIOError):  # "try again": there was no room for a thread's stack
         error = [stage, "memory", NO_MEMORY]
     except av.error.FFmpegError as failure:
@@ -240,7 +240,7 @@ def main() -> None:
     """Server for one backend: ``pyav`` (with torch, resizes) or ``decord`` (without torch, native size)."""
     backend, control_fd = sys.argv[1], int(sys.argv[2])
     shrink: Shrink | None = None
-    with uncollected():
+    with gc_paused():
         if backend == "pyav":
             import torch
 

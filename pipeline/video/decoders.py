@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import LatentmillError, Rejected
+from pipeline.errors import LatentmillError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
 
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """What children see of this process's environment."""
-VERDICTS_OF_THE_MACHINE = ("timeout", "memory", "crash")
+RETRYABLE_REASONS = ("timeout", "memory", "crash")
 """Kinds of reject that another machine or another moment might not give; tried once more."""
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
@@ -58,9 +58,7 @@ class RejectedWindow:
     """A window, or a whole item (index 0), that is at fault."""
 
     index: int
-    stage: str
-    kind: str
-    message: str
+    reject: Reject
 
 
 Outcome = Clip | Skip | RejectedWindow
@@ -103,12 +101,12 @@ class Decoders:
                     yield from session.outcomes(child)
                     return
                 except Rejected as rejected:
-                    if rejected.kind in VERDICTS_OF_THE_MACHINE:
+                    if rejected.reject.reason in RETRYABLE_REASONS:
                         child.end()
                         child = None
                         if not last_try:
                             continue
-                    yield from session.reject_rest(rejected)
+                    yield from session.reject_rest(rejected.reject)
                     return
         finally:
             if child is not None:
@@ -157,15 +155,14 @@ class _Video:
             self.todo.pop(0)
             yield facts, done
 
-    def reject_rest(self, rejected: Rejected) -> Iterator[Decoded]:
+    def reject_rest(self, reject: Reject) -> Iterator[Decoded]:
         """A reject for each window that is left; skips stay skips."""
-        stage, kind, message = rejected.stage, rejected.kind, rejected.message
         for planned in self.todo if self.todo is not None else [None]:
             if isinstance(planned, Skip):
                 yield self.facts, planned
             else:
                 index = 0 if planned is None else planned.index
-                yield self.facts, RejectedWindow(index=index, stage=stage, kind=kind, message=message)
+                yield self.facts, RejectedWindow(index=index, reject=reject)
 
     def _open(self, child: _Child) -> VideoFacts:
         reply, index = child.request({"op": "open"} | self.limits, self.fd)

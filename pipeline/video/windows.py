@@ -129,7 +129,7 @@ class Skip:
     reason: str
 
 
-def plan_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
+def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
     """Every window of a video in order, each a clip or a skip; never empty."""
     pts, stops = _timeline(facts, recipe.fps)
     bucket = choose_bucket(facts, len(pts), recipe, geometry)

@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 
 from pipeline.loader import Batches, LatentDataset
-from pipeline.loader.epochs import Policy, plan_epoch
+from pipeline.loader.epochs import BatchPolicy, schedule_epoch
 from pipeline.recipe import Bucket
 from tests.bench import loader_peers
 from tests.bench.range_server import range_server
@@ -151,9 +151,9 @@ def bench_plan() -> None:
     rng, count = np.random.default_rng(0), 10_000_000
     keys, codes = rng.integers(0, 2**64, count, dtype=np.uint64), rng.integers(0, 40, count).astype(np.uint16)
     print("\nten million rows in 40 buckets, seconds to plan an epoch")
-    for policy in (Policy(batch_size=8), Policy(tokens_per_batch=40_000, shapes="pack")):
+    for policy in (BatchPolicy(batch_size=8), BatchPolicy(tokens_per_batch=40_000, shapes="pack")):
         started_s = time.perf_counter()
-        epoch = plan_epoch(keys, codes, np.arange(40) * 100 + 1000, [""] * 40, policy, 0, 0)
+        epoch = schedule_epoch(keys, codes, np.arange(40) * 100 + 1000, [""] * 40, policy, 0, 0)
         print(f"{policy.shapes:32s} {time.perf_counter() - started_s:6.1f}   {len(epoch)} steps")
 
 

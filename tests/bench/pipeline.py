@@ -1,12 +1,12 @@
-"""How busy a job keeps its codec, and where a short job's time goes: ``python -m tests.bench.pipeline``.
+"""How busy a job keeps its VAE, and where a short job's time goes: ``python -m tests.bench.pipeline``.
 
-The codec takes a known time per clip (it sleeps, as a CPU does while a GPU works): ``--times`` what decoding a clip costs
+The VAE takes a known time per clip (it sleeps, as a CPU does while a GPU works): ``--times`` what decoding a clip costs
 in processor time, which is measured first. Every round runs a bare loop of the same encodes and then the same job in every
-way, so that only what stands in one line means something. Of each job: the share of time in which the codec worked, from
+way, so that only what stands in one line means something. Of each job: the share of time in which the VAE worked, from
 its first call to its last; how much longer than the bare loop it took from the first call until the last unit was
-committed; the longest time that the codec waited at once; and the seconds from the command to the first call.
+committed; the longest time that the VAE waited at once; and the seconds from the command to the first call.
 
-Then jobs of 8 short clips with the real demo codec: their whole wall time, split into its parts.
+Then jobs of 8 short clips with the real demo VAE: their whole wall time, split into its parts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from pipeline.environment import cpu_model
 from pipeline.storage.store import Store
-from tests.bench.timed_codec import ENCODE_S, NOTES
+from tests.bench.timed_vae import ENCODE_S, NOTES
 from tests.support.clips_maker import make_clip
 from tests.support.golden import TINY
 from tests.support.paths import ROOT
@@ -75,7 +75,7 @@ def run_job(sources: Path, output: str, notes: Path, *more: str, encode_s: float
     """A job in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", NOTES: str(notes)}
     environment |= {ENCODE_S: str(encode_s)} if encode_s else {}
-    command = [sys.executable, "-m", "tests.bench.timed_codec", "--source", str(sources), "--output", output]
+    command = [sys.executable, "-m", "tests.bench.timed_vae", "--source", str(sources), "--output", output]
     spawned_s = time.monotonic()
     done = subprocess.run(
         [*command, *(flag for flag in more if flag != "--ray")],
@@ -92,7 +92,7 @@ def run_job(sources: Path, output: str, notes: Path, *more: str, encode_s: float
 
 
 def measure_decode_s(folder: Path, videos: Path, *more: str) -> float:
-    """Processor time of decoding a clip: a job's with a codec that takes no time, less that of one for a single clip."""
+    """Processor time of decoding a clip: a job's with a VAE that takes no time, less that of one for a single clip."""
     few = folder / "few"
     few.mkdir()
     (few / "one.mp4").write_bytes(next(videos.iterdir()).read_bytes())
@@ -111,13 +111,13 @@ def bench_busy(folder: Path, arguments: argparse.Namespace) -> None:
     videos = folder / "videos"
     for number in range(arguments.clips):
         make_clip(videos / f"{number:04d}.mp4", NUM_FRAMES + 3, size=(SIZE[0] * 2, SIZE[1] * 2), seed=number)
-    more = ["--codec", str(TINY), "--buckets", f"{SIZE[0]}x{SIZE[1]}x{NUM_FRAMES}", "--cpus", "2"]
+    more = ["--vae", str(TINY), "--buckets", f"{SIZE[0]}x{SIZE[1]}x{NUM_FRAMES}", "--cpus", "2"]
     more += ["--unit-clips", str(arguments.unit_clips), "--micro-batch", str(arguments.micro_batch)]
     decode_s = measure_decode_s(folder, videos, *more)
     encode_s = arguments.times * decode_s
     print(
         f"\n{arguments.clips} clips, {arguments.unit_clips} per unit; a clip takes {decode_s:.3f} s of processor time to "
-        f"decode and {encode_s:.3f} s in the codec"
+        f"decode and {encode_s:.3f} s in the VAE"
     )
     results: dict[str, list[Measured]] = {way: [] for way in arguments.ways}
     for number in range(arguments.rounds):
@@ -144,10 +144,10 @@ def bench_busy(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _measured(done: Done, bare_s: float, output: str) -> Measured:
-    calls = done.of("codec")
+    calls = done.of("vae")
     committed_s = max(end for _, end in done.of("unit"))
     return Measured(
-        busy=done.seconds("codec") / (calls[-1][1] - calls[0][0]),
+        busy=done.seconds("vae") / (calls[-1][1] - calls[0][0]),
         overhead=(committed_s - calls[0][0]) / bare_s - 1,
         longest_wait_s=max(after[0] - before[1] for before, after in pairwise(calls)),
         start_s=calls[0][0] - done.spawned_s,
@@ -164,7 +164,7 @@ def bench_short(folder: Path, rounds: int) -> None:
     videos = folder / "short"
     for number in range(8):
         make_clip(videos / f"{number}.mp4", NUM_FRAMES, seed=number)
-    more = ["--codec", "demo", "--buckets", f"64x112x{NUM_FRAMES}", "--unit-clips", "2", "--cpus", "2"]
+    more = ["--vae", "demo", "--buckets", f"64x112x{NUM_FRAMES}", "--unit-clips", "2", "--cpus", "2"]
     for way, flag in (("in process", "--local"), ("on Ray", "--ray")):
         splits = []
         for number in range(rounds):
@@ -192,7 +192,7 @@ def _split(done: Done) -> dict[str, float]:
         "card, probe of the store, plan": encoder_s - main_s - connected_s - _worker_s(done),
         "Ray: start of a cluster": connected_s,
         "Ray Data: until an actor begins": _worker_s(done),
-        "encoder: torch, codec, beside decoders' server": ready_s - encoder_s,
+        "encoder: torch, VAE, beside decoders' server": ready_s - encoder_s,
         "units: decode, encode, commit": encoded_s - ready_s,
         "Ray Data: until the last report is back": finish_s - encoded_s,
         "index": finished_s - finish_s,
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--unit-clips", type=int, default=8)
     parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--times", type=float, default=3.0, help="the codec's time per clip, in decode CPU times")
+    parser.add_argument("--times", type=float, default=3.0, help="the VAE's time per clip, in decode CPU times")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--only", choices=["busy", "short"])

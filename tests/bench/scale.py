@@ -27,19 +27,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import run as run_module
+from pipeline.errors import Reject
+from pipeline.executor import ray_data as ray_module
+from pipeline.executor.ray_cluster import connect
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
 from pipeline.output.plan import freeze_generation, freeze_plan, read_plan
 from pipeline.output.shard_writer import ShardWriter
-from pipeline.output.unit_metadata import sidecar_path
+from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.output.verify import verify
 from pipeline.progress.progress import Progress
-from pipeline.progress.run_log import Records
+from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import summarize
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.sources import discovery as sources_module
+from pipeline.sources import folder as folder_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit, unit_name
@@ -66,11 +69,11 @@ REPORTS = 2_000
 
 def recipe_of(unit_items: int) -> Recipe:
     card = read_card(str(TINY))
-    return Recipe(codec=card.sha256, buckets=BUCKETS, micro_batch=(1,) * len(BUCKETS), unit_clips=unit_items)
+    return Recipe(vae=card.sha256, buckets=BUCKETS, micro_batch=(1,) * len(BUCKETS), unit_clips=unit_items)
 
 
 def run_of(folder: Path, **changes: Any) -> Run:
-    return Run(output=str(folder), codec=str(TINY), sources=(), max_rejects=1.0, **changes)
+    return Run(output=str(folder), vae=str(TINY), sources=(), max_rejects=1.0, **changes)
 
 
 def unit_of(number: int, unit_items: int) -> Unit:
@@ -78,7 +81,7 @@ def unit_of(number: int, unit_items: int) -> Unit:
     return Unit(
         name=unit_name("clips", SOURCE, start, start + unit_items, 0),
         source=SOURCE,
-        kind="manifest",
+        format="manifest",
         generation=0,
         start=start,
         stop=start + unit_items,
@@ -102,7 +105,7 @@ def make_output(folder: Path, items: int, units: int) -> None:
             facts = plain_facts(bucket.num_frames, bucket.height, bucket.width)
             if ordinal % 50 == 7:
                 message = "the container ends early: moov atom not found"
-                writer.add_reject(item, None, RejectedWindow(index=0, stage="probe", kind="damaged", message=message))
+                writer.add_reject(item, None, RejectedWindow(index=0, reject=Reject("probe", "damaged", message)))
             elif ordinal % 10 == 3:
                 writer.add_skip(item, facts, Skip(index=0, reason="too_short"))
             else:
@@ -116,7 +119,7 @@ def make_output(folder: Path, items: int, units: int) -> None:
 def _copy_unit(folder: Path, unit_items: int, numbers: range) -> None:
     store = Store(str(folder))
     first = unit_of(0, unit_items).name
-    table = read_parquet(store.get(sidecar_path(first)))
+    table = read_parquet(store.get(unit_metadata_path(first)))
     tar = (folder / table.schema.metadata[b"shard"].decode()).read_bytes()
     suffix = table.schema.metadata[b"shard"].decode().removeprefix(f"shards/{first}")
     has_shard = table["shard"].is_valid().to_pylist()
@@ -146,7 +149,7 @@ def _copy_unit(folder: Path, unit_items: int, numbers: range) -> None:
             copy = copy.set_column(place, copy.schema.field(place), pa.array(values, copy.schema.field(place).type))
         metadata = table.schema.metadata | {b"unit": unit.name.encode(), b"shard": shard.encode()}
         os.link(own, folder / shard)
-        (folder / sidecar_path(unit.name)).write_bytes(write_parquet(copy.replace_schema_metadata(metadata)))
+        (folder / unit_metadata_path(unit.name)).write_bytes(write_parquet(copy.replace_schema_metadata(metadata)))
     own.unlink()
 
 
@@ -168,7 +171,7 @@ def plan_manifest(folder: Path, items: int, units: int, suffix: str) -> None:
 def plan_folder(folder: Path, items: int, units: int) -> None:
     output = folder / "planned-folder"
     (folder / "media").mkdir(exist_ok=True)
-    with mock.patch.object(sources_module, "walk", lambda *_: made_up_listing(items)):
+    with mock.patch.object(folder_module, "walk", lambda *_: made_up_listing(items)):
         sources = find_sources([str(folder / "media")])
     assert len(freeze_plan(Store(str(output)), sources, recipe_of(items // units)).units) == units
 
@@ -197,7 +200,7 @@ def summary(folder: Path, items: int, units: int) -> None:
     store, run = Store(str(folder)), run_of(folder)
     index = newest_index(store)
     assert index is not None
-    progress = Progress(run, [], Records(store, "bench"), lambda line: None)
+    progress = Progress(run, [], RunLog(store, "bench"), lambda line: None)
     assert summarize(store, index, run, recipe="", units=units, progress=progress).windows == items
 
 
@@ -219,12 +222,12 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
 
     run = run_of(folder, actors=1, cpus=1)
     plan = read_plan(Store(str(folder)))
-    with mock.patch.object(run_module, "EncoderActor", IdleActor):
-        run_module.connect(run)
+    with mock.patch.object(ray_module, "EncoderActor", IdleActor):
+        connect(run)
         started_s = time.perf_counter()
         tasks = in_order(plan.units, {}, "job")
         columns = [schema_to_text(schema) for schema in plan.columns]
-        reports = iter(run_module._on_ray(tasks, run, {"columns": columns, "job": "job"}, lambda look: None))
+        reports = iter(ray_module.encode_on_ray(tasks, run, {"columns": columns, "job": "job"}, lambda look: None))
         next(reports)
         first_s = time.perf_counter()
         for done, _ in enumerate(reports, 1):

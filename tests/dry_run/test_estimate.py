@@ -145,7 +145,7 @@ def test_nothing_is_written_and_what_is_committed_is_left_out(painted_job: tuple
         found = estimate(recipe, run, tiny_card, None, silent)
     assert "10, all of them committed: nothing is left to do" in done
     assert (found.num_units, found.num_left) == (16, 6)
-    assert {visit.unit.kind for visit in found.sample.visits} == {"tar"}
+    assert {visit.unit.format for visit in found.sample.visits} == {"tar"}
     assert "6; 10 of 16 are committed" in bill(found, None, "")
     assert {path: path.stat().st_mtime_ns for path in files_below(Path(run.output))} == before
 
@@ -225,7 +225,7 @@ def test_looking_at_everything_leaves_no_range() -> None:
 
 
 def unit_of(name: str, count: int) -> Unit:
-    return Unit(name=name, source="s", kind="folder", generation=0, start=0, stop=count)
+    return Unit(name=name, source="s", format="folder", generation=0, start=0, stop=count)
 
 
 def looked(recipe: Recipe, run: Run, looks: list[Look]) -> Estimate:
@@ -304,7 +304,7 @@ def command(*more: str) -> list[str]:
 
 
 def test_the_command_needs_no_torch_until_it_measures(dataset: Path, tmp_path: Path) -> None:
-    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--codec", str(TINY)]
+    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--vae", str(TINY)]
     arguments += ["--buckets", "32x32x17,32x56x17", "--cpus", "2", "--dry-run"]
     code = f"import sys; from jobs.encode_dataset import main; code = main({arguments}); " + (
         "print([m for m in ('torch', 'ray', 'av') if m in sys.modules]); sys.exit(code)"
@@ -318,7 +318,7 @@ def test_the_command_needs_no_torch_until_it_measures(dataset: Path, tmp_path: P
 
 
 def test_hours_come_from_a_figure_or_from_measuring_here(dataset: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--codec", str(TINY), "--local"]
+    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--vae", str(TINY), "--local"]
     arguments += ["--buckets", "32x32x17,32x56x17", "--cpus", "2", "--windows", "all", "--dry-run", "all"]
     assert main([*arguments, "--clips-per-s", "0.01", "--gpus", "0.5", "--actors", "2"]) == 0
     said = capsys.readouterr().out

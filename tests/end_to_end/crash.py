@@ -26,12 +26,12 @@ from unittest import mock
 
 import torch
 
-import stvae.codec  # noqa: F401 (so that jobs, which are forked from here, start at once)
+import stvae.vae  # noqa: F401 (so that jobs, which are forked from here, start at once)
 from pipeline.errors import LatentmillError
 from pipeline.progress import run_log as records
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from pipeline.storage.failpoints import VARIABLE, Step
+from pipeline.storage.failpoints import VARIABLE, Failpoint
 from stvae import read_card
 from tests.support.golden import TINY
 from tests.support.oracle import assert_never_torn, assert_sound, tree
@@ -64,9 +64,9 @@ class Scene:
         """The job, in this process."""
         card = read_card(str(TINY))
         bucket = (Bucket(17, *SIZE),)
-        recipe = Recipe(codec=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
+        recipe = Recipe(vae=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
         sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
-        run = Run(output=str(output), codec=str(TINY), sources=sources, local=True, max_rejects=1.0)
+        run = Run(output=str(output), vae=str(TINY), sources=sources, local=True, max_rejects=1.0)
         with painted(), mock.patch.object(records, "REPORTS_PER_PART", 2):  # some while the job goes, some at its end
             encode(recipe, run, card, say=lambda line: None)
 
@@ -124,7 +124,7 @@ def make_scene(folder: Path) -> Scene:
     return scene
 
 
-def survive(scene: Scene, kills: list[tuple[Step, int]]) -> list[bool]:
+def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
     """Run a job that is killed at each of the given steps in turn, then undisturbed; which of the kills happened.
 
     AssertionError where a reader could have seen something torn, or the output is not that of an undisturbed job.
@@ -148,9 +148,9 @@ def survive(scene: Scene, kills: list[tuple[Step, int]]) -> list[bool]:
     return happened
 
 
-def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Step, int]]:
+def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]]:
     """Kill at each step, the first time or every time that it is reached; what was survived."""
-    for step in Step:
+    for step in Failpoint:
         assert survive(scene, [(step, 1)]) == [True], f"the job never reaches {step}"
         yield step, 1
         for nth in itertools.count(2) if exhaustive else ():
@@ -177,7 +177,7 @@ def main() -> None:
                 kills += 1
                 print(f"survived {step}:{nth}")
         for run in range(arguments.runs):
-            chosen = [(generator.choice(list(Step)), generator.randint(1, 6)) for _ in range(arguments.kills)]
+            chosen = [(generator.choice(list(Failpoint)), generator.randint(1, 6)) for _ in range(arguments.kills)]
             kills += sum(survive(scene, chosen))
             print(f"{run + 1}/{arguments.runs} survived {' '.join(f'{step}:{nth}' for step, nth in chosen)}")
         print(f"{kills} kills survived, every output the same bytes as undisturbed")

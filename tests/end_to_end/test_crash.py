@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from pipeline.storage.failpoints import Step
+from pipeline.storage.failpoints import Failpoint
 from tests.support.paths import ROOT
 
 
@@ -20,7 +20,7 @@ def drill(*arguments: str) -> str:
 
 def test_a_job_killed_at_any_step_is_finished_by_the_next_with_the_same_bytes() -> None:
     survived = re.findall(r"survived (\S+):1\n", drill())
-    assert survived == list(Step)
+    assert survived == list(Failpoint)
 
 
 def test_two_kills_in_a_row_at_random_steps_change_nothing_either() -> None:

@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 
 from pipeline import run as run_module
 from pipeline.errors import LatentmillError
+from pipeline.executor import local as local_module
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.storage import concurrency as parallel_module
@@ -96,10 +97,10 @@ class Jobs(RuleBasedStateMachine):
         self.inputs |= {(canonical(str(path.parent)), ordinal, window) for window in range(3)}
 
     def encode(self, output: str = "s3://bucket/out", retry_rejects: str | None = None) -> None:
-        recipe = Recipe(codec=CARD.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
+        recipe = Recipe(vae=CARD.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
         run = Run(
             output=output,
-            codec=str(TINY),
+            vae=str(TINY),
             sources=(str(self.folder / "videos"),),
             local=True,
             cpus=1 + next(self.names) % 3 if self.attempts == "equal but noted" else 1,
@@ -109,7 +110,7 @@ class Jobs(RuleBasedStateMachine):
         noise = {} if self.attempts != "unequal" else {painted_variable: json.dumps({"noise": next(self.names)})}
         with (
             painted(),
-            mock.patch.object(run_module, "ThreadPoolExecutor", InOrder),
+            mock.patch.object(local_module, "ThreadPoolExecutor", InOrder),
             mock.patch.object(parallel_module, "ThreadPoolExecutor", InOrder),
             mock.patch.object(run_module.secrets, "token_hex", lambda n: f"job{next(self.names)}"),
             mock.patch.dict(os.environ, noise),

@@ -104,16 +104,16 @@ def test_what_prometheus_scrapes_is_what_the_summary_says(finished: tuple[Path, 
     assert (total("clips"), total("frames")) == (summary["samples"], summary["frames"])
     assert by_tag(samples["ray_latentmill_skips_total"], "reason") == summary["skips"]
     rejects = samples["ray_latentmill_rejects_total"]
-    kinds: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     for tags, count in rejects.items():
-        kinds[f"{dict(tags)['stage']}/{dict(tags)['kind']}"] += int(count)
-    assert kinds == summary["rejects"]
+        reasons[f"{dict(tags)['stage']}/{dict(tags)['reason']}"] += int(count)
+    assert reasons == summary["rejects"]
     assert total("committed_bytes") == summary["size_bytes"]
     assert by_tag(samples["ray_latentmill_units_total"], "outcome") == {"committed": summary["units"]}
-    encode_s = by_tag(samples["ray_latentmill_stage_seconds_total"], "stage")["encode"]
+    encode_s = by_tag(samples["ray_latentmill_activity_seconds_total"], "activity")["encode"]
     assert encode_s == pytest.approx(sum(report["encode_s"] for report in reports), rel=1e-3)
     assert total("idle_seconds") <= total("encoder_seconds")
-    assert total("encoder_seconds") - total("idle_seconds") == pytest.approx(encode_s, rel=0.01), "one codec each"
+    assert total("encoder_seconds") - total("idle_seconds") == pytest.approx(encode_s, rel=0.01), "one VAE each"
     assert sum(samples["ray_latentmill_unit_seconds_count"].values()) == summary["units"]
     assert (
         len({report["encoder"] for report in reports})
@@ -144,7 +144,7 @@ def test_the_dashboard_asks_only_for_what_is_exported(finished: tuple[Path, str,
 
 def test_the_page_for_users_names_what_is_exported(finished: tuple[Path, str, Samples]) -> None:
     _, _, samples = finished
-    named = set(re.findall(r"ray_latentmill_\w+", (ROOT / "jobs" / "MONITORING.md").read_text()))
+    named = set(re.findall(r"ray_latentmill_\w+", (ROOT / "jobs" / "guides" / "monitoring.md").read_text()))
     assert named <= {*samples, "ray_latentmill_unit_seconds"} and len(named) == 11
 
 

@@ -98,7 +98,7 @@ def test_a_job_for_which_no_node_comes_says_so_and_ends(
 
 
 def test_an_encoder_that_does_not_fit_the_only_machine_is_refused() -> None:
-    run = Run(output="out", codec="demo", sources=(), cpus=2, gpus=1)
+    run = Run(output="out", vae="demo", sources=(), cpus=2, gpus=1)
     must_hold(run, {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(ConfigError, match=r"of 2 CPU and 1 GPU does not fit .* finds 8 CPU and 0 GPU: lower --cpus or"):
         must_hold(run, {"CPU": 8.0})
@@ -118,5 +118,5 @@ def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(
     end(agents)
     held.unlink()
     assert job.process.wait(timeout=200) == 0, job.said
-    assert not [row for row in assert_sound(job.output) if row["reject_kind"]]
+    assert not [row for row in assert_sound(job.output) if row["reject_reason"]]
     assert tree(job.output) == undisturbed

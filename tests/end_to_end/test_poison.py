@@ -83,9 +83,9 @@ def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
         finish(process)
     rows = assert_sound(output)
     assert_together(rows, output)
-    rejects = [row for row in rows if row["reject_kind"]]
+    rejects = [row for row in rows if row["reject_reason"]]
     assert [row["key"] for row in rejects] == ["05.mp4", "10.mp4"]
-    assert {(row["reject_stage"], row["reject_kind"]) for row in rejects} == {("encode", "crash")}
+    assert {(row["reject_stage"], row["reject_reason"]) for row in rejects} == {("encode", "crash")}
     assert len([row for row in rows if row["shard"]]) == NUM_VIDEOS - 2
     found = tree(output)
     shards = {path for path, sha256 in undisturbed.items() if path.startswith("shards/")}
@@ -119,7 +119,7 @@ def test_killed_encoders_and_a_killed_driver_cost_nothing(
     with job(videos, output, {}) as process:
         said = finish(process)
     assert "8 units planned, 4 committed" in said or "8 units planned, 5 committed" in said
-    assert not [row for row in assert_sound(output) if row["reject_kind"]]
+    assert not [row for row in assert_sound(output) if row["reject_reason"]]
     assert tree(output) == undisturbed
 
 

@@ -34,7 +34,7 @@ def in_process(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def command(videos: Path, output: Path) -> list[str]:
-    arguments = ["--source", str(videos), "--output", str(output), "--codec", str(TINY), "--buckets", "32x56x17"]
+    arguments = ["--source", str(videos), "--output", str(output), "--vae", str(TINY), "--buckets", "32x56x17"]
     arguments += ["--windows", "all", "--unit-clips", "2", "--cpus", "2", "--max-rejects", "1"]
     return [sys.executable, str(ROOT / "jobs" / "encode_dataset.py"), *arguments]
 

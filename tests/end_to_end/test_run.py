@@ -30,7 +30,7 @@ from pipeline.progress.summary import Summary
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.report.round_trip import source_frames
 from pipeline.run import encode
-from stvae import Card, load_codec
+from stvae import Card, load_vae
 from tests.support.clips_maker import make_clip, make_image, package_clip
 from tests.support.golden import TINY
 from tests.support.oracle import assert_sound, tree
@@ -66,7 +66,7 @@ def test_every_window_of_every_file_ends_as_one_sample_skip_or_reject(
 ) -> None:
     summary = job(videos, recipe, run, tiny_card, windows="all")
     rows = assert_sound(Path(run.output))
-    outcome = {(row["key"], row["window"]): row["skip_reason"] or row["reject_kind"] or row["bucket"] for row in rows}
+    outcome = {(row["key"], row["window"]): row["skip_reason"] or row["reject_reason"] or row["bucket"] for row in rows}
     expected = {(f"wide{i}.mp4", w): "32x56x17" for i in range(4) for w in range(2)}
     expected |= {(f"square{i}.mkv", w): "32x32x17" for i in range(3) for w in range(2)}
     expected |= {(f"wide{i}.mp4", 2): "remainder" for i in range(4)} | {
@@ -81,25 +81,25 @@ def test_every_window_of_every_file_ends_as_one_sample_skip_or_reject(
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_stored_latents_are_what_the_codec_gives_for_the_same_frames(
+def test_stored_latents_are_what_the_vae_gives_for_the_same_frames(
     videos: Path, recipe: Recipe, run: Run, tiny_card: Card, micro_batch: int
 ) -> None:
     job(videos, recipe, run, tiny_card, windows="all", micro_batch=(micro_batch,) * 2)
     assert_sound(Path(run.output))
     data = LatentDataset(run.output)
-    codec = load_codec(TINY)
+    vae = load_vae(TINY)
     rows = list(range(len(data)))
     assert len(rows) == 14
     stored = data.read(np.array(rows), "sample")
     for moments, frames in zip(stored, source_frames(run, data, rows), strict=True):
-        direct = codec.encode(torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None])[0]
+        direct = vae.encode(torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None])[0]
         assert np.abs(moments.astype(np.float32) - direct.numpy()).max() <= 4e-3  # float16 at values up to 8
 
 
 def test_what_is_finished_or_refused_asks_for_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
     job(videos, recipe, run, tiny_card)
     with_gpu = dataclasses.replace(run, gpus=1.0)
-    with mock.patch("pipeline.run.gpu_model", side_effect=AssertionError("a GPU was asked for")):
+    with mock.patch("pipeline.executor.ray_cluster.gpu_model", side_effect=AssertionError("a GPU was asked for")):
         assert job(videos, recipe, with_gpu, tiny_card).units_done_now == 0
         with pytest.raises(ConfigError, match="store: moments -> mean"):
             job(videos, recipe, with_gpu, tiny_card, store="mean")
@@ -115,7 +115,7 @@ def test_a_second_run_does_nothing_and_says_so(videos: Path, recipe: Recipe, run
 
 
 def command(videos: Path, output: Path, *more: str) -> list[str]:
-    arguments = ["--local", "--source", str(videos), "--output", str(output), "--codec", str(TINY)]
+    arguments = ["--local", "--source", str(videos), "--output", str(output), "--vae", str(TINY)]
     arguments += ["--buckets", "32x32x17,32x56x17", "--unit-clips", "4", "--cpus", "2", "--max-rejects", "1", *more]
     return [sys.executable, str(ROOT / "jobs" / "encode_dataset.py"), *arguments]
 
@@ -162,7 +162,7 @@ def test_another_recipe_is_refused_by_field_before_any_model_is_loaded(
     [
         (["--buckets", "30x32x17"], "nearest that fits is 32"),
         (["--buckets", "wide"], "not HEIGHTxWIDTHxFRAMES"),
-        (["--codec", "/nowhere"], "no codec at"),
+        (["--vae", "/nowhere"], "no VAE at"),
         (["--source", "/nowhere"], "/nowhere"),
         (["--windows", "stride"], "--stride-frames"),
         (["--fps", "fast"], "--fps: expected a number or 'native'"),
@@ -251,7 +251,7 @@ def test_latents_that_are_not_finite_or_too_large_are_rejects(
         latent[3, 2, 1, 0] = value
         with pytest.raises(Rejected) as failure:
             pack_latent(latent, "float16")
-        assert failure.value.kind == kind
+        assert failure.value.reject.reason == kind
     assert pack_latent(latent, "float32")[3] == "safetensors"
 
 

@@ -16,7 +16,7 @@ import tenacity.nap
 from pipeline.errors import ConfigError, StoreError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from pipeline.sources import item as items_module
+from pipeline.sources import fetch as fetch_module
 from stvae import Card
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.golden import TINY
@@ -45,8 +45,8 @@ def proxy(videos: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]
 
 
 def job(videos: str, output: str, card: Card) -> None:
-    recipe = Recipe(codec=card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
-    run = Run(output=output, codec=str(TINY), sources=(f"videos={videos}",), local=True, max_rejects=1.0)
+    recipe = Recipe(vae=card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
+    run = Run(output=output, vae=str(TINY), sources=(f"videos={videos}",), local=True, max_rejects=1.0)
     with painted():
         encode(recipe, run, card, say=lambda line: None)
 
@@ -69,7 +69,7 @@ def test_a_job_behind_a_failing_proxy_ends_as_if_nothing_had_been(
     output = download(s3, tmp_path / "copy")
     rows = assert_sound(output)
     assert_together(rows, output)
-    assert not [row for row in rows if row["reject_kind"]], "a store's fault is never an item's"
+    assert not [row for row in rows if row["reject_reason"]], "a store's fault is never an item's"
     job(videos, f"{s3}/undisturbed", tiny_card)
     fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     fs.get(f"{s3}/undisturbed", str(tmp_path / "undisturbed"), recursive=True)
@@ -85,7 +85,7 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
             proxy.outage = outage
         return fetch(*arguments)  # type: ignore[arg-type]
 
-    fetch, calls = items_module.fetch, iter(range(1000))
+    fetch, calls = fetch_module.fetch, iter(range(1000))
     with (
         mock.patch("pipeline.encode.encoder.fetch", fetch_then_fail),
         mock.patch.object(tenacity.nap, "time"),  # nobody waits here for what does not pass
@@ -95,7 +95,7 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
         job(videos, f"{s3}/out", tiny_card)
     proxy.outage = None
     before = assert_never_torn(download(s3, tmp_path / "before"))
-    assert not [row for row in before if row["reject_kind"]]
+    assert not [row for row in before if row["reject_reason"]]
     job(videos, f"{s3}/out", tiny_card)
     output = download(s3, tmp_path / "after")
     assert_together(assert_sound(output), output)

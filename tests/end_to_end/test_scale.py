@@ -144,8 +144,8 @@ def test_rows_that_move_between_parts_since_others_are_missing_are_not_said_to_b
 def test_a_finished_output_is_looked_at_again_without_reading_a_sidecar(tmp_path: Path, tiny_card: Card) -> None:
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
-    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=2)
-    run = Run(output=str(tmp_path / "out"), codec="", sources=(str(tmp_path / "videos"),), local=True)
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=2)
+    run = Run(output=str(tmp_path / "out"), vae="", sources=(str(tmp_path / "videos"),), local=True)
     read: list[str] = []
     get = Store.get
 

@@ -31,7 +31,7 @@ def run_job(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | dict.fromkeys(
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"), SECRET
     )
-    command = [sys.executable, "-c", FEW_TRIES, "--output", str(output), "--codec", str(TINY), "--buckets", "32x32x1"]
+    command = [sys.executable, "-c", FEW_TRIES, "--output", str(output), "--vae", str(TINY), "--buckets", "32x32x1"]
     command += ["--cpus", "2", "--max-rejects", "1", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -82,7 +82,7 @@ def test_a_secret_in_urls_and_environment_is_written_and_said_nowhere(tmp_path: 
         assert any(SECRET in path for path in server.asked), "the secret must have been used"
         rows = assert_sound(output)
         assert sum(row["shard"] is not None for row in rows) == 3
-        assert sum(row["reject_kind"] is not None for row in rows) == len(manifest) - 1
+        assert sum(row["reject_reason"] is not None for row in rows) == len(manifest) - 1
         assert leaks(output, job) == []
         replies["/a.tar"] = Reply(replies["/a.tar"].body, cut_at=100)
         for more in (sources, [*sources[2:], "--source", f"{with_password}/none.tar{query}"]):

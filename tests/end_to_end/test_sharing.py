@@ -18,7 +18,7 @@ NUM_UNITS = 30
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A unit each, and half a second in the codec."""
+    """A unit each, and half a second in the VAE."""
     return write_videos(tmp_path_factory.mktemp("videos"), NUM_UNITS)
 
 

@@ -11,7 +11,7 @@ from pipeline.sources.units import Unit
 
 
 def tasks(count: int) -> list[Task]:
-    unit = Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None)
+    unit = Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None)
     return [Task(unit, (str(number),)) for number in range(count)]
 
 
@@ -41,7 +41,7 @@ def test_blocks_shrink_so_that_all_encoders_end_together(threads: int) -> None:
 
 def test_the_longest_tenth_comes_first_and_what_others_have_begun_last() -> None:
     sizes = range(100)
-    units = [Unit(name=str(n), source="s", kind="tar", generation=0, start=0, stop=None, size=n) for n in sizes]
+    units = [Unit(name=str(n), source="s", format="tar", generation=0, start=0, stop=None, size=n) for n in sizes]
     found = [task.unit.size for task in in_order(units, {"95": ["a"], "3": ["b"]}, "job")]
     assert set(found[:9]) == {99, 98, 97, 96, 94, 93, 92, 91, 90} and set(found[98:]) == {95, 3}
     other = [task.unit.size for task in in_order(units, {}, "another job")]

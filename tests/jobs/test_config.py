@@ -23,14 +23,14 @@ from pipeline.recipe import Bucket, Recipe
 from stvae import conventions
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
 from tests.sources.test_sources import write_tar
-from tests.support import tiny_codecs
+from tests.support import tiny_vaes
 from tests.support.clips_maker import make_clip
 from tests.support.golden import TINY
 from tests.support.http_server import Reply, serving
 from tests.support.paths import ROOT
 
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
-PLACES = ["--source", "videos", "--output", "out", "--codec", "demo"]
+PLACES = ["--source", "videos", "--output", "out", "--vae", "demo"]
 
 
 def parse(tmp_path: Path, text: str, *arguments: str) -> argparse.Namespace:
@@ -39,18 +39,18 @@ def parse(tmp_path: Path, text: str, *arguments: str) -> argparse.Namespace:
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    return _recipe(arguments, codec="0" * 64)
+    return _recipe(arguments, vae="0" * 64)
 
 
 ON_THE_COMMAND_LINE = (
-    "--source a.tar --source b=s3://c/{0..9}.tar --output out --codec demo --buckets 32x32x17,32x56x17 --micro-batch 2,4 "
+    "--source a.tar --source b=s3://c/{0..9}.tar --output out --vae demo --buckets 32x32x17,32x56x17 --micro-batch 2,4 "
     "--fps 23.976 --windows stride --stride-frames 8 --max-upscale 2 --compile --column score:float --unit-clips 7 "
     "--gpus 0.5 --cpus 3 --path-column no --local"
 )
 IN_A_FILE = """
 source: [a.tar, "b=s3://c/{0..9}.tar"]
 output: out
-codec: demo
+VAE: demo
 buckets:
   - 32x32x17
   - 32x56x17
@@ -156,7 +156,7 @@ def test_what_is_wrong_in_a_file_is_said_by_file_line_and_field(tmp_path: Path, 
         (["--dry-run", "few"], "--dry-run: expected a whole number or 'all', got 'few'"),
         (["--clips-per-s", "2"], "--clips-per-s is a figure for --dry-run"),
         (["--config", "/nowhere.yaml"], "there is no file at --config /nowhere.yaml"),
-        (["--output", "x"], "--source, --codec, --buckets must be given, on the command line or in a --config file"),
+        (["--output", "x"], "--source, --vae, --buckets must be given, on the command line or in a --config file"),
     ],
 )
 def test_a_wrong_command_line_is_a_sentence_and_exit_2(
@@ -217,7 +217,7 @@ def test_what_is_printed_gives_the_same_recipe_again(tmp_path: Path, capsys: pyt
 
 
 def test_every_flag_that_can_be_given_is_printed_and_read_again(tmp_path: Path) -> None:
-    given = {"source": ("x",), "output": "y", "codec": "z", "buckets": (Bucket(17, 32, 32),), "stride_frames": 3}
+    given = {"source": ("x",), "output": "y", "vae": "z", "buckets": (Bucket(17, 32, 32),), "stride_frames": 3}
     given |= {"path_column": "p", "caption_column": "c", "retry_rejects": "all", "ray_address": "auto"}
     values = {flag.dest: given.get(flag.dest, flag.default) for flag in FLAGS.values()}
     assert None not in values.values()
@@ -234,12 +234,12 @@ def test_secrets_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
         "--source",
         "http://host/b.tar?sig=SECRET",
     ]
-    more = ["--output", "s3://key:SECRET@bucket/out", "--codec", "s3://b/c?token=SECRET", "--buckets", "32x32x17"]
+    more = ["--output", "s3://key:SECRET@bucket/out", "--vae", "s3://b/c?token=SECRET", "--buckets", "32x32x17"]
     assert main([*secret, *more, "--ray-address", "ray://u:SECRET@head:10001", "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert "SECRET" not in printed
     assert "# source: a.tar, x=https://host/a.tar, http://host/b.tar  # has a password or query" in printed
-    assert not yaml.safe_load(printed).keys() & {"source", "output", "codec", "ray-address"}
+    assert not yaml.safe_load(printed).keys() & {"source", "output", "vae", "ray-address"}
 
 
 def test_printing_needs_no_places_but_refuses_what_contradicts_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,15 +264,15 @@ def full_size_card(class_name: str, tiny: Card) -> Card:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_that_comes_along_fits_its_codec(path: Path, tiny_card: Card) -> None:
+def test_every_recipe_that_comes_along_fits_its_vae(path: Path, tiny_card: Card) -> None:
     (class_name,) = (name for start, name in CLASSES.items() if path.stem.startswith(start))
     recipe = recipe_of(parse_arguments(["--config", str(path), *PLACES]))
     card = full_size_card(class_name, tiny_card)
-    recipe.check_codec(card)
+    recipe.check_vae(card)
     geometry = card.geometry
     for bucket in recipe.buckets:
         if bucket.num_frames > 1:
-            assert geometry.rule_frames(bucket.num_frames) == bucket.num_frames, "frames that the codec would waste"
+            assert geometry.rule_frames(bucket.num_frames) == bucket.num_frames, "frames that the VAE would waste"
     assert f"{len(recipe.buckets)} buckets" in path.read_text()
 
 
@@ -290,7 +290,7 @@ def test_open_soras_frame_counts_are_those_of_its_training(tiny_card: Card) -> N
     }
 
 
-PAGE = (ROOT / "jobs" / "RECIPES.md").read_text()
+PAGE = (ROOT / "jobs" / "guides" / "recipes.md").read_text()
 COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
@@ -310,8 +310,8 @@ def test_every_command_of_the_page_runs(
         "s3://bucket/videos/{00000..00999}.tar": str(tmp_path / "{00000..00000}.tar"),
         "s3://bucket/": "",
         "/models/OpenSora-VAE-v1.2": str(TINY),
-        "/models/Wan2.1-T2V-1.3B-Diffusers": str(tiny_codecs.save("AutoencoderKLWan", tmp_path / "wan")),
-        "/models/LTX-Video": str(tiny_codecs.save("AutoencoderKLLTXVideo", tmp_path / "ltx")),
+        "/models/Wan2.1-T2V-1.3B-Diffusers": str(tiny_vaes.save("AutoencoderKLWan", tmp_path / "wan")),
+        "/models/LTX-Video": str(tiny_vaes.save("AutoencoderKLLTXVideo", tmp_path / "ltx")),
         "--gpus 1 --actors 8 --cpus 8": "--local",
     }
     assert len(COMMANDS) == 4 and all(any(place in command for command in COMMANDS) for place in places)

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.loader.epochs import BLANK, Epoch, Policy, digest_of, plan_epoch
+from pipeline.loader.epochs import BLANK, BatchPolicy, EpochSchedule, digest_of, schedule_epoch
 
 NAMES = ["32x32x17", "32x56x17", "64x64x51"]
 TOKENS = np.array([80, 140, 960])
 
 counts = st.lists(st.integers(0, 40), min_size=3, max_size=3)
 policies = st.builds(
-    Policy,
+    BatchPolicy,
     batch_size=st.integers(1, 5),
     world_size=st.integers(1, 4),
     tail=st.sampled_from(["drop", "pad", "repeat"]),
     shapes=st.sampled_from(["bucket", "pad"]),
 ) | st.builds(
-    Policy,
+    BatchPolicy,
     tokens_per_batch=st.integers(960, 3000),
     world_size=st.integers(1, 4),
     tail=st.sampled_from(["drop", "repeat"]),
@@ -37,12 +37,12 @@ def samples(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return keys, codes
 
 
-def plan(counts: list[int], policy: Policy, seed: int = 0, epoch: int = 0) -> Epoch:
-    return plan_epoch(*samples(counts), TOKENS, NAMES, policy, seed, epoch)
+def plan(counts: list[int], policy: BatchPolicy, seed: int = 0, epoch: int = 0) -> EpochSchedule:
+    return schedule_epoch(*samples(counts), TOKENS, NAMES, policy, seed, epoch)
 
 
 @given(counts, policies)
-def test_every_sample_is_in_one_batch_or_counted_as_dropped(counts: list[int], policy: Policy) -> None:
+def test_every_sample_is_in_one_batch_or_counted_as_dropped(counts: list[int], policy: BatchPolicy) -> None:
     epoch = plan(counts, policy)
     placed = [row for step in range(len(epoch)) for rank in range(policy.world_size) for row in epoch.batch(step, rank)]
     filled = [row for row in placed if row != BLANK]
@@ -53,7 +53,7 @@ def test_every_sample_is_in_one_batch_or_counted_as_dropped(counts: list[int], p
 
 
 @given(counts, policies)
-def test_a_step_has_one_bucket_and_one_batch_size_on_all_ranks(counts: list[int], policy: Policy) -> None:
+def test_a_step_has_one_bucket_and_one_batch_size_on_all_ranks(counts: list[int], policy: BatchPolicy) -> None:
     epoch, codes = plan(counts, policy), samples(counts)[1]
     for step in range(len(epoch)):
         batches = [epoch.batch(step, rank) for rank in range(policy.world_size)]
@@ -69,7 +69,7 @@ def test_a_step_has_one_bucket_and_one_batch_size_on_all_ranks(counts: list[int]
 @given(counts, st.sampled_from(["drop", "pad", "repeat"]), st.sampled_from(["bucket", "pad"]), st.integers(0, 3))
 def test_other_world_sizes_take_the_same_steps(counts: list[int], tail: str, shapes: str, number: int) -> None:
     plans = [
-        plan(counts, Policy(batch_size=12 // world, world_size=world, tail=tail, shapes=shapes), epoch=number)  # type: ignore[arg-type]
+        plan(counts, BatchPolicy(batch_size=12 // world, world_size=world, tail=tail, shapes=shapes), epoch=number)  # type: ignore[arg-type]
         for world in (1, 2, 3, 4, 12)
     ]
     for other in plans[1:]:
@@ -79,13 +79,13 @@ def test_other_world_sizes_take_the_same_steps(counts: list[int], tail: str, sha
 
 @given(counts, policies, st.randoms(use_true_random=False))
 def test_the_order_does_not_depend_on_where_samples_are_stored(
-    counts: list[int], policy: Policy, random: object
+    counts: list[int], policy: BatchPolicy, random: object
 ) -> None:
     keys, codes = samples(counts)
     moved = np.arange(len(keys))
     random.shuffle(moved)  # type: ignore[attr-defined]
-    here = plan_epoch(keys, codes, TOKENS, NAMES, policy, 3, 1)
-    there = plan_epoch(keys[moved], codes[moved], TOKENS, NAMES, policy, 3, 1)
+    here = schedule_epoch(keys, codes, TOKENS, NAMES, policy, 3, 1)
+    there = schedule_epoch(keys[moved], codes[moved], TOKENS, NAMES, policy, 3, 1)
     assert np.array_equal(here.bounds, there.bounds)
     blank = here.rows == BLANK
     assert np.array_equal(blank, there.rows == BLANK)
@@ -94,7 +94,7 @@ def test_the_order_does_not_depend_on_where_samples_are_stored(
 
 
 def test_seeds_and_epochs_shuffle_samples_and_steps() -> None:
-    policy = Policy(batch_size=2)
+    policy = BatchPolicy(batch_size=2)
     base = plan([30, 30, 30], policy)
     for other in (plan([30, 30, 30], policy, seed=1), plan([30, 30, 30], policy, epoch=1)):
         assert not np.array_equal(base.rows, other.rows) and not np.array_equal(base.bounds, other.bounds)
@@ -106,19 +106,19 @@ def test_shuffles_are_fair() -> None:
     """Each of 20 samples is as often at each of 20 places, over 2,000 epochs."""
     seen = np.zeros((20, 20))
     for epoch in range(2000):
-        rows = plan([20, 0, 0], Policy(batch_size=20), epoch=epoch).whole(0)
+        rows = plan([20, 0, 0], BatchPolicy(batch_size=20), epoch=epoch).whole(0)
         seen[rows, np.arange(20)] += 1
     chi_squared = ((seen - 100) ** 2 / 100).sum()
     assert 250 < chi_squared < 500  # 361 degrees of freedom, deviation 27
 
 
 def test_padding_is_spread_over_the_ranks() -> None:
-    epoch = plan([4, 0, 0], Policy(batch_size=3, world_size=4, tail="pad"))
+    epoch = plan([4, 0, 0], BatchPolicy(batch_size=3, world_size=4, tail="pad"))
     assert [np.count_nonzero(epoch.batch(0, rank) != BLANK) for rank in range(4)] == [1, 1, 1, 1]
 
 
 def test_a_pack_holds_as_many_samples_as_fit() -> None:
-    policy = Policy(tokens_per_batch=1000, shapes="pack")
+    policy = BatchPolicy(tokens_per_batch=1000, shapes="pack")
     epoch, codes = plan([40, 40, 40], policy), samples([40, 40, 40])[1]
     batches = [epoch.batch(step, 0) for step in range(len(epoch))]
     for batch, following in itertools.pairwise(batches):
@@ -139,4 +139,4 @@ def test_a_pack_holds_as_many_samples_as_fit() -> None:
 )
 def test_policies_that_cannot_be_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan([3, 3, 3], Policy(**arguments))  # type: ignore[arg-type]
+        plan([3, 3, 3], BatchPolicy(**arguments))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from pipeline.loader import Batches, LatentDataset
 from pipeline.loader.filters import WhereError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from stvae import load_codec, read_card
+from stvae import load_vae, read_card
 from tests.support.clips_maker import make_clip
 from tests.support.golden import TINY
 
@@ -35,8 +35,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "m.csv")
     card = read_card(str(TINY))
     buckets = (Bucket(17, 32, 32), Bucket(17, 32, 56))
-    recipe = Recipe(codec=card.sha256, buckets=buckets, micro_batch=(2, 2), windows="all", unit_clips=2)
-    run = Run(output=str(folder / "out"), codec=str(TINY), sources=(str(folder / "m.csv"),), local=True, cpus=2)
+    recipe = Recipe(vae=card.sha256, buckets=buckets, micro_batch=(2, 2), windows="all", unit_clips=2)
+    run = Run(output=str(folder / "out"), vae=str(TINY), sources=(str(folder / "m.csv"),), local=True, cpus=2)
     assert encode(recipe, run, card, say=lambda line: None).samples == 27
     return folder / "out"
 
@@ -58,10 +58,10 @@ def test_a_batch_has_one_shape_and_what_training_needs(output: Path) -> None:
 
 
 def test_latents_come_normalised_once_and_raw_on_request(output: Path) -> None:
-    data, codec = LatentDataset(str(output)), load_codec(TINY)
+    data, vae = LatentDataset(str(output)), load_vae(TINY)
     for normal, raw in zip(data.batches(3), data.batches(3, normalized=False), strict=True):
         assert normal["id"] == raw["id"]
-        assert torch.allclose(normal["latents"], codec.normalize(raw["latents"]), atol=1e-6)
+        assert torch.allclose(normal["latents"], vae.normalize(raw["latents"]), atol=1e-6)
 
 
 def test_an_epoch_holds_every_sample_once_but_for_the_tails_it_reports(output: Path) -> None:
@@ -106,7 +106,7 @@ def test_state_resumes_exactly_at_every_step(output: Path) -> None:
             state = data.batches(3, seed=5).state_dict()
         resumed = data.batches(3, seed=5)
         resumed.load_state_dict(state)
-        assert state.keys() == {"version", "seed", "epoch", "step", "plan_hash"}
+        assert state.keys() == {"version", "seed", "epoch", "step", "schedule_hash"}
         rest = _endless(resumed)
         assert [next(rest) for _ in range(len(two_epochs) - stop)] == two_epochs[stop:]
 
@@ -200,14 +200,14 @@ def test_a_newer_format_is_refused(output: Path, tmp_path: Path) -> None:
 
 
 def test_a_window_of_a_long_clip_is_what_encoding_its_frames_alone_gives(tmp_path: Path) -> None:
-    """Open-Sora's chunks of 17: one clip of 102 frames beside two of 51, of the same video, on the real codec."""
+    """Open-Sora's chunks of 17: one clip of 102 frames beside two of 51, of the same video, on the real VAE."""
     make_clip(tmp_path / "videos" / "0.mp4", 102, seed=3)
     card = read_card(str(TINY))
     outputs = {}
     for num_frames in (102, 51):
         outputs[num_frames] = str(tmp_path / f"out{num_frames}")
-        run = Run(output=outputs[num_frames], codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=2)
-        recipe = Recipe(codec=card.sha256, buckets=(Bucket(num_frames, 32, 56),), micro_batch=(1,), windows="all")
+        run = Run(output=outputs[num_frames], vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=2)
+        recipe = Recipe(vae=card.sha256, buckets=(Bucket(num_frames, 32, 56),), micro_batch=(1,), windows="all")
         encode(recipe, run, card, say=lambda line: None)
     long, short = LatentDataset(outputs[102], frames=51), LatentDataset(outputs[51])
     assert len(LatentDataset(outputs[102])) == 1 and len(long) == len(short) == 2

@@ -72,7 +72,7 @@ def test_processes_of_a_node_share_the_plan_of_an_epoch(
 
     first = ids(tmp_path)
     assert first == ids(None)
-    monkeypatch.setattr("pipeline.loader.iterator.plan_epoch", None)
+    monkeypatch.setattr("pipeline.loader.iterator.schedule_epoch", None)
     assert ids(tmp_path) == first
     batches = LatentDataset(str(output), cache=tmp_path).batches(2, seed=3, rank=0, world_size=2, tail="pad")
     assert (batches.dropped, batches.padded, len(batches)) == (0, 6, 6)
@@ -167,7 +167,7 @@ def test_windows_of_a_clip_are_its_chunks(output: Path) -> None:
 
 
 def test_windows_that_cannot_be_exact_are_refused(output: Path) -> None:
-    with pytest.raises(ConfigError, match="frames must be a multiple of the codec's chunks of 17 frames, got 50"):
+    with pytest.raises(ConfigError, match="frames must be a multiple of the VAE's chunks of 17 frames, got 50"):
         LatentDataset(str(output), frames=50)
     with pytest.raises(ConfigError, match="frames_stride must be"):
         LatentDataset(str(output), frames=51, frames_stride=10)

@@ -26,8 +26,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_card: Card) -> Path:
     for seed in range(4):
         make_clip(folder / "videos" / f"{seed}.mp4", 20, size=(32, 56), seed=seed)
     (folder / "videos" / "bad.mp4").write_text("not a video")
-    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, 32, 56),), micro_batch=(1,), unit_clips=3)
-    run = Run(output=str(folder / "out"), codec=str(TINY), sources=(f"clips={folder / 'videos'}",), local=True, cpus=2)
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, 32, 56),), micro_batch=(1,), unit_clips=3)
+    run = Run(output=str(folder / "out"), vae=str(TINY), sources=(f"clips={folder / 'videos'}",), local=True, cpus=2)
     recipe = dataclasses.replace(recipe, conditioning="first")
     encode(recipe, dataclasses.replace(run, max_rejects=1.0), tiny_card, say=lambda line: None)
     return folder / "out"
@@ -119,7 +119,7 @@ def test_a_missing_sidecar_is_found(output: Path) -> None:
 
 def test_samples_encoded_again_are_what_is_stored(sound: Path, output: Path, capsys: Any) -> None:
     source = f"clips={sound.parent / 'videos'}"
-    assert main([str(output), "--sample", "3", "--codec", str(TINY), "--cpus", "2", "--source", source]) == 0
+    assert main([str(output), "--sample", "3", "--vae", str(TINY), "--cpus", "2", "--source", source]) == 0
     compared = json.loads((output / "verify.json").read_text())["compared"]
     assert len(compared) == 3
     assert all(sample["max_abs"] < 5e-3 and sample["cosine"] > 0.99999 for sample in compared)
@@ -132,13 +132,13 @@ def test_a_sample_whose_source_has_changed_is_not_compared_in_silence(sound: Pat
     moved = tmp_path / "moved"
     shutil.copytree(videos, moved)
     make_clip(moved / "1.mp4", 20, size=(32, 56), seed=9)
-    assert main([str(output), "--sample", "4", "--codec", str(TINY), "--source", f"clips={moved}"]) == 1
+    assert main([str(output), "--sample", "4", "--vae", str(TINY), "--source", f"clips={moved}"]) == 1
     assert "1.mp4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["--sample", "2"], "needs --codec"), (["--sample", "1", "--codec", "demo"], "is not the one that made")],
+    [(["--sample", "2"], "needs --vae"), (["--sample", "1", "--vae", "demo"], "is not the one that made")],
 )
 def test_arguments_that_make_no_sense_are_refused(
     output: Path, arguments: list[str], expected: str, capsys: Any

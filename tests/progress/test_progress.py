@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.encode.device_queue import Device
-from pipeline.encode.unit_report import Report
-from pipeline.encode.utilization import NO_UNIT, Occupancy, Stage
+from pipeline.encode.device_queue import DeviceQueue
+from pipeline.encode.unit_report import UnitReport
+from pipeline.encode.utilization import NO_UNIT, Activity, Utilization
 from pipeline.progress import advice, progress
 from pipeline.progress import run_log as records
 from pipeline.progress.advice import WAITS, waiting_advice
 from pipeline.progress.progress import Progress, work_of_units
-from pipeline.progress.run_log import Records
+from pipeline.progress.run_log import RunLog
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
@@ -42,20 +42,20 @@ class Clock:
 
 def test_idle_seconds_go_to_what_the_units_were_at_and_add_up() -> None:
     clock = Clock()
-    occupancy = Occupancy(clock)
+    occupancy = Utilization(clock)
     clock.now_s += 1  # no unit yet
     with occupancy.unit() as a:
         clock.now_s += 2
-        a.enter(Stage.DECODE)
+        a.enter(Activity.DECODE)
         clock.now_s += 4
         with occupancy.unit() as b:
             clock.now_s += 8  # a decodes, b commits: shared
             with a.encoding():
-                b.enter(Stage.DEVICE)
+                b.enter(Activity.DEVICE)
                 clock.now_s += 16  # not idle
-            a.enter(Stage.COMMIT)
+            a.enter(Activity.COMMIT)
             with b.encoding():
-                a.enter(Stage.FETCH)
+                a.enter(Activity.FETCH)
                 clock.now_s += 32
     total_s, idle_s, stages_s = occupancy.seconds()
     assert total_s == 63
@@ -63,11 +63,11 @@ def test_idle_seconds_go_to_what_the_units_were_at_and_add_up() -> None:
     assert a.seconds == {"commit": 2, "decode": 12, "encode": 16, "fetch": 32}
     assert b.seconds == {"commit": 8, "device": 16, "encode": 32}
     assert sum(a.seconds.values()) == 62 and stages_s["encode"] == 48
-    assert {*map(str, Stage), NO_UNIT} - {"encode"} == set(WAITS), "there is advice for every cause"
+    assert {*map(str, Activity), NO_UNIT} - {"encode"} == set(WAITS), "there is advice for every cause"
 
 
 def test_a_device_makes_one_call_at_a_time_and_those_of_the_oldest_unit_first() -> None:
-    device = Device()
+    device = DeviceQueue()
     order: list[str] = []
     first = device.submit(1, lambda: time.sleep(0.1))
     calls = [device.submit(unit, lambda unit=unit, n=n: order.append(f"{unit}.{n}")) for n in (1, 2) for unit in (2, 1)]  # type: ignore[misc]
@@ -79,15 +79,15 @@ def test_a_device_makes_one_call_at_a_time_and_those_of_the_oldest_unit_first() 
     device.close()
 
 
-def units_of(*sizes: int, kind: Any = "tar") -> list[Unit]:
+def units_of(*sizes: int, format: Any = "tar") -> list[Unit]:
     return [
         Unit(
-            name=f"{kind}{n}",
+            name=f"{format}{n}",
             source="s",
-            kind=kind,
+            format=format,
             generation=0,
             start=0,
-            stop=None if kind == "tar" else size,
+            stop=None if format == "tar" else size,
             size=size,
         )
         for n, size in enumerate(sizes)
@@ -102,11 +102,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def begin(units: list[Unit], run: Run, said: list[str]) -> Progress:
-    return Progress(run, units, Records(Store(run.output), "job"), said.append)
+    return Progress(run, units, RunLog(Store(run.output), "job"), said.append)
 
 
-def report(unit: Unit, encoder_s: float, **fields: Any) -> Report:
-    return Report(unit=unit.name, outcome="committed", encoder="e", encoder_s=encoder_s, **fields)
+def report(unit: Unit, encoder_s: float, **fields: Any) -> UnitReport:
+    return UnitReport(unit=unit.name, outcome="committed", encoder="e", encoder_s=encoder_s, **fields)
 
 
 def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run: Run, clock: Clock) -> None:
@@ -124,7 +124,7 @@ def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run:
 
 
 def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(run: Run, clock: Clock) -> None:
-    units = units_of(100, 100, kind="manifest") + units_of(10, 30)
+    units = units_of(100, 100, format="manifest") + units_of(10, 30)
     assert work_of_units(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
     jobs = begin(units, run, [])
     pulse = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
@@ -169,7 +169,7 @@ def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monke
     output = Path(run.output)
     with begin(units, run, []) as jobs:
         for n, unit in enumerate(units[:5]):
-            jobs.add(report(unit, n + 1.0, ended_s=1e9, stages={"encode": 1.0}))
+            jobs.add(report(unit, n + 1.0, ended_s=1e9, activities={"encode": 1.0}))
         assert [path.name for path in (output / "runs").iterdir()] == ["job-00000.jsonl"], "what a killed driver leaves"
         clock.now_s += 301
         jobs.add(report(units[5], 7.0))
@@ -178,11 +178,11 @@ def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monke
     lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
     assert [path.name for path in parts] == [f"job-{n:05d}.jsonl" for n in range(3)]
     assert [line["unit"] for line in lines] == [unit.name for unit in units[:7]]
-    assert Report(**lines[0]).stages == {"encode": 1.0} and lines[0]["ended_s"] == 1e9
+    assert UnitReport(**lines[0]).activities == {"encode": 1.0} and lines[0]["ended_s"] == 1e9
 
 
 class SlowDecoders(PaintingDecoders):
-    """Takes longer over each video than the codec does."""
+    """Takes longer over each video than the VAE does."""
 
     def clips(self, fd: int, plan: Any) -> Iterator[Any]:
         time.sleep(0.5)
@@ -215,15 +215,15 @@ def test_a_bottleneck_is_named_with_what_to_do(
     assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
     assert sum(summary.idle_s.values()) <= summary.encoder_s
     assert "mostly for" in str(summary) and word in str(summary)
-    stages: dict[str, float] = {}
+    activities: dict[str, float] = {}
     for path in (Path(run.output) / "runs").iterdir():
         for line in path.read_text().splitlines():
             values = json.loads(line)
-            assert sum(values["stages"].values()) == pytest.approx(values["wall_s"])
+            assert sum(values["activities"].values()) == pytest.approx(values["wall_s"])
             assert values["ended_s"] == pytest.approx(time.time(), abs=120)
-            for name, seconds in values["stages"].items():
-                stages[name] = stages.get(name, 0.0) + seconds
-    assert max(stages, key=lambda name: stages[name]) == slow
+            for name, seconds in values["activities"].items():
+                activities[name] = activities.get(name, 0.0) + seconds
+    assert max(activities, key=lambda name: activities[name]) == slow
 
 
 def test_waiting_that_does_not_matter_gets_no_advice() -> None:

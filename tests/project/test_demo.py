@@ -22,7 +22,7 @@ def test_the_demo_shows_what_came_out(tmp_path: Path) -> None:
     assert "UserWarning" not in shown.stderr
     rows = assert_sound(tmp_path / "demo-out" / "latents")
     assert {row["key"] for row in rows if row["shard"]} == {"big_buck_bunny.mp4", "city.mpg"}
-    assert not [row for row in rows if row["reject_kind"]]
+    assert not [row for row in rows if row["reject_reason"]]
     last_line = shown.stdout.strip().splitlines()[-1]
     with Image.open(last_line.rpartition(": ")[2]) as picture:
         pixels = np.asarray(picture.convert("L"), dtype=float)
@@ -31,7 +31,7 @@ def test_the_demo_shows_what_came_out(tmp_path: Path) -> None:
     assert np.corrcoef(source.ravel(), decoded.ravel())[0, 1] > 0.5, "the decoded row shows the same as the source row"
 
 
-def test_the_demo_codec_is_small_and_says_what_it_learned_from() -> None:
+def test_the_demo_vae_is_small_and_says_what_it_learned_from() -> None:
     folder = ROOT / "stvae" / "demo"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
     card = read_card("demo")

@@ -30,7 +30,7 @@ from tests.support.paths import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 (WORKDIR,) = re.findall(r"^WORKDIR (.+)$", DOCKERFILE, flags=re.M)
-PAGE = (ROOT / "jobs" / "CLUSTER.md").read_text()
+PAGE = (ROOT / "jobs" / "guides" / "cluster.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB: dict[str, Any] = yaml.safe_load((ROOT / "rayjob.yaml").read_text())
@@ -100,7 +100,7 @@ def test_no_dashboard_is_open_and_every_cluster_wants_a_token() -> None:
     assert spec["authOptions"] == {"mode": "token"} and spec["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "cluster.yaml", "rayjob.yaml", "jobs/CLUSTER.md"])
+@pytest.mark.parametrize("name", ["Dockerfile", "cluster.yaml", "rayjob.yaml", "jobs/guides/cluster.md"])
 def test_no_secret_is_in_it(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(
@@ -234,7 +234,7 @@ def test_the_working_directory_is_uploaded_without_what_lies_around(tmp_path: Pa
 def test_the_pages_commands_parse() -> None:
     """By the parsers of Ray and of the jobs; kubectl, docker and aws are not here."""
     seen = set()
-    for words in commands(ROOT / "jobs" / "CLUSTER.md"):
+    for words in commands(ROOT / "jobs" / "guides" / "cluster.md"):
         while "=" in words[0]:
             words = words[1:]
         seen.add(words[0])

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
 CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py"))
-RUN_ELSEWHERE = {"RECIPES.md": "test_config.py", "CLUSTER.md": "test_deploy.py"}
+RUN_ELSEWHERE = {"recipes.md": "test_config.py", "cluster.md": "test_deploy.py"}
 """Pages with tests of their own for every command."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -80,7 +80,7 @@ def test_targets_and_extras_exist() -> None:
 
 
 def test_messages_in_troubleshooting_are_said_somewhere() -> None:
-    page = (ROOT / "jobs" / "TROUBLESHOOTING.md").read_text()
+    page = (ROOT / "jobs" / "guides" / "troubleshooting.md").read_text()
     table = page[page.index("## Messages") : page.index("## Rejects")]
     messages = re.findall(r"^\| `([^`]+)` \|", table, flags=re.M)
     assert len(messages) > 5
@@ -108,10 +108,12 @@ def put_sources(bucket: str, folder: Path) -> str:
 
 
 def test_the_readmes_jobs_are_those_of_a_page_that_is_run() -> None:
-    assert all(job in jobs("jobs/ENCODING.md") for job in jobs("README.md"))
+    assert all(job in jobs("jobs/guides/encoding.md") for job in jobs("README.md"))
 
 
-@pytest.mark.parametrize("name", ["jobs/CLUSTER.md", "jobs/ENCODING.md", "jobs/TROUBLESHOOTING.md"])
+@pytest.mark.parametrize(
+    "name", ["jobs/guides/cluster.md", "jobs/guides/encoding.md", "jobs/guides/troubleshooting.md"]
+)
 def test_the_jobs_of_a_page_run(name: str, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a real S3 server, in the order of the page, as written but for weights, sizes, GPUs and the number of tars."""
     places = {

@@ -25,9 +25,9 @@ from tests.support.golden import TINY
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
-LOADER = (ROOT / "pipeline" / "LOADER.md").read_text()
-CODECS = (ROOT / "stvae" / "CODECS.md").read_text()
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + LOADER + CODECS, flags=re.S)
+LOADER = (ROOT / "pipeline" / "loader" / "README.md").read_text()
+VAES = (ROOT / "stvae" / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + LOADER + VAES, flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "m.jsonl"),
         "--output",
         str(folder / "latents"),
-        "--codec",
+        "--vae",
         str(TINY),
     ]
     assert main([*arguments, "--buckets", "32x56x51", "--cpus", "2"]) == 0
@@ -153,12 +153,12 @@ def test_the_webdataset_recipe(output: Path) -> None:
     assert names["mean"].shape == names["logvar"].shape == (4, 15, 4, 7) and len(names["shift"]) == 4
 
 
-def test_the_codec_alone() -> None:
-    block = block_with("load_codec")
+def test_the_vae_alone() -> None:
+    block = block_with("load_vae")
     pixels = torch.zeros(1, 3, 18, 32, 32, dtype=torch.uint8)
     places = {"/models/OpenSora-VAE-v1.2": str(TINY), '"cuda"': '"cpu"', '"bfloat16"': '"float32"'}
     names = run(block, {"pixels": pixels, "num_frames": 18}, places)
-    assert names["frames"].shape == pixels.shape and names["codec"].latent_size((51, 480, 848)) == (15, 60, 106)
+    assert names["frames"].shape == pixels.shape and names["vae"].latent_size((51, 480, 848)) == (15, 60, 106)
 
 
 def test_every_module_is_in_the_tree() -> None:
@@ -168,9 +168,9 @@ def test_every_module_is_in_the_tree() -> None:
             assert path.name in tree or path.stem in ("__init__", "errors"), path
 
 
-def test_every_codec_class_is_in_the_table() -> None:
+def test_every_vae_class_is_in_the_table() -> None:
     for class_name in (OPEN_SORA_CLASS, *TABLE):
-        assert f"| `{class_name}` |" in CODECS, class_name
+        assert f"| `{class_name}` |" in VAES, class_name
 
 
 def test_every_test_in_the_table_of_faults_exists() -> None:

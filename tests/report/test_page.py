@@ -27,7 +27,7 @@ from pipeline.report.page import GALLERY, notices, read_gallery, render, shown, 
 from pipeline.report.round_trip import decode_back, psnr_db, source_frames
 from pipeline.run import encode
 from pipeline.storage.store import Store
-from stvae import Card, load_codec
+from stvae import Card, load_vae
 from tests.support.browser import Sight, look, needs_chromium
 from tests.support.clips_maker import make_clip, make_image
 from tests.support.golden import TINY
@@ -59,9 +59,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_card: Card) -> Path:
     rows.append({"path": f"https://me:{SECRET}@127.0.0.1/a.mp4?X-Amz-Signature={SECRET}", "caption": "x"})
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     buckets = (Bucket(17, 32, 56), Bucket(17, 32, 32), Bucket(1, 32, 56))
-    recipe = Recipe(codec=tiny_card.sha256, buckets=buckets, micro_batch=(1,) * 3, unit_clips=4, windows="all")
+    recipe = Recipe(vae=tiny_card.sha256, buckets=buckets, micro_batch=(1,) * 3, unit_clips=4, windows="all")
     sources = (f"films={folder / 'videos'}", str(folder / "list.jsonl"))
-    run = Run(output=str(folder / "out"), codec=str(TINY), sources=sources, local=True, cpus=2, max_rejects=1.0)
+    run = Run(output=str(folder / "out"), vae=str(TINY), sources=sources, local=True, cpus=2, max_rejects=1.0)
     encode(recipe, run, tiny_card, say=lambda line: None)
     return folder / "out"
 
@@ -80,7 +80,7 @@ def pictured(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(sound.parent / "videos", folder / "videos", copy_function=shutil.copy2)
     (folder / "videos" / "square.mp4").unlink()
     source = f"films={folder / 'videos'}"
-    assert main([str(folder / "out"), "--codec", str(TINY), "--source", source, "--cpus", "2", "--samples", "3"]) == 0
+    assert main([str(folder / "out"), "--vae", str(TINY), "--source", source, "--cpus", "2", "--samples", "3"]) == 0
     return folder / "out"
 
 
@@ -103,7 +103,7 @@ def means(output: Path) -> np.ndarray:
 
 def test_the_job_itself_leaves_a_report_that_says_how_to_get_the_gallery(sound: Path) -> None:
     text = text_of((sound / "report.html").read_text())
-    assert "finished" in text and "jobs/report.py" in text and "--codec CODEC" in text
+    assert "finished" in text and "jobs/report.py" in text and "--vae VAE" in text
 
 
 def test_the_numbers_in_the_page_are_those_of_the_tensors(output: Path) -> None:
@@ -205,8 +205,8 @@ def test_rejects_that_were_tried_again_count_once(tmp_path: Path, tiny_card: Car
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for number in (0, 2, 3):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
-    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4)
-    run = Run(output=str(tmp_path / "out"), codec=str(TINY), sources=(str(tmp_path / "list.jsonl"),), local=True)
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4)
+    run = Run(output=str(tmp_path / "out"), vae=str(TINY), sources=(str(tmp_path / "list.jsonl"),), local=True)
     with painted():
         encode(recipe, dataclasses.replace(run, max_rejects=1.0), tiny_card, say=lambda line: None)
         write_video(tmp_path / "videos" / "4.mp4", 4)
@@ -271,7 +271,7 @@ def test_a_shift_or_scale_that_cannot_be_right_is_noticed(
     assert ("Normalised latents of channel 1 are far" in " ".join(notices(findings, 100))) == bool(odd)
 
 
-def test_a_codec_with_statistics_per_latent_frame_gets_raw_ones_only(tiny_card: Card, output: Path) -> None:
+def test_a_vae_with_statistics_per_latent_frame_gets_raw_ones_only(tiny_card: Card, output: Path) -> None:
     frames = dataclasses.replace(tiny_card, latent_channels=1, shift=((0.0, 1.0),), scale=((1.0, 1.0),))
     raw = LatentStatistics(clips=1000, values_per_channel=9, mean=(50.0,), std=(0.0,))
     assert raw.normalised(frames) is None and raw.odd_channels(frames) == []
@@ -341,29 +341,29 @@ def test_where_the_time_went_adds_up_and_older_records_are_said_to_lack_it(outpu
     write_run(output, "old", [old])
     text = text_of(page_of(output))
     assert "do not say where the time of units went" in text and "Nor when units ended" in text
-    staged = {"ended_s": 1e9, "stages": {"encode": 6.0, "decode": 3.0, "of a later version": 0.5}}
+    staged = {"ended_s": 1e9, "activities": {"encode": 6.0, "decode": 3.0, "of a later version": 0.5}}
     write_run(output, "new", [old | staged])
     text = text_of(page_of(output))
-    assert "in the codec 6 s (60%)" in text and "waiting for decoded clips 3 s (30%)" in text
+    assert "in the VAE 6 s (60%)" in text and "waiting for decoded clips 3 s (30%)" in text
     assert "of a later version 0.5 s (5.0%)" in text and "everything else 0.5 s (5.0%)" in text
     assert "Summed over 1 unit." in text and "do not say" not in text and "Nor when" not in text
 
 
-def test_the_gallery_shows_what_the_codec_makes_of_the_latents(pictured: Path, sound: Path) -> None:
+def test_the_gallery_shows_what_the_vae_makes_of_the_latents(pictured: Path, sound: Path) -> None:
     pictures = {picture.id: picture for picture in read_gallery(Store(str(pictured)))}
     data = LatentDataset(str(pictured))
     ids = data.columns["id"].to_pylist()
     assert {picture.bucket for picture in pictures.values()} == {"32x56x17", "32x32x17", "32x56x1"}
     wide = [picture for picture in pictures.values() if picture.bucket == "32x56x17"]
     assert len({picture.key for picture in wide}) == len(wide) == 3, "of different videos"
-    run = Run(output=str(pictured), codec=str(TINY), sources=(f"films={sound.parent / 'videos'}",), cpus=2)
-    codec = load_codec(str(TINY), half="decoder")
+    run = Run(output=str(pictured), vae=str(TINY), sources=(f"films={sound.parent / 'videos'}",), cpus=2)
+    vae = load_vae(str(TINY), half="decoder")
     shown_rows = [ids.index(picture.id) for picture in pictures.values() if not picture.error]
     assert len(shown_rows) == 4
     text = text_of((pictured / "report.html").read_text())
     for row, frames in zip(shown_rows, source_frames(run, data, shown_rows), strict=True):
         picture = pictures[ids[row]]
-        decoded = decode_back(codec, data, row)
+        decoded = decode_back(vae, data, row)
         assert picture.psnr_db == pytest.approx(psnr_db(frames, decoded), abs=0.01)
         assert f"{picture.psnr_db:.1f} dB" in text
         with Image.open(io.BytesIO(base64.b64decode(picture.webp))) as image:
@@ -377,7 +377,7 @@ def test_a_source_that_is_gone_is_said_in_its_place(pictured: Path) -> None:
     assert "No picture:" in text and "square.mp4 was there when it was planned and is gone now" in text
 
 
-def test_a_report_without_the_codec_keeps_the_gallery(pictured: Path) -> None:
+def test_a_report_without_the_vae_keeps_the_gallery(pictured: Path) -> None:
     before = page_of(pictured).count("data:image/webp")
     assert main([str(pictured)]) == 0
     assert before == (pictured / "report.html").read_text().count("data:image/webp") == 4
@@ -386,9 +386,9 @@ def test_a_report_without_the_codec_keeps_the_gallery(pictured: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--codec", "demo"], "is not the one that made"),
-        (["--codec", str(TINY), "--samples", "0"], "at least 1"),
-        (["--source", "/videos"], "needs --codec"),
+        (["--vae", "demo"], "is not the one that made"),
+        (["--vae", str(TINY), "--samples", "0"], "at least 1"),
+        (["--source", "/videos"], "needs --vae"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(

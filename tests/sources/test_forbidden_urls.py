@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import Rejected, SourceChanged
+from pipeline.errors import Reject, Rejected, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import http_download as web
 from pipeline.sources.fetch import fetch
@@ -65,10 +65,10 @@ def rows(tmp_path: Path, recipe: Recipe, *targets: str) -> list[Item]:
     return read_items(tmp_path, dataclasses.replace(recipe, unit_clips=100), f"{tmp_path}/m.jsonl")
 
 
-def rejected(item: Item, recipe: Recipe) -> Rejected:
+def rejected(item: Item, recipe: Recipe) -> Reject:
     with pytest.raises(Rejected) as failure:
         os.close(fetch(item, recipe))
-    return failure.value
+    return failure.value.reject
 
 
 FORBIDDEN = [
@@ -127,7 +127,7 @@ def test_a_manifest_reaches_no_private_address_and_nothing_but_files_and_http(
     fault = rejected(item, recipe)
     # without a "://" it is the name of a file beside the manifest, which does not exist
     expected = "forbidden_url" if "://" in target or "::" in target else "not_found"
-    assert (fault.stage, fault.kind) == ("fetch", expected), fault.message
+    assert (fault.stage, fault.reason) == ("fetch", expected), fault.message
     assert server.asked == []
     assert "hunter2" not in item.key + item.uri + fault.message
 
@@ -161,11 +161,11 @@ def test_a_remote_manifest_reaches_no_local_file(tmp_path: Path, recipe: Recipe)
     with serving(lambda path: Reply(manifest if path == "/d/m.jsonl" else b"video")) as server:
         allowed = dataclasses.replace(recipe, private_hosts=("127.0.0.1",))
         found = read_items(tmp_path, allowed, f"{server.url}/d/m.jsonl")
-        assert [item.fault and item.fault.kind for item in found] == ["forbidden_url", "forbidden_url", None, None]
+        assert [item.fault and item.fault.reason for item in found] == ["forbidden_url", "forbidden_url", None, None]
         assert content_of(found[2], allowed) == content_of(found[3], allowed) == b"video"
         assert server.asked[-2:] == ["/etc/passwd", "/d/a.mp4?signature=SECRET"]
         assert found[3].key == "a.mp4" and found[3].uri == f"{server.url}/d/a.mp4"
-        assert rejected(found[2], recipe).kind == "forbidden_url", "the manifest's own host is private, too"
+        assert rejected(found[2], recipe).reason == "forbidden_url", "the manifest's own host is private, too"
 
 
 def test_a_host_that_is_allowed_is_reached_and_its_redirects_only_so_far(
@@ -193,7 +193,7 @@ def test_a_host_that_is_allowed_is_reached_and_its_redirects_only_so_far(
         found = rows(tmp_path, recipe, *(f"http://Media.example:{port}{path}" for path in ["/video", *places]))
         assert content_of(found[0], recipe) == content_of(found[1], recipe) == b"video"
         assert found[0].facts is not None and (found[0].facts.size, found[0].facts.etag) == (5, "x")
-        kinds = [rejected(item, recipe).kind for item in found[2:]]
+        kinds = [rejected(item, recipe).reason for item in found[2:]]
     assert kinds == ["forbidden_url"] * 4 + ["http_error"] * 2
     assert server.asked == []
 
@@ -209,7 +209,7 @@ def test_a_name_that_turns_private_between_two_looks_is_not_connected_to(
     )
     socket.getaddrinfo("rebinding.example", port)
     (item,) = rows(tmp_path, recipe, f"http://rebinding.example:{port}/a.mp4")
-    assert rejected(item, recipe).kind == "forbidden_url" and server.asked == []
+    assert rejected(item, recipe).reason == "forbidden_url" and server.asked == []
 
 
 def test_sources_of_the_command_line_may_be_private(tmp_path: Path, recipe: Recipe, server: Server) -> None:
@@ -245,7 +245,7 @@ def test_what_a_server_answers_is_a_file_or_a_reject(
             assert content_of(item, recipe) == BODY
         else:
             fault = rejected(item, recipe)
-            assert (fault.stage, fault.kind) == ("fetch", kind) and "SECRET" not in fault.message
+            assert (fault.stage, fault.reason) == ("fetch", kind) and "SECRET" not in fault.message
         assert len(server.asked) == tries
 
 
@@ -267,7 +267,7 @@ def test_a_download_without_end_stops_at_the_limit(tmp_path: Path, recipe: Recip
 
         threading.Thread(target=drip, daemon=True).start()
         (item,) = rows(tmp_path, recipe, f"http://127.0.0.1:{listener.getsockname()[1]}/a.mp4")
-        assert rejected(item, recipe).kind == "too_large"
+        assert rejected(item, recipe).reason == "too_large"
 
 
 def test_a_server_that_drips_for_ever_is_left(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_a_server_that_drips_for_ever_is_left(tmp_path: Path, recipe: Recipe, mo
     recipe = dataclasses.replace(recipe, private_hosts=("127.0.0.1",))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         (item,) = rows(tmp_path, recipe, f"http://127.0.0.1:{listener.getsockname()[1]}/a.mp4")
-        assert rejected(item, recipe).kind == "timeout"
+        assert rejected(item, recipe).reason == "timeout"
 
 
 def test_a_server_that_is_gone_is_a_reject_for_manifests(tmp_path: Path, recipe: Recipe) -> None:
@@ -284,7 +284,7 @@ def test_a_server_that_is_gone_is_a_reject_for_manifests(tmp_path: Path, recipe:
         pass
     (item,) = rows(tmp_path, recipe, f"{server.url}/a.mp4?signature=SECRET")
     fault = rejected(item, recipe)
-    assert fault.kind == "http_error" and "SECRET" not in fault.message
+    assert fault.reason == "http_error" and "SECRET" not in fault.message
 
 
 def test_a_planned_file_that_is_gone_from_its_server_stops_the_job(tmp_path: Path, recipe: Recipe) -> None:

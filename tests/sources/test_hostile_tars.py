@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, Rejected
 from pipeline.output import tar_writer as tars
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from pipeline.sources import item as items_module
+from pipeline.sources import fetch as fetch_module
 from pipeline.sources import sidecars
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
@@ -73,7 +73,7 @@ def read(tmp_path: Path, recipe: Recipe, data: bytes | list[Member]) -> list[Ite
 
 
 def kinds(items: list[Item]) -> list[tuple[str, str | None]]:
-    return [(item.key, item.fault and item.fault.kind) for item in items]
+    return [(item.key, item.fault and item.fault.reason) for item in items]
 
 
 GOOD = member(b"good.mp4", b"video")
@@ -147,7 +147,7 @@ def test_an_old_sparse_member_with_a_long_map_is_passed_over(tmp_path: Path, rec
 def test_headers_that_lie_end_the_tar_with_a_reject(tmp_path: Path, recipe: Recipe, bad: tuple[str, bytes]) -> None:
     found = read(tmp_path, recipe, GOOD + GOOD + bad[1] + END)
     assert kinds(found)[0] == ("good", None) and content_of(found[0], recipe) == b"video"
-    assert found[-1].fault is not None and found[-1].fault.kind == "damaged_tar"
+    assert found[-1].fault is not None and found[-1].fault.reason == "damaged_tar"
     assert len(found) <= 3
 
 
@@ -216,7 +216,7 @@ def test_sidecars_are_read_strictly(
     (folder / f"a.{suffix}").write_bytes(content)
     (in_folder,) = read_items(tmp_path / "other", recipe, str(folder))
     for item in (tarred, in_folder):
-        assert (item.fault and item.fault.kind) == kind
+        assert (item.fault and item.fault.reason) == kind
         assert item.fault is None or (item.fault.stage == "read" and len(item.fault.message) <= 300)
     if kind is None and suffix == "txt":
         assert tarred.caption == in_folder.caption == content.decode().strip()
@@ -260,9 +260,9 @@ def test_files_that_cannot_be_read_are_rejects(tmp_path: Path, recipe: Recipe) -
         assert item.key == name
         with pytest.raises(Rejected) as failure, pytest.MonkeyPatch.context() as patch:
             if kind == "not_readable":  # root may read anything
-                patch.setattr(items_module.os, "open", _forbidden)
+                patch.setattr(fetch_module.os, "open", _forbidden)
             fetch(item, recipe)
-        assert (failure.value.stage, failure.value.kind) == ("fetch", kind), name
+        assert (failure.value.reject.stage, failure.value.reject.reason) == ("fetch", kind), name
 
 
 def _forbidden(*arguments: Any) -> int:
@@ -363,7 +363,7 @@ def test_any_key_arrives_exactly_or_is_a_clear_reject(
             assert (item.key, item.fault) == (key, None)
             assert content_of(item, recipe) == b"%d" % i and item.uri.endswith(f"#{key}.mp4")
         else:  # a name of dots and a suffix only
-            assert item.fault is not None and item.fault.kind == "no_media" and item.key.startswith(key)
+            assert item.fault is not None and item.fault.reason == "no_media" and item.key.startswith(key)
 
 
 def test_the_members_of_a_tar_do_not_pile_up_in_memory(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_tar_gives_an_item_per_key_as_webdataset_groups_it(tmp_path: Path, rec
         links={"x/0006.mp4": "/etc/passwd"},
     )
     found = read_items(tmp_path, recipe, f"{tmp_path}/a.tar")
-    assert [(i.ordinal, i.key, i.fault and i.fault.kind) for i in found] == [
+    assert [(i.ordinal, i.key, i.fault and i.fault.reason) for i in found] == [
         (0, "x/0001", None),
         (1, "x/0002", None),
         (2, "x/0003", "no_media"),
@@ -157,7 +157,7 @@ def test_a_cut_tar_gives_what_is_whole_and_a_reject_for_the_rest(tmp_path: Path,
     path = write_tar(tmp_path / "a.tar", [(f"{i}.mp4", bytes([i]) * 600) for i in range(4)])
     path.write_bytes(path.read_bytes()[: 2 * (512 + 1024) + 512 + 100])
     found = read_items(tmp_path, recipe, str(path))
-    assert [(i.key, i.fault and i.fault.kind) for i in found] == [("0", None), ("1", None), ("2", "damaged_tar")]
+    assert [(i.key, i.fault and i.fault.reason) for i in found] == [("0", None), ("1", None), ("2", "damaged_tar")]
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -202,7 +202,7 @@ def test_manifest_targets_that_are_absent_or_forbidden_are_rejects(tmp_path: Pat
     for item in found:
         with pytest.raises(Rejected) as failure:
             fetch(item, recipe)
-        kinds.append(failure.value.kind)
+        kinds.append(failure.value.reject.reason)
     assert kinds == ["not_found", "forbidden_url", "forbidden_url", "no_path"]
 
 
@@ -210,7 +210,7 @@ def test_a_manifest_on_s3_cannot_reach_local_files(s3: str, tmp_path: Path, reci
     Store(s3).put("m.jsonl", b'{"path": "/etc/passwd"}\n{"path": "a.mp4"}\n')
     Store(s3).put("a.mp4", b"video")
     found = read_items(tmp_path, recipe, f"{s3}/m.jsonl")
-    assert found[0].fault is not None and found[0].fault.kind == "forbidden_url"
+    assert found[0].fault is not None and found[0].fault.reason == "forbidden_url"
     assert content_of(found[1], recipe) == b"video" and found[1].uri == f"{s3}/a.mp4"
 
 
@@ -266,7 +266,7 @@ def test_growing_the_input_adds_units_and_moves_none(tmp_path: Path, recipe: Rec
     assert after.units[: len(before.units)] == before.units
     grown, tar = after.units[len(before.units) :]
     assert [file.path for file in grown.files] == ["a.mp4", "c.mp4"] and (grown.start, grown.stop) == (5, 7)
-    assert (tar.kind, tar.generation) == ("tar", 1)
+    assert (tar.format, tar.generation) == ("tar", 1)
     assert read_plan(Store(str(tmp_path / "plan-out"))) == after
     assert len({unit.name for unit in after.units}) == len(after.units)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stvae import load_codec
-from stvae.codec import Codec, build_open_sora
+from stvae import load_vae
 from stvae.model import SpatioTemporalVAE
+from stvae.vae import VAE, build_open_sora
 from tests.support.golden import GOLDEN, TINY
 
 LENGTHS = [1, 2, 4, 5, 16, 17, 18, 34, 40]
@@ -36,8 +36,8 @@ PUBLISHED_CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return load_codec(TINY)
+def vae() -> VAE:
+    return load_vae(TINY)
 
 
 def pixels(num_frames: int) -> Tensor:
@@ -51,26 +51,26 @@ def assert_close(ours: Tensor, reference: Tensor) -> None:
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
 @torch.inference_mode()
-def test_every_stage_equals_the_reference(codec: Codec, num_frames: int) -> None:
+def test_every_stage_equals_the_reference(vae: VAE, num_frames: int) -> None:
     x = pixels(num_frames).float() / 127.5 - 1
-    assert_close(codec.model.spatial_vae.encode(x), CASES[f"T{num_frames}.spatial_latents"])
-    moments = codec.encode(pixels(num_frames))
+    assert_close(vae.model.spatial_vae.encode(x), CASES[f"T{num_frames}.spatial_latents"])
+    moments = vae.encode(pixels(num_frames))
     assert_close(moments, CASES[f"T{num_frames}.moments"])
     mean = moments.chunk(2, dim=1)[0]
-    assert_close(codec.normalize(mean), CASES[f"T{num_frames}.latents"])
-    assert_close(codec.model.decode(mean, num_frames), CASES[f"T{num_frames}.reconstruction"])
+    assert_close(vae.normalize(mean), CASES[f"T{num_frames}.latents"])
+    assert_close(vae.model.decode(mean, num_frames), CASES[f"T{num_frames}.reconstruction"])
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
-def test_decoded_pixels_are_the_references_within_a_grey_level(codec: Codec, num_frames: int) -> None:
-    decoded = codec.decode(codec.denormalize(CASES[f"T{num_frames}.latents"]), num_frames)
+def test_decoded_pixels_are_the_references_within_a_grey_level(vae: VAE, num_frames: int) -> None:
+    decoded = vae.decode(vae.denormalize(CASES[f"T{num_frames}.latents"]), num_frames)
     reference = (CASES[f"T{num_frames}.reconstruction"].add(1) * 127.5).round().clamp(0, 255)
     assert (decoded.float() - reference).abs().max() <= 1
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
-def test_latent_size_is_what_encoding_gives(codec: Codec, num_frames: int) -> None:
-    assert codec.encode(pixels(num_frames)).shape[2:] == codec.latent_size((num_frames, 24, 40))
+def test_latent_size_is_what_encoding_gives(vae: VAE, num_frames: int) -> None:
+    assert vae.encode(pixels(num_frames)).shape[2:] == vae.latent_size((num_frames, 24, 40))
 
 
 def test_the_full_size_model_has_the_published_keys_and_shapes() -> None:
@@ -80,26 +80,26 @@ def test_the_full_size_model_has_the_published_keys_and_shapes() -> None:
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected
 
 
-def test_chunks_are_independent(codec: Codec) -> None:
+def test_chunks_are_independent(vae: VAE) -> None:
     x = pixels(40).clone()
-    before = codec.encode(x)
+    before = vae.encode(x)
     x[:, :, 17:34] = 255 - x[:, :, 17:34]
-    after = codec.encode(x)
+    after = vae.encode(x)
     assert torch.equal(before[:, :, :5], after[:, :, :5])
     assert torch.equal(before[:, :, 10:], after[:, :, 10:])
     assert not torch.equal(before[:, :, 5:10], after[:, :, 5:10])
 
 
-def test_a_clip_is_encoded_the_same_beside_other_clips(codec: Codec) -> None:
+def test_a_clip_is_encoded_the_same_beside_other_clips(vae: VAE) -> None:
     x = pixels(40)
-    beside = codec.encode(torch.cat([255 - x, x]))[1:]
-    assert (beside - codec.encode(x)).abs().max() <= 1e-5
+    beside = vae.encode(torch.cat([255 - x, x]))[1:]
+    assert (beside - vae.encode(x)).abs().max() <= 1e-5
 
 
 @torch.inference_mode()
 def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> None:
     """With group norm replaced, since its statistics span the whole chunk (see the next test)."""
-    model = load_codec(TINY).model
+    model = load_vae(TINY).model
     _replace_group_norms(model.temporal_vae)
     z = CASES["T17.spatial_latents"].clone()
     before = model.temporal_vae.encode(z)
@@ -113,12 +113,12 @@ def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> 
 
 
 @torch.inference_mode()
-def test_as_in_the_reference_group_norm_lets_later_frames_shift_earlier_latents_of_a_chunk(codec: Codec) -> None:
+def test_as_in_the_reference_group_norm_lets_later_frames_shift_earlier_latents_of_a_chunk(vae: VAE) -> None:
     """Open-Sora 1.2 normalises over the frames of a chunk too, so its latents are causal between chunks only."""
     z = CASES["T17.spatial_latents"].clone()
-    before = codec.model.temporal_vae.encode(z)
+    before = vae.model.temporal_vae.encode(z)
     z[:, :, 16] += 1
-    assert not torch.equal(before[:, :, 0], codec.model.temporal_vae.encode(z)[:, :, 0])
+    assert not torch.equal(before[:, :, 0], vae.model.temporal_vae.encode(z)[:, :, 0])
 
 
 def _replace_group_norms(module: nn.Module) -> None:
@@ -129,10 +129,10 @@ def _replace_group_norms(module: nn.Module) -> None:
             _replace_group_norms(child)
 
 
-def test_half_a_codec_encodes_the_same_and_holds_no_decoder(codec: Codec) -> None:
-    encoder: SpatioTemporalVAE = load_codec(TINY, half="encoder").model
+def test_half_a_vae_encodes_the_same_and_holds_no_decoder(vae: VAE) -> None:
+    encoder: SpatioTemporalVAE = load_vae(TINY, half="encoder").model
     assert encoder.temporal_vae.decoder is None and encoder.spatial_vae.module.decoder is None
-    assert torch.equal(Codec(codec.card, encoder).encode(pixels(18)), codec.encode(pixels(18)))
-    decoder = load_codec(TINY, half="decoder")
-    latents = codec.encode(pixels(18))[:, :4]
-    assert torch.equal(decoder.decode(latents, 18), codec.decode(latents, 18))
+    assert torch.equal(VAE(vae.card, encoder).encode(pixels(18)), vae.encode(pixels(18)))
+    decoder = load_vae(TINY, half="decoder")
+    latents = vae.encode(pixels(18))[:, :4]
+    assert torch.equal(decoder.decode(latents, 18), vae.decode(latents, 18))

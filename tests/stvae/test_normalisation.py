@@ -13,7 +13,7 @@ import torch
 
 from stvae import read_card
 from stvae.normalisation import denormalize, normalize
-from tests.support import tiny_codecs
+from tests.support import tiny_vaes
 
 PIPELINES = {
     "AutoencoderKL": ("StableDiffusionImg2ImgPipeline", "decode_latents"),
@@ -50,13 +50,13 @@ WORDS = (
 WITHOUT_PIPELINE = {"AutoencoderVidTok"}
 
 
-def test_every_codec_is_compared_with_its_pipeline() -> None:
-    assert PIPELINES.keys() | WITHOUT_PIPELINE == tiny_codecs.CONFIGS.keys()
+def test_every_vae_is_compared_with_its_pipeline() -> None:
+    assert PIPELINES.keys() | WITHOUT_PIPELINE == tiny_vaes.CONFIGS.keys()
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_raw_latents_are_what_the_models_own_pipeline_decodes(name: str, tmp_path: Path) -> None:
-    model = tiny_codecs.make(name)
+    model = tiny_vaes.make(name)
     model.save_pretrained(tmp_path)
     card = read_card(str(tmp_path))
     normalised = torch.randn(2, card.latent_channels, 1 if card.geometry.temporal_stride == 1 else 3, 4, 6)

@@ -1,4 +1,4 @@
-"""Committed outputs with latents made of numbers: what the loader's tests and its bench read. No video, no codec."""
+"""Committed outputs with latents made of numbers: what the loader's tests and its bench read. No video, no VAE."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_latents(
     """An output with one sample per given bucket; sample ``n`` has key and caption ``n``, and latents seeded by ``n``."""
     card = read_card(str(TINY))
     recipe = Recipe(
-        codec=card.sha256,
+        vae=card.sha256,
         buckets=tuple(sorted(set(buckets), key=str)),
         micro_batch=(1,) * len(set(buckets)),
         store=store,  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def write_latents(
     columns = pa.schema([("meta_score", pa.float64())])
     units = []
     for start in range(0, len(buckets), samples_per_shard):
-        unit = Unit(name=f"u{start:05d}", source="numbers", kind="manifest", generation=0, start=start, stop=None)
+        unit = Unit(name=f"u{start:05d}", source="numbers", format="manifest", generation=0, start=start, stop=None)
         units.append(unit)
         with output.scratch() as scratch, ShardWriter(scratch, unit, recipe, card, columns) as writer:
             for n in range(start, min(start + samples_per_shard, len(buckets))):

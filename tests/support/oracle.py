@@ -64,16 +64,16 @@ def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) 
     for unit in units:
         again = {row["id"] for row in by_unit[unit["name"]]} if unit["retries"] else set()
         replaced = [row for row in rows if row["id"] in again]
-        assert all(row["reject_kind"] for row in replaced), "only rejects are tried again"
+        assert all(row["reject_reason"] for row in replaced), "only rejects are tried again"
         rows = [row for row in rows if row["id"] not in again] + by_unit[unit["name"]]
     windows = Counter((row["source"], row["ordinal"], row["window"]) for row in rows)
     assert windows and max(windows.values()) == 1, "a window is accounted for twice"
     assert inputs is None or set(windows) == inputs, "a window is lost or made up"
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
-        outcomes = [row["shard"] is not None, row["skip_reason"] is not None, row["reject_kind"] is not None]
+        outcomes = [row["shard"] is not None, row["skip_reason"] is not None, row["reject_reason"] is not None]
         assert sum(outcomes) == 1, row
-        assert (row["reject_kind"] is None) == (row["reject_stage"] is None) == (row["reject_message"] is None)
+        assert (row["reject_reason"] is None) == (row["reject_stage"] is None) == (row["reject_message"] is None)
     on_disk = (
         {f"shards/{path.name}" for path in (output / "shards").iterdir()} if (output / "shards").exists() else set()
     )
@@ -108,7 +108,7 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
         if row["dtype"] == "float16":
             array = np.load(io.BytesIO(data[row["offset"] : row["offset"] + row["nbytes"]]), allow_pickle=False)
             assert array.tobytes() == tensor and np.isfinite(array).all()
-            channels = row["latent_c"] * (2 if row["kind"] == "moments" else 1)
+            channels = row["latent_c"] * (2 if row["store"] == "moments" else 1)
             assert array.shape == (channels, row["latent_t"], row["latent_h"], row["latent_w"])
             mean = array[: row["latent_c"]].astype(np.float64)
             sums += mean.sum(axis=(1, 2, 3)), (mean**2).sum(axis=(1, 2, 3))

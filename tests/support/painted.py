@@ -1,7 +1,7 @@
-"""A codec that carries a number painted in the pixels to the latent, and decoders that paint it: real jobs in milliseconds.
+"""A VAE that carries a number painted in the pixels to the latent, and decoders that paint it: real jobs in milliseconds.
 
 Everything between them is the product's own. A "video" is a text file with its number and its count of frames. What
-some numbers do to the codec (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
+some numbers do to the VAE (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
 variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances. While the file
 that PAINTED_HELD names exists, nothing that is slow gets done.
 """
@@ -22,9 +22,10 @@ from unittest import mock
 
 import numpy as np
 
-from pipeline import run as run_module
 from pipeline.dry_run import estimate as estimate_module
 from pipeline.encode import encoder as encode_module
+from pipeline.errors import Reject
+from pipeline.executor import ray_data as ray_module
 from pipeline.executor import tasks as tasks_module
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.video.decoders import Clip, Decoded, RejectedWindow
@@ -57,7 +58,7 @@ def write_videos(folder: Path, count: int) -> Path:
 
 def command(videos: Path, output: Path, *more: str) -> list[str]:
     """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
-    places = ["--source", str(videos), "--output", str(output), "--codec", str(TINY)]
+    places = ["--source", str(videos), "--output", str(output), "--vae", str(TINY)]
     return [sys.executable, "-m", "tests.support.painted", *places, "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", *more]
 
 
@@ -83,7 +84,7 @@ class PaintingDecoders:
         try:
             video = json.loads(content)
         except ValueError:
-            yield None, RejectedWindow(index=0, stage="probe", kind="unknown_format", message="not a painted video")
+            yield None, RejectedWindow(index=0, reject=Reject("probe", "unknown_format", "not a painted video"))
             return
         facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
         for planned in plan(facts):
@@ -97,7 +98,7 @@ class PaintingDecoders:
         return Clip(window=window, frames_THWC=frames, decoder="painted")
 
 
-class PaintedCodec:
+class PaintedVAE:
     """Moments that are the painted number everywhere; keeps the shapes of the tiny Open-Sora VAE."""
 
     can_tile = False
@@ -145,9 +146,9 @@ class PaintedActor(EncoderActor):
 
 @contextmanager
 def painted() -> Iterator[None]:
-    """Jobs in this process paint: their encoders take these decoders and this codec."""
+    """Jobs in this process paint: their encoders take these decoders and this VAE."""
     with (
-        mock.patch.object(encode_module, "load_codec", lambda *_, **__: PaintedCodec(read_card(str(TINY)))),
+        mock.patch.object(encode_module, "load_vae", lambda *_, **__: PaintedVAE(read_card(str(TINY)))),
         mock.patch.object(encode_module, "Decoders", PaintingDecoders),
         mock.patch.object(estimate_module, "Decoders", PaintingDecoders),
     ):
@@ -159,7 +160,7 @@ def main() -> int:
     from jobs.encode_dataset import main as encode_dataset
 
     several = mock.patch.multiple(tasks_module, SHARE=2, BLOCKS_EACH=0)  # units in a block, as in a long job
-    with painted(), mock.patch.object(run_module, "EncoderActor", PaintedActor), several:
+    with painted(), mock.patch.object(ray_module, "EncoderActor", PaintedActor), several:
         return encode_dataset()
 
 

@@ -32,13 +32,13 @@ import numpy as np
 from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.video.decoders import RETIRED_AT, Clip, Decoders, Outcome, RejectedWindow
-from pipeline.video.windows import Skip, plan_windows
+from pipeline.video.windows import Skip, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, package_clip
 from tests.support.processes import descendants
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
-RECIPE = Recipe(codec="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
+RECIPE = Recipe(vae="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
 BY_TIME = dataclasses.replace(RECIPE, fps=24.0, remainder="shorten")
 MEMORY_BYTES = 1 << 30
 """Of a child; a clip of as much may be on its way to this process, one for each thread."""
@@ -68,7 +68,7 @@ Mutation = Callable[[random.Random, bytearray, bytes], None]
 
 
 @dataclass
-class Findings:
+class DatasetStats:
     """What a run has seen, and what it should not have."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -181,10 +181,10 @@ def backends() -> list[str]:
     return ["pyav"] + (["decord"] if importlib.util.find_spec("decord") else [])
 
 
-def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> Findings:
+def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> DatasetStats:
     """Decode ``count`` variants of the files with every backend, and then a good clip again."""
-    findings = Findings()
-    run = Run(output="", codec="", sources=(), decode_timeout_s=TIMEOUT_S, decode_memory_bytes=MEMORY_BYTES)
+    findings = DatasetStats()
+    run = Run(output="", vae="", sources=(), decode_timeout_s=TIMEOUT_S, decode_memory_bytes=MEMORY_BYTES)
     started_s = time.monotonic()
     with ExitStack() as stack:
         decoders = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}
@@ -219,7 +219,7 @@ def _decode(decoders: Decoders, data: bytes, recipe: Recipe = RECIPE) -> Iterato
     with open(fd, "r+b") as f:
         f.write(data)
         f.flush()
-        outcomes = decoders.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))
+        outcomes = decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))
         for _, outcome in itertools.islice(outcomes, OUTCOMES_TAKEN):
             yield outcome
         outcomes.close()  # type: ignore[attr-defined]
@@ -229,7 +229,7 @@ def _frames(decoders: Decoders, data: bytes) -> list[np.ndarray]:
     return [o.frames_THWC for o in _decode(decoders, data) if isinstance(o, Clip)]
 
 
-def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: Findings) -> None:
+def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: DatasetStats) -> None:
     """One variant through one decoder; whatever is not as promised becomes a fault."""
     started_s = time.monotonic()
     faults, outcomes = [], []
@@ -257,7 +257,7 @@ def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: Fin
 
 def _kind(outcome: Outcome) -> str:
     if isinstance(outcome, RejectedWindow):
-        return f"{outcome.stage}/{outcome.kind}"
+        return f"{outcome.reject.stage}/{outcome.reject.reason}"
     return "clip" if isinstance(outcome, Clip) else f"skip {outcome.reason}"
 
 
@@ -270,14 +270,16 @@ def _check(outcome: Outcome, data: bytes) -> list[str]:
         return [] if outcome.frames_THWC.shape == wanted else [f"a clip of {outcome.frames_THWC.shape}"]
     if not isinstance(outcome, RejectedWindow):
         return [f"gave {outcome!r}"]
-    text = outcome.message.encode()
+    text = outcome.reject.message.encode()
     quotes = [text[i : i + QUOTE_BYTES] for i in range(len(text) - QUOTE_BYTES + 1)]
     found = [f"quotes {quote!r}" for quote in quotes if quote in data]
-    return found + ([] if outcome.stage and outcome.kind and outcome.message else ["says nothing"])
+    return found + (
+        [] if outcome.reject.stage and outcome.reject.reason and outcome.reject.message else ["says nothing"]
+    )
 
 
 @contextmanager
-def _memory_watched(findings: Findings) -> Iterator[None]:
+def _memory_watched(findings: DatasetStats) -> Iterator[None]:
     """Note the most memory that children have held, and by how much this process has grown."""
     stop = threading.Event()
     start_bytes = resident_bytes(os.getpid())

@@ -17,19 +17,19 @@ from PIL import Image
 
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
-from pipeline.video.windows import plan_windows
+from pipeline.video.windows import select_windows
 from tests.support.clips_maker import make_clip
 from tests.support.http_server import Reply, Server, serving
 from tests.support.processes import descendants
 from tests.video.fuzz_decode import GEOMETRY, backends, fuzz, originals, resident_bytes, variants
 
-RECIPE = Recipe(codec="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
+RECIPE = Recipe(vae="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
 CANARY = "CANARY-7f3a91"
 
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[dict[str, Decoders]]:
-    run = Run(output="", codec="", sources=(), decode_memory_bytes=2 << 30, decode_timeout_s=20.0)
+    run = Run(output="", vae="", sources=(), decode_memory_bytes=2 << 30, decode_timeout_s=20.0)
     found = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}
     yield found
     for each in found.values():
@@ -46,7 +46,7 @@ def outcomes(decoders: Decoders, content: bytes) -> list[Outcome]:
     with open(os.memfd_create("media"), "r+b") as f:
         f.write(content)
         f.flush()
-        return [o for _, o in decoders.clips(f.fileno(), lambda facts: plan_windows(facts, RECIPE, GEOMETRY))]
+        return [o for _, o in decoders.clips(f.fileno(), lambda facts: select_windows(facts, RECIPE, GEOMETRY))]
 
 
 def reject(decoders: Decoders, content: bytes) -> RejectedWindow:
@@ -130,8 +130,8 @@ def test_a_playlist_in_disguise_opens_nothing(
                 if not isinstance(outcome, RejectedWindow):
                     assert variant.endswith(ts) and not (isinstance(outcome, Clip) and outcome.decoder == "decord")
                 else:
-                    assert outcome.message and CANARY not in outcome.message, name
-                    assert str(tmp_path) not in outcome.message and canary.url not in outcome.message
+                    assert outcome.reject.message and CANARY not in outcome.reject.message, name
+                    assert str(tmp_path) not in outcome.reject.message and canary.url not in outcome.reject.message
     assert canary.asked == []
 
 
@@ -194,7 +194,7 @@ def test_huge_frames_in_small_files_are_rejected_from_the_probe_in_bounded_memor
             outcome = reject(each, content)
             # FFmpeg itself refuses pictures from 16384x16384 on, and does not say for what
             kinds = ("too_large",) if name[0] in "89" else ("too_large", "invalid_data")
-            assert outcome.stage == "probe" and outcome.kind in kinds, (name, outcome)
+            assert outcome.reject.stage == "probe" and outcome.reject.reason in kinds, (name, outcome)
     assert max(resident_bytes(pid) for pid in descendants(os.getpid())) < 1 << 30
 
 
@@ -214,7 +214,7 @@ def test_times_and_counts_in_headers_take_neither_time_nor_memory(
             found = outcomes(each, content)
             assert sum(isinstance(outcome, Clip) for outcome in found) <= 5, name  # 40 frames have no more
             if name == "long":
-                assert [o.kind for o in found if isinstance(o, RejectedWindow)] == ["truncated"]
+                assert [o.reject.reason for o in found if isinstance(o, RejectedWindow)] == ["truncated"]
     assert max(resident_bytes(pid) for pid in descendants(os.getpid())) < 1 << 30
 
 
@@ -223,11 +223,11 @@ def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[st
     make_clip(path, 2, pts=[0, 8 * 3600 * 1000], fps=Fraction(24))
     recipe = dataclasses.replace(RECIPE, fps=2.0, max_duration_s=24 * 3600.0)
     with path.open("rb") as f:
-        assert reject(decoders["pyav"], f.read()).kind == "too_long"
-    patient = Decoders(recipe, Run(output="", codec="", sources=()))
+        assert reject(decoders["pyav"], f.read()).reject.reason == "too_long"
+    patient = Decoders(recipe, Run(output="", vae="", sources=()))
     try:
         with path.open("rb") as f:
-            found = [o for _, o in patient.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))]
+            found = [o for _, o in patient.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]
     finally:
         patient.close()
     assert len(found) > 7000 and not any(isinstance(o, Clip) for o in found[:-1]), found[:3]
@@ -252,7 +252,7 @@ def test_a_video_with_more_windows_than_a_message_can_hold_decodes(
     path = make_clip(tmp_path / "long.avi", size=(16, 16), frames=[picture] * 45_000, codec="mpeg4")
     recipe = dataclasses.replace(RECIPE, buckets=(Bucket(1, 16, 16),), micro_batch=(1,))
     with path.open("rb") as f:
-        found = decoders["pyav"].clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))
+        found = decoders["pyav"].clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))
         assert isinstance(next(found)[1], Clip)
         found.close()  # type: ignore[attr-defined]
 
@@ -268,5 +268,5 @@ def test_a_false_pixel_shape_does_not_stretch_frames_beyond_the_limit(
             found = outcomes(each, changed)
             assert not any(isinstance(outcome, Clip) for outcome in found), shape
             if shape == (23297, 1):
-                assert [o.kind for o in found if isinstance(o, RejectedWindow)] == ["too_large"]
+                assert [o.reject.reason for o in found if isinstance(o, RejectedWindow)] == ["too_large"]
     assert resident_bytes(os.getpid()) < 2 << 30

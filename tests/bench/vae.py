@@ -1,4 +1,4 @@
-"""How fast Open-Sora's encoder is through ``codec.encode``, beside the reference's loop: ``python -m tests.bench.codec``.
+"""How fast Open-Sora's encoder is through ``vae.encode``, beside the reference's loop: ``python -m tests.bench.vae``.
 
 Full-size model, random weights. Both sides take uint8 pixels to moments; the reference encodes four frames and one chunk
 at a time in the contiguous layout. Pairs alternate in one process, so only the ratios mean something. ``share of peak``
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stvae import read_card
-from stvae.codec import Codec, build_open_sora, lay_out
 from stvae.model import SpatioTemporalVAE
 from stvae.spatial import SCALING_FACTOR
+from stvae.vae import VAE, build_open_sora, lay_out
 from tests.support.golden import TINY
 
 PUBLISHED = {
@@ -43,7 +43,7 @@ def reference(model: SpatioTemporalVAE, pixels: Tensor, dtype: torch.dtype) -> T
     return torch.cat([model.temporal_vae.encode(chunk) for chunk in z.split(17, dim=2)], dim=2).float()
 
 
-def sides(dtype: torch.dtype) -> tuple[Codec, SpatioTemporalVAE]:
+def sides(dtype: torch.dtype) -> tuple[VAE, SpatioTemporalVAE]:
     """Ours and the reference's model with equal weights."""
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def sides(dtype: torch.dtype) -> tuple[Codec, SpatioTemporalVAE]:
         torch.nn.init.normal_(parameter, std=0.02)
     plain = copy.deepcopy(model)
     lay_out(model)
-    return Codec(read_card(str(TINY)), model), plain
+    return VAE(read_card(str(TINY)), model), plain
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -82,7 +82,7 @@ def peak_flops(dtype: torch.dtype) -> float:
 
 def peak_memory_gib(side: str, dtype: str, shape: list[int]) -> float:
     """Of a process that encodes once with one side."""
-    command = [sys.executable, "-m", "tests.bench.codec", "--memory-of", side, "--dtypes", dtype]
+    command = [sys.executable, "-m", "tests.bench.vae", "--memory-of", side, "--dtypes", dtype]
     done = subprocess.run([*command, "--shape", *map(str, shape)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -105,21 +105,21 @@ def main() -> None:
     # frames as decoders give them: channels last
     pixels = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8).permute(0, 4, 1, 2, 3)
     if arguments.memory_of:
-        codec, plain = sides(getattr(torch, arguments.dtypes[0]))
+        vae, plain = sides(getattr(torch, arguments.dtypes[0]))
         Path("/proc/self/clear_refs").write_text("5")  # begins the high-water mark anew
         before = _status_kib("VmRSS")
-        _ = codec.encode(pixels) if arguments.memory_of == "ours" else reference(plain, pixels, codec.dtype)
+        _ = vae.encode(pixels) if arguments.memory_of == "ours" else reference(plain, pixels, vae.dtype)
         print((_status_kib("VmHWM") - before) / 2**20)
         return
     print(f"{batch} clip(s) of {size[0]} frames at {size[1]}x{size[2]}, {torch.get_num_threads()} threads")
     medians = {}
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
-        codec, plain = sides(dtype)
+        vae, plain = sides(dtype)
         with FlopCounterMode(display=False) as counter:
-            ours, theirs = codec.encode(pixels), reference(plain, pixels, dtype)
+            ours, theirs = vae.encode(pixels), reference(plain, pixels, dtype)
         difference = float((ours - theirs).abs().max() / theirs.std())
-        our_side, their_side = partial(codec.encode, pixels), partial(reference, plain, pixels, dtype)
+        our_side, their_side = partial(vae.encode, pixels), partial(reference, plain, pixels, dtype)
         peak = peak_flops(dtype)
         pairs = [(seconds(our_side), seconds(their_side)) for _ in range(arguments.pairs)]
         ratios = sorted(a / b for a, b in pairs)

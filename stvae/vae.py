@@ -32,21 +32,21 @@ _UNUSED: dict[Half, tuple[str, ...]] = {
 }
 
 
-def load_codec(
-    codec: str | Path,
+def load_vae(
+    vae: str | Path,
     *,
     device: str = "cpu",
     dtype: str = "float32",
     half: Half = "both",
     compiled: bool = False,
-) -> Codec:
-    """The codec of a checkpoint folder, given by name, path or URL.
+) -> VAE:
+    """The VAE of a checkpoint folder, given by name, path or URL.
 
     ``dtype`` is the precision it computes in. ``half="encoder"`` reads and keeps only what encoding needs.
     ``compiled`` puts the encoder through torch.compile, for each shape when it first comes. Raises
-    WeightsError if the folder is incomplete or its keys do not fit, UnknownCodec if the class is not known.
+    WeightsError if the folder is incomplete or its keys do not fit, UnknownVAE if the class is not known.
     """
-    folder = weights.find_folder(str(codec))
+    folder = weights.find_folder(str(vae))
     card = read_card(str(folder))
     model: Model
     if card.class_name == OPEN_SORA_CLASS:
@@ -62,7 +62,7 @@ def load_codec(
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "encoder":
                 module.compile(dynamic=False)
-    return Codec(card, model)
+    return VAE(card, model)
 
 
 def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
@@ -71,7 +71,7 @@ def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
     return SpatioTemporalVAE(spatial, TemporalVAE(TemporalConfig(**temporal_sizes(config))), open_sora_geometry(config))
 
 
-class Codec:
+class VAE:
     """A frozen VAE. Raw latents go in and out; ``normalize`` gives what a diffusion transformer trains on.
 
     Not for several threads at once: some models keep frames of the call in progress.
@@ -86,7 +86,7 @@ class Codec:
         self._upload_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def upload(self, pixels: Tensor) -> Tensor:
-        """The pixels on the codec's device. A GPU takes them beside what it computes, from pinned memory."""
+        """The pixels on the VAE's device. A GPU takes them beside what it computes, from pinned memory."""
         if self._upload_stream is None or pixels.device == self.device:
             return pixels.to(self.device)
         with torch.cuda.stream(self._upload_stream):
@@ -99,9 +99,9 @@ class Codec:
     def encode(self, pixels_BCTHW: Tensor, *, noise_seeds: Sequence[int] | None = None, tiled: bool = False) -> Tensor:
         """Moments (B, 2C, t, h, w) in float32 of uint8 RGB clips (B, 3, T, H, W): mean then log-variance, raw.
 
-        Means only (B, C, t, h, w) where the codec has no posterior (``card.kind``). Open-Sora's spatial posterior is
+        Means only (B, C, t, h, w) where the VAE has no posterior (``card.has_moments``). Open-Sora's spatial posterior is
         taken at its mode, or sampled with one seed per clip where ``noise_seeds`` is given. ``tiled`` needs less memory
-        and gives blended seams; see ``can_tile``. Raises ShapeError where the clip does not fit the codec.
+        and gives blended seams; see ``can_tile``. Raises ShapeError where the clip does not fit the VAE.
         """
         if pixels_BCTHW.dtype != torch.uint8 or pixels_BCTHW.ndim != 5 or pixels_BCTHW.shape[1] != 3:
             raise ShapeError(

@@ -1,7 +1,7 @@
-"""Jobs whose codec takes a known time, and that note when what happened: ``python -m tests.bench.timed_codec`` is the
+"""Jobs whose VAE takes a known time, and that note when what happened: ``python -m tests.bench.timed_vae`` is the
 encode command line with them. What to take and where to note stand in the environment, where Ray's workers see them.
 
-A codec that sleeps stands for a GPU: the CPUs stay free meanwhile. With ``TIMED_ENCODE_S`` unset the codec is the real
+A VAE that sleeps stands for a GPU: the CPUs stay free meanwhile. With ``TIMED_ENCODE_S`` unset the VAE is the real
 one.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 ENCODE_S = "TIMED_ENCODE_S"
-"""Seconds that a clip takes in the codec."""
+"""Seconds that a clip takes in the VAE."""
 NOTES = "TIMED_NOTES"
 """File that gets a line per event: name, begin and end on the machine's monotonic clock."""
 
@@ -43,7 +43,7 @@ def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class TimedCodec:
+class TimedVAE:
     """Zeros of the right shape after ``TIMED_ENCODE_S`` per clip."""
 
     can_tile = False
@@ -60,22 +60,22 @@ class TimedCodec:
 
         begin_s = time.monotonic()
         time.sleep(self.encode_s * len(pixels_BCTHW))
-        note("codec", begin_s, time.monotonic())
+        note("vae", begin_s, time.monotonic())
         size = self.card.geometry.latent_size(tuple(pixels_BCTHW.shape[2:]))
         return torch.zeros((len(pixels_BCTHW), 2 * self.card.latent_channels, *size))
 
 
 @contextmanager
 def timed_encoder() -> Iterator[None]:
-    """Encoders of this process take the timed codec, and note how long they took to start."""
+    """Encoders of this process take the timed VAE, and note how long they took to start."""
     from pipeline.encode import encoder as encode_module
-    from stvae import load_codec, read_card
+    from stvae import load_vae, read_card
 
     def load(path: str, **options: Any) -> Any:
-        return TimedCodec(read_card(path)) if os.environ.get(ENCODE_S) else load_codec(path, **options)
+        return TimedVAE(read_card(path)) if os.environ.get(ENCODE_S) else load_vae(path, **options)
 
     with (
-        mock.patch.object(encode_module, "load_codec", noted("load codec", load)),
+        mock.patch.object(encode_module, "load_vae", noted("load VAE", load)),
         mock.patch.object(encode_module, "Decoders", noted("start decoders", encode_module.Decoders)),
     ):
         yield
@@ -85,6 +85,7 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py``."""
     from jobs import encode_dataset
     from pipeline import run as run_module
+    from pipeline.executor import local, ray_cluster, ray_data
     from pipeline.executor.ray_actor import EncoderActor
 
     class TimedActor(EncoderActor):
@@ -99,12 +100,16 @@ def main() -> int:
         encoder.encode_unit = noted("unit", encoder.encode_unit)
         return encoder
 
-    ShardEncoder = run_module.ShardEncoder
-    patches = {"EncoderActor": TimedActor, "ShardEncoder": local_encoder}
-    patches |= {name: noted(name, getattr(run_module, name)) for name in ("connect", "_finish")}
+    ShardEncoder = local.ShardEncoder
+    connect = noted("connect", ray_cluster.connect)
     started_s = time.monotonic()
     note("imported", started_s, started_s)
-    with mock.patch.multiple(run_module, **patches):
+    with (
+        mock.patch.object(local, "ShardEncoder", local_encoder),
+        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect=connect),
+        mock.patch.object(ray_cluster, "connect", connect),
+        mock.patch.object(run_module, "_finish", noted("_finish", run_module._finish)),
+    ):
         code = encode_dataset.main()
     note("main", started_s, time.monotonic())
     return code

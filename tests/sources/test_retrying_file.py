@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.recipe import Recipe
 from pipeline.sources import retrying_file as steady
 from pipeline.sources.manifest import Slice, rows, survey
-from pipeline.sources.retrying_file import file_facts, open_steady, read_whole
+from pipeline.sources.retrying_file import file_facts, open_retrying, read_whole
 from pipeline.storage import retry
 from tests.sources.test_sources import content_of, read_items, write_tar
 from tests.support.http_server import Reply, serving
@@ -52,7 +52,7 @@ class Moody:
 def test_a_file_arrives_whole_through_a_server_that_fails_now_and_then(ranges: bool) -> None:
     moody = Moody(DATA, Reply(status=503), Reply(DATA, cut_at=10), Reply(b""), ranges=ranges)
     with serving(moody) as server:
-        with open_steady(f"{server.url}/a.tar", len(DATA)) as f:
+        with open_retrying(f"{server.url}/a.tar", len(DATA)) as f:
             assert f.read() == DATA
             f.seek(700_001)
             assert f.read(10) == DATA[700_001:700_011]
@@ -70,7 +70,7 @@ def test_a_server_that_keeps_failing_stops_the_job_by_name_without_its_query(
     monkeypatch.setattr(retry, "TRIES", 2)
     with serving(lambda path: bad) as server:
         url = f"{server.url}/a.tar?signature=SECRET"
-        for read in (lambda: open_steady(url, len(DATA)).read(), lambda: read_whole(url, len(DATA))):
+        for read in (lambda: open_retrying(url, len(DATA)).read(), lambda: read_whole(url, len(DATA))):
             with pytest.raises(StoreError, match=r"/a\.tar could not be read") as failure:
                 read()
             assert "SECRET" not in repr(failure.value) and failure.value.__suppress_context__

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stvae import Card, load_codec, read_card
-from stvae.card import UnknownCodec
+from stvae import Card, load_vae, read_card
+from stvae.card import UnknownVAE
 from stvae.geometry import ShapeError
 from stvae.weights import WeightsError
-from tests.support import tiny_codecs
+from tests.support import tiny_vaes
 from tests.support.golden import TINY
 
 
@@ -35,7 +35,7 @@ def test_missing_and_unexpected_keys_are_fatal_and_named(checkpoint: Path) -> No
     tensors["temporal_vae.extra.weight"] = tensors.pop("temporal_vae.quant_conv.conv.bias")
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(WeightsError) as failure:
-        load_codec(checkpoint)
+        load_vae(checkpoint)
     assert "1 missing: temporal_vae.quant_conv.conv.bias" in str(failure.value)
     assert "1 unexpected: temporal_vae.extra.weight" in str(failure.value)
 
@@ -45,7 +45,7 @@ def test_a_decoder_key_is_missed_even_when_only_the_encoder_is_wanted(checkpoint
     del tensors["temporal_vae.decoder.norm1.bias"]
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(WeightsError, match=r"1 missing: temporal_vae\.decoder\.norm1\.bias"):
-        load_codec(checkpoint, half="encoder")
+        load_vae(checkpoint, half="encoder")
 
 
 def test_a_tensor_of_another_shape_is_fatal_with_both_shapes(checkpoint: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_tensor_of_another_shape_is_fatal_with_both_shapes(checkpoint: Path) -
     tensors["temporal_vae.quant_conv.conv.bias"] = torch.zeros(3)
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(WeightsError, match=r"quant_conv\.conv\.bias \(got \(3,\), expected \(8,\)\)"):
-        load_codec(checkpoint)
+        load_vae(checkpoint)
 
 
 def test_the_fingerprint_follows_weights_and_configuration(checkpoint: Path) -> None:
@@ -68,13 +68,13 @@ def test_the_fingerprint_follows_weights_and_configuration(checkpoint: Path) -> 
 
 def test_an_unknown_class_is_named(checkpoint: Path) -> None:
     change_config(checkpoint, model_type=None, _class_name="AutoencoderNobodyKnows")
-    with pytest.raises(UnknownCodec, match="AutoencoderNobodyKnows"):
+    with pytest.raises(UnknownVAE, match="AutoencoderNobodyKnows"):
         read_card(str(checkpoint))
 
 
 def test_a_folder_without_a_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"expected a folder with config\.json"):
-        load_codec(tmp_path)
+        load_vae(tmp_path)
 
 
 def test_a_checkpoint_loads_from_a_url(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,26 +97,26 @@ def test_reading_a_card_imports_no_torch() -> None:
 
 
 def test_normalising_and_back_changes_nothing() -> None:
-    codec = load_codec(TINY)
+    vae = load_vae(TINY)
     raw = torch.randn(2, 4, 5, 3, 6)
-    assert torch.allclose(codec.denormalize(codec.normalize(raw)), raw, atol=1e-5)
+    assert torch.allclose(vae.denormalize(vae.normalize(raw)), raw, atol=1e-5)
 
 
 def test_pixels_of_another_type_or_shape_are_refused() -> None:
-    codec = load_codec(TINY)
+    vae = load_vae(TINY)
     with pytest.raises(ShapeError, match="uint8"):
-        codec.encode(torch.zeros(1, 3, 17, 32, 32))
+        vae.encode(torch.zeros(1, 3, 17, 32, 32))
     with pytest.raises(ShapeError, match="nearest that fits is 32"):
-        codec.encode(torch.zeros(1, 3, 17, 30, 32, dtype=torch.uint8))
+        vae.encode(torch.zeros(1, 3, 17, 30, 32, dtype=torch.uint8))
 
 
 def test_a_sampled_spatial_posterior_depends_on_the_clips_seed_only() -> None:
-    codec = load_codec(TINY)
+    vae = load_vae(TINY)
     x = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
-    both = codec.encode(x, noise_seeds=[7, 8])
-    assert torch.allclose(codec.encode(x[1:], noise_seeds=[8]), both[1:], atol=1e-5)
-    assert not torch.allclose(codec.encode(x[1:], noise_seeds=[9]), both[1:], atol=1e-2)
-    assert not torch.allclose(codec.encode(x), both, atol=1e-2)
+    both = vae.encode(x, noise_seeds=[7, 8])
+    assert torch.allclose(vae.encode(x[1:], noise_seeds=[8]), both[1:], atol=1e-5)
+    assert not torch.allclose(vae.encode(x[1:], noise_seeds=[9]), both[1:], atol=1e-2)
+    assert not torch.allclose(vae.encode(x), both, atol=1e-2)
 
 
 @pytest.mark.parametrize(("folder", "encoders"), [("TINY", 2), ("AutoencoderTiny", 1)])
@@ -125,5 +125,5 @@ def test_compiling_is_for_the_encoders_only(
 ) -> None:
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__))
-    load_codec(TINY if folder == "TINY" else tiny_codecs.save(folder, tmp_path), compiled=True)
+    load_vae(TINY if folder == "TINY" else tiny_vaes.save(folder, tmp_path), compiled=True)
     assert len(compiled) == encoders and all("Encoder" in name for name in compiled)

@@ -18,7 +18,7 @@ import torch
 
 from jobs.encode_dataset import main
 from pipeline.encode import encoder as encode_module
-from pipeline.encode.counters import Tally
+from pipeline.encode.counters import EncoderCounters
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
@@ -28,9 +28,9 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
-from stvae import Card, load_codec, read_card
-from stvae.codec import Codec
-from tests.support import tiny_codecs
+from stvae import Card, load_vae, read_card
+from stvae.vae import VAE
+from tests.support import tiny_vaes
 from tests.support.clips_maker import make_clip
 from tests.support.golden import TINY
 from tests.support.oracle import assert_sound
@@ -49,18 +49,18 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_codecs.save("AutoencoderKLWan", tmp_path_factory.mktemp("wan"))
+    return tiny_vaes.save("AutoencoderKLWan", tmp_path_factory.mktemp("wan"))
 
 
 def job(folder: Path, videos: Path, output: Path, **settings: Any) -> tuple[Recipe, Run, Card]:
     card = read_card(str(folder))
-    recipe = Recipe(codec=card.sha256, buckets=(Bucket(17, 64, 64),), **{"micro_batch": (2,)} | settings)
-    run = Run(output=str(output), codec=str(folder), sources=(str(videos),), local=True, cpus=2, max_rejects=1.0)
+    recipe = Recipe(vae=card.sha256, buckets=(Bucket(17, 64, 64),), **{"micro_batch": (2,)} | settings)
+    run = Run(output=str(output), vae=str(folder), sources=(str(videos),), local=True, cpus=2, max_rejects=1.0)
     return recipe, run, card
 
 
-class SmallMemory(Codec):
-    """A codec on a device that holds ``clips`` clips at once, and in tiles any number if it ``tiles``."""
+class SmallMemory(VAE):
+    """A VAE on a device that holds ``clips`` clips at once, and in tiles any number if it ``tiles``."""
 
     clips = 1
     tiles = True
@@ -77,13 +77,13 @@ class SmallMemory(Codec):
 def test_when_memory_runs_out_fewer_clips_then_tiles_then_a_reject(
     clips: int, tiles: bool, expected: str | None, wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    def load(codec: str, **options: Any) -> Codec:
-        whole = load_codec(codec, **options)
+    def load(vae: str, **options: Any) -> VAE:
+        whole = load_vae(vae, **options)
         small = SmallMemory(whole.card, whole.model)
         small.clips, small.tiles = clips, tiles
         return small
 
-    monkeypatch.setattr(encode_module, "load_codec", load)
+    monkeypatch.setattr(encode_module, "load_vae", load)
     summary = encode(*job(wan, videos, tmp_path / "out"), say=lambda line: None)
     rows = assert_sound(tmp_path / "out")
     assert {row["encode_path"] for row in rows} == {expected}
@@ -95,7 +95,7 @@ def test_an_error_that_is_not_memory_stops_the_job(wan: Path, videos: Path, tmp_
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a kernel is missing")
 
-    monkeypatch.setattr(Codec, "encode", fail)
+    monkeypatch.setattr(VAE, "encode", fail)
     with pytest.raises(RuntimeError, match="a kernel is missing"):
         encode(*job(wan, videos, tmp_path / "out"), say=lambda line: None)
 
@@ -109,17 +109,17 @@ def test_first_and_last_frames_are_encoded_alone(wan: Path, videos: Path, tmp_pa
     (batch,) = list(data.batches(3, conditioning=True, normalized=False))
     assert batch["first_latents"].shape == batch["last_latents"].shape == (3, 16, 1, 8, 8)
     assert not torch.equal(batch["first_latents"], batch["last_latents"])
-    codec = load_codec(wan, half="encoder")
+    vae = load_vae(wan, half="encoder")
     import av
 
     with av.open(str(videos / f"{Path(batch['key'][0]).stem}.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for name, frame in (("first", frames[0]), ("last", frames[16])):
         pixels = torch.from_numpy(np.stack([frame])).permute(3, 0, 1, 2)[None]
-        expected = codec.encode(torch.cat([pixels, pixels]))[:1, :16]  # a micro-batch of the recipe's size
+        expected = vae.encode(torch.cat([pixels, pixels]))[:1, :16]  # a micro-batch of the recipe's size
         torch.testing.assert_close(batch[f"{name}_latents"][:1], expected)
     (normalised,) = list(data.batches(3, conditioning=True))
-    torch.testing.assert_close(normalised["first_latents"], codec.normalize(batch["first_latents"]))
+    torch.testing.assert_close(normalised["first_latents"], vae.normalize(batch["first_latents"]))
 
 
 def test_an_output_without_conditioning_frames_says_so(wan: Path, videos: Path, tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_an_output_without_conditioning_frames_says_so(wan: Path, videos: Path, 
         LatentDataset(str(tmp_path / "out")).batches(1, conditioning=True)
 
 
-def test_what_a_codec_cannot_do_is_refused(tmp_path: Path, wan: Path, videos: Path) -> None:
-    allegro = tiny_codecs.save("AutoencoderKLAllegro", tmp_path / "allegro")
+def test_what_a_vae_cannot_do_is_refused(tmp_path: Path, wan: Path, videos: Path) -> None:
+    allegro = tiny_vaes.save("AutoencoderKLAllegro", tmp_path / "allegro")
     recipe, run, card = job(allegro, videos, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"frames must be 24 \+ 16n, got 17; the nearest that fits is 24"):
         encode(recipe, run, card, say=lambda line: None)
@@ -154,7 +154,7 @@ def test_auto_becomes_a_type_once_and_is_recorded(videos: Path, tmp_path: Path) 
 
 
 def test_calibrate_proposes_and_writes_nothing(videos: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = ["--source", str(videos), "--output", str(tmp_path / "out"), "--codec", str(TINY), "--local"]
+    arguments = ["--source", str(videos), "--output", str(tmp_path / "out"), "--vae", str(TINY), "--local"]
     assert main([*arguments, "--buckets", "16x16x17,16x32x1", "--cpus", "2", "--calibrate"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"propose: --micro-batch \d+,\d+  \(float32, VideoAutoencoderPipeline\)", said)
@@ -169,16 +169,16 @@ def test_latents_that_cannot_be_stored_are_rejects_and_never_zeroed_or_clipped(
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     bucket = (Bucket(17, *SIZE),)
-    run = Run(output="", codec=str(TINY), sources=(str(tmp_path / "videos"),), local=True, max_rejects=1.0)
+    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, max_rejects=1.0)
     for dtype, expected in (
         ("float16", {2: "nonfinite", 3: "nonfinite", 4: "out_of_range"}),
         ("float32", {2: "nonfinite", 3: "nonfinite"}),
     ):
-        recipe = Recipe(codec=tiny_card.sha256, buckets=bucket, micro_batch=(2,), dtype=dtype)  # type: ignore[arg-type]
+        recipe = Recipe(vae=tiny_card.sha256, buckets=bucket, micro_batch=(2,), dtype=dtype)  # type: ignore[arg-type]
         with painted():
             encode(recipe, dataclasses.replace(run, output=str(tmp_path / dtype)), tiny_card, say=lambda line: None)
         rows = assert_sound(tmp_path / dtype)
-        assert {int(row["key"][0]): row["reject_kind"] for row in rows if row["reject_kind"]} == expected
+        assert {int(row["key"][0]): row["reject_reason"] for row in rows if row["reject_reason"]} == expected
         assert len([row for row in rows if row["shard"]]) == 6 - len(expected)
     assert_together(assert_sound(tmp_path / "float16"), tmp_path / "float16")
 
@@ -204,7 +204,7 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
 
 def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
     class Encoder:
-        tally = Tally("encoder")
+        tally = EncoderCounters("encoder")
 
         def __init__(self, job: str) -> None:
             pass
@@ -216,7 +216,7 @@ def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatc
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
     monkeypatch.setattr("pipeline.executor.ray_actor.ShardEncoder", Encoder)
     monkeypatch.setattr("pipeline.executor.ray_actor.EVERY_S", 1e6)  # it has nothing to tell
-    task = Task(Unit(name="u", source="s", kind="tar", generation=0, start=0, stop=None))
+    task = Task(Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None))
     with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
         list(EncoderActor(job="job")({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""Every diffusers codec: its card against what encoding gives, its moments against diffusers' own, and one job each."""
+"""Every diffusers VAE: its card against what encoding gives, its moments against diffusers' own, and one job each."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from stvae import Card, conventions, load_codec, read_card
+from stvae import Card, conventions, load_vae, read_card
 from stvae.autoencoder import posterior
-from stvae.card import UnknownCodec
-from stvae.codec import Codec
+from stvae.card import UnknownVAE
 from stvae.geometry import ShapeError
 from stvae.probe import probe
+from stvae.vae import VAE
 from stvae.weights import WeightsError
-from tests.support import tiny_codecs
+from tests.support import tiny_vaes
 from tests.support.clips_maker import make_clip
 from tests.support.oracle import assert_sound
 
-NAMES = list(tiny_codecs.CONFIGS)
+NAMES = list(tiny_vaes.CONFIGS)
 EXACT = 1e-4
 """Of moments against diffusers' own: the memory layout differs, so the order of additions does."""
 
@@ -44,12 +44,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_codecs.save(name, tmp_path_factory.mktemp("codec"))
+    return tiny_vaes.save(name, tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")
-def codec(folder: Path) -> Codec:
-    return load_codec(folder, half="encoder")
+def vae(folder: Path) -> VAE:
+    return load_vae(folder, half="encoder")
 
 
 def sizes(card: Card) -> list[tuple[int, int, int]]:
@@ -73,7 +73,7 @@ def random_clips(size: tuple[int, int, int], seed: int = 0, count: int = 2) -> t
 
 def own_moments(name: str, card: Card, pixels: torch.Tensor) -> torch.Tensor:
     """What diffusers' own encode gives, one clip or picture at a time, as its users call it."""
-    model = tiny_codecs.make(name)
+    model = tiny_vaes.make(name)
     if card.class_name == "AutoencoderKLAllegro":
         model.enable_tiling()
     if card.class_name == "AutoencoderVidTok":  # as its forward() does before it encodes
@@ -97,61 +97,61 @@ def _joined(encoded: Any) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_the_card_is_what_encoding_gives(codec: Codec) -> None:
-    card = codec.card
+def test_the_card_is_what_encoding_gives(vae: VAE) -> None:
+    card = vae.card
     for size in sizes(card):
-        moments = codec.encode(random_clips(size, count=1))
-        assert moments.shape == (1, card.stored_channels, *codec.latent_size(size)), size
+        moments = vae.encode(random_clips(size, count=1))
+        assert moments.shape == (1, card.stored_channels, *vae.latent_size(size)), size
         covered = card.geometry.covered_frames(size[0])
         assert len(covered) == moments.shape[2]
         assert [f for first, last in covered for f in range(first, last)] == list(range(size[0]))
 
 
 @torch.inference_mode()
-def test_moments_equal_diffusers_own(name: str, codec: Codec) -> None:
-    pixels = random_clips(sizes(codec.card)[-1])
-    expected = own_moments(name, codec.card, pixels)
-    torch.testing.assert_close(codec.encode(pixels), expected, rtol=0, atol=EXACT)
+def test_moments_equal_diffusers_own(name: str, vae: VAE) -> None:
+    pixels = random_clips(sizes(vae.card)[-1])
+    expected = own_moments(name, vae.card, pixels)
+    torch.testing.assert_close(vae.encode(pixels), expected, rtol=0, atol=EXACT)
 
 
-def test_a_clips_moments_do_not_depend_on_its_neighbours(codec: Codec) -> None:
-    size = sizes(codec.card)[-1]
+def test_a_clips_moments_do_not_depend_on_its_neighbours(vae: VAE) -> None:
+    size = sizes(vae.card)[-1]
     clip = random_clips(size, count=1)
-    beside = [codec.encode(torch.cat([clip, random_clips(size, seed=seed, count=1)]))[0] for seed in (1, 2)]
+    beside = [vae.encode(torch.cat([clip, random_clips(size, seed=seed, count=1)]))[0] for seed in (1, 2)]
     assert torch.equal(*beside)
 
 
-def test_a_size_that_does_not_fit_is_refused_with_the_nearest(codec: Codec) -> None:
-    geometry = codec.card.geometry
+def test_a_size_that_does_not_fit_is_refused_with_the_nearest(vae: VAE) -> None:
+    geometry = vae.card.geometry
     frames, height, width = geometry.frames.start, geometry.height.start, geometry.width.start
     nearest = geometry.height.nearest(height + 1)
     with pytest.raises(ShapeError, match=rf"height must be .*, got {height + 1}; the nearest that fits is {nearest}"):
-        codec.latent_size((frames, height + 1, width))
+        vae.latent_size((frames, height + 1, width))
     if geometry.frames.step > 1:
         with pytest.raises(
             ShapeError, match=rf"frames must be .*, got {frames + 1}; the nearest that fits is {frames}"
         ):
-            codec.latent_size((frames + 1, height, width))
+            vae.latent_size((frames + 1, height, width))
 
 
-def test_tiles_give_the_same_shape(codec: Codec) -> None:
-    if codec.can_tile:
-        size = (codec.card.geometry.frames.start, 288, 288)
-        assert codec.encode(random_clips(size, count=1), tiled=True).shape[2:] == codec.latent_size(size)
+def test_tiles_give_the_same_shape(vae: VAE) -> None:
+    if vae.can_tile:
+        size = (vae.card.geometry.frames.start, 288, 288)
+        assert vae.encode(random_clips(size, count=1), tiled=True).shape[2:] == vae.latent_size(size)
     else:
-        assert codec.card.class_name in ("AutoencoderKLTemporalDecoder", "AutoencoderKLAllegro")
+        assert vae.card.class_name in ("AutoencoderKLTemporalDecoder", "AutoencoderKLAllegro")
 
 
-def test_the_card_survives_json(codec: Codec) -> None:
-    assert Card.from_json(json.loads(json.dumps(codec.card.to_json()))) == codec.card
+def test_the_card_survives_json(vae: VAE) -> None:
+    assert Card.from_json(json.loads(json.dumps(vae.card.to_json()))) == vae.card
 
 
-def test_decoding_gives_back_the_frames(name: str, folder: Path, codec: Codec) -> None:
-    size = sizes(codec.card)[-1]
-    latents = torch.randn(1, codec.card.latent_channels, *codec.latent_size(size))
-    frames = load_codec(folder, half="decoder").decode(latents, size[0])
+def test_decoding_gives_back_the_frames(name: str, folder: Path, vae: VAE) -> None:
+    size = sizes(vae.card)[-1]
+    latents = torch.randn(1, vae.card.latent_channels, *vae.latent_size(size))
+    frames = load_vae(folder, half="decoder").decode(latents, size[0])
     assert frames.shape == (1, 3, *size) and frames.dtype == torch.uint8
-    assert torch.equal(frames, load_codec(folder).decode(latents, size[0]))
+    assert torch.equal(frames, load_vae(folder).decode(latents, size[0]))
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_decoding_gives_back_the_frames(name: str, folder: Path, codec: Codec) -
     [f"Autoencoder{n}" for n in ("KL", "Tiny", "DC", "KLMagvit", "KLHunyuanVideo15", "KLLTX2Video", "KLMochi")],
 )
 def test_a_class_without_a_row_is_asked_and_answers_the_same(conventional: str, tmp_path: Path) -> None:
-    card = read_card(str(tiny_codecs.save(conventional, tmp_path)))
+    card = read_card(str(tiny_vaes.save(conventional, tmp_path)))
     facts = probe(json.loads((tmp_path / "config.json").read_text()))
     geometry = dataclasses.asdict(card.geometry)
-    assert facts["kind"] == card.kind
+    assert facts["has_moments"] == card.has_moments
     assert {
         key: facts[key] for key in ("spatial_stride", "temporal_stride", "chunk_frames")
     }.items() <= geometry.items()
@@ -190,16 +190,16 @@ def test_an_unknown_class_works_without_code(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["_class_name"] not in conventions.TABLE
-    codec = load_codec(tmp_path, half="encoder")
+    vae = load_vae(tmp_path, half="encoder")
     pixels = random_clips((3, 16, 24))
     with torch.inference_mode():
         expected = model.encode(pixels[0].transpose(0, 1).float() / 127.5 - 1).latent_dist.mean.transpose(0, 1)
-    assert torch.allclose(codec.encode(pixels)[0, :4], expected, atol=1e-5) and codec.card.scale == (0.18215,) * 4
+    assert torch.allclose(vae.encode(pixels)[0, :4], expected, atol=1e-5) and vae.card.scale == (0.18215,) * 4
 
 
 def test_a_class_that_diffusers_does_not_have_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLImaginary"}')
-    with pytest.raises(UnknownCodec, match="AutoencoderKLImaginary"):
+    with pytest.raises(UnknownVAE, match="AutoencoderKLImaginary"):
         read_card(str(tmp_path))
 
 
@@ -209,14 +209,14 @@ def test_cards_are_read_without_torch(folder: Path) -> None:
 
 
 def test_statistics_in_bfloat16_weights_are_read_exactly(tmp_path: Path) -> None:
-    model = tiny_codecs.make("AutoencoderKLLTXVideo").to(torch.bfloat16)
+    model = tiny_vaes.make("AutoencoderKLLTXVideo").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     card = read_card(str(tmp_path))
     assert card.shift == tuple(model.latents_mean.float().tolist())
 
 
 def test_the_scale_of_cosmos_follows_its_scheduler_and_so_does_its_identity(tmp_path: Path) -> None:
-    alone = read_card(str(tiny_codecs.save("AutoencoderKLCosmos", tmp_path / "vae")))
+    alone = read_card(str(tiny_vaes.save("AutoencoderKLCosmos", tmp_path / "vae")))
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"sigma_data": 1.0}')
     within = read_card(str(tmp_path))  # the whole pipeline's folder
@@ -224,7 +224,7 @@ def test_the_scale_of_cosmos_follows_its_scheduler_and_so_does_its_identity(tmp_
 
 
 def test_of_two_checkpoints_the_one_with_the_usual_name_is_meant(tmp_path: Path) -> None:
-    tiny_codecs.save("AutoencoderKL", tmp_path)
+    tiny_vaes.save("AutoencoderKL", tmp_path)
     expected = read_card(str(tmp_path))
     usual = tmp_path / "diffusion_pytorch_model.safetensors"
     shutil.copy(usual, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
@@ -235,18 +235,18 @@ def test_of_two_checkpoints_the_one_with_the_usual_name_is_meant(tmp_path: Path)
 
 
 def test_a_checkpoint_in_parts_is_read_through_its_index(tmp_path: Path) -> None:
-    model = tiny_codecs.make("AutoencoderKL")
+    model = tiny_vaes.make("AutoencoderKL")
     model.save_pretrained(tmp_path, max_shard_size="40kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     pixels = random_clips((1, 16, 16))
     expected = _joined(model.encode(pixels[:, :, 0].float() / 127.5 - 1))
-    assert torch.allclose(load_codec(tmp_path).encode(pixels)[:, :, 0], expected, atol=EXACT)
+    assert torch.allclose(load_vae(tmp_path).encode(pixels)[:, :, 0], expected, atol=EXACT)
 
 
 def test_attention_tensors_may_have_their_old_names(tmp_path: Path) -> None:
-    tiny_codecs.save("AutoencoderKL", tmp_path)
+    tiny_vaes.save("AutoencoderKL", tmp_path)
     pixels = random_clips((1, 16, 16))
-    expected = load_codec(tmp_path).encode(pixels)
+    expected = load_vae(tmp_path).encode(pixels)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = load_file(path)
@@ -254,7 +254,7 @@ def test_attention_tensors_may_have_their_old_names(tmp_path: Path) -> None:
         tensors = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in tensors.items()}
     assert any(".query." in key for key in tensors)
     save_file(tensors, path)
-    assert torch.equal(load_codec(tmp_path).encode(pixels), expected)
+    assert torch.equal(load_vae(tmp_path).encode(pixels), expected)
 
 
 @pytest.fixture(scope="module")
@@ -265,22 +265,20 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_dataset_is_encoded_and_read_back(
-    name: str, codec: Codec, folder: Path, videos: Path, tmp_path: Path
-) -> None:
-    card = codec.card
+def test_a_dataset_is_encoded_and_read_back(name: str, vae: VAE, folder: Path, videos: Path, tmp_path: Path) -> None:
+    card = vae.card
     num_frames, height, width = sizes(card)[-1]
     bucket = Bucket(num_frames, height, width)
-    recipe = Recipe(codec=card.sha256, buckets=(bucket,), micro_batch=(2,), max_upscale=4.0)
-    run = Run(output=str(tmp_path / "out"), codec=str(folder), sources=(str(videos),), local=True, cpus=2)
+    recipe = Recipe(vae=card.sha256, buckets=(bucket,), micro_batch=(2,), max_upscale=4.0)
+    run = Run(output=str(tmp_path / "out"), vae=str(folder), sources=(str(videos),), local=True, cpus=2)
     summary = encode(recipe, run, card, say=lambda line: None)
     assert (summary.samples, summary.exit_code) == (2, 0)
     rows = assert_sound(tmp_path / "out")
-    assert {(row["latent_t"], row["latent_h"], row["latent_w"]) for row in rows} == {codec.latent_size(sizes(card)[-1])}
+    assert {(row["latent_t"], row["latent_h"], row["latent_w"]) for row in rows} == {vae.latent_size(sizes(card)[-1])}
     data = LatentDataset(str(tmp_path / "out"))
     (batch,) = list(data.batches(2))
     (raw,) = list(data.batches(2, normalized=False))
-    torch.testing.assert_close(codec.normalize(raw["latents"]), batch["latents"])
+    torch.testing.assert_close(vae.normalize(raw["latents"]), batch["latents"])
     with pytest.raises(ConfigError, match="normalised already"):
         data.normalize(batch)
     torch.testing.assert_close(data.normalize(raw)["latents"], batch["latents"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Bucket, Recipe
-from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, place, plan_windows
+from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, place, select_windows
 from stvae.geometry import multiples, plain_geometry
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
@@ -39,11 +39,11 @@ def video(
 
 
 def recipe_with(*buckets: Bucket, **changes: Any) -> Recipe:
-    return Recipe(codec="x", buckets=buckets, micro_batch=(1,) * len(buckets), **changes)
+    return Recipe(vae="x", buckets=buckets, micro_batch=(1,) * len(buckets), **changes)
 
 
 def plan(facts: VideoFacts, recipe: Recipe) -> list[Window | Skip]:
-    return plan_windows(facts, recipe, GEOMETRY)
+    return select_windows(facts, recipe, GEOMETRY)
 
 
 def starts(planned: list[Window | Skip]) -> list[int | str]:
