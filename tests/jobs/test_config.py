@@ -50,7 +50,7 @@ ON_THE_COMMAND_LINE = (
 IN_A_FILE = """
 source: [a.tar, "b=s3://c/{0..9}.tar"]
 output: out
-VAE: demo
+vae: demo
 buckets:
   - 32x32x17
   - 32x56x17

@@ -72,7 +72,7 @@ def test_processes_of_a_node_share_the_plan_of_an_epoch(
 
     first = ids(tmp_path)
     assert first == ids(None)
-    monkeypatch.setattr("pipeline.loader.iterator.schedule_epoch", None)
+    monkeypatch.setattr("pipeline.loader.state.schedule_epoch", None)
     assert ids(tmp_path) == first
     batches = LatentDataset(str(output), cache=tmp_path).batches(2, seed=3, rank=0, world_size=2, tail="pad")
     assert (batches.dropped, batches.padded, len(batches)) == (0, 6, 6)

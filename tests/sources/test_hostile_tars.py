@@ -18,11 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.output import tar_writer as tars
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
-from pipeline.sources import sidecars
+from pipeline.sources import sidecars, tar_members
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
@@ -370,4 +369,4 @@ def test_the_members_of_a_tar_do_not_pile_up_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "many.tar"
     path.write_bytes(header(b"x", 0) * 30_000 + END)
     with path.open("rb") as f:
-        assert sum(1 for _ in tars.members(f)) == 30_000
+        assert sum(1 for _ in tar_members.members(f)) == 30_000

@@ -306,7 +306,7 @@ class Child:
                 except (OSError, IndexError):
                     continue
         servers = {pid for pid, (parent, _) in commands.items() if parent == os.getpid()}
-        return {pid for pid, (parent, text) in commands.items() if parent in servers and "decode_child" in text}
+        return {pid for pid, (parent, text) in commands.items() if parent in servers and "decode_worker" in text}
 
 
 @pytest.fixture
