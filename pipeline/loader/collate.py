@@ -92,6 +92,10 @@ class Collator:
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *place, *captions]))
 
+    def new_buffer(self) -> Slot:
+        """Return an empty buffer for ``draft``."""
+        return Slot(self._options.device)
+
     def draft(self, samples: Indices, step: Indices, slot: Slot) -> Draft:
         """Where a batch's bytes are and where in the slot they go. ``step``: the samples of all ranks."""
         blank = samples == BLANK

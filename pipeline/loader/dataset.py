@@ -8,7 +8,7 @@ order) -> ``reading`` (their bytes) -> ``assembly`` (tensors).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,11 +20,14 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.loader.batch import Batch, check_patch
 from pipeline.loader.catalog import open_catalog, read_table
+from pipeline.loader.collate import Collator
 from pipeline.loader.epochs import BatchPolicy, Indices, Shapes, Tail
 from pipeline.loader.iterator import Batches
 from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.range_cache import RangeCache
+from pipeline.loader.readers import open_reader
 from pipeline.loader.samples import latents_before, select_samples
+from pipeline.loader.state import LoaderState
 from pipeline.output.dataset import recorded_dataset
 from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Recipe
@@ -152,7 +155,14 @@ class LatentDataset:
             copy=copy,
             verify=verify,
         )
-        return Batches(self, policy, options, seed=seed, rank=rank, mapped=mapped, threads=threads)
+        return Batches(
+            LoaderState(self.samples, policy, patch, seed),
+            Collator(self.samples, self.card, self.recipe.dtype, options, seed),
+            partial(open_reader, self.store, mapped=mapped, cache=self.range_cache),
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+        )
 
     def normalize(self, batch: Batch) -> Batch:
         """A batch of raw latents with normalised ones; ConfigError for a batch that is normalised already."""

@@ -1,118 +1,171 @@
-"""One rank's batches in order, read ahead by threads, and the state to go on from."""
+"""Iterate over the batches of one rank in order, with reads started ahead of time by threads."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipeline.loader.batch import Batch
 from pipeline.loader.collate import Collator, Draft, Slot
-from pipeline.loader.epochs import BatchPolicy, EpochSchedule
-from pipeline.loader.options import Options
-from pipeline.loader.readers import Reader, Wait, open_reader
+from pipeline.loader.epochs import EpochSchedule
+from pipeline.loader.readers import Reader, Wait
 from pipeline.loader.state import LoaderState
 
-if TYPE_CHECKING:
-    from pipeline.loader import LatentDataset
-
 BLOCKS_AHEAD = 3
-"""Rounds of ``begin`` that are read ahead, where a round is several batches."""
-
-Coming = deque[tuple[Slot, "Future[Batch]"]]
+"""Number of ``Reader.begin`` calls to start ahead, where one call covers several batches."""
 
 
-class Batches(LoaderState):
-    """One rank's batches. ``state_dict`` after any batch, loaded into an equal object, goes on with the next one."""
+class Batches:
+    """The batches of one rank.
+
+    Iterate over it once per epoch. ``state_dict`` may be called after any batch; loaded into an equal object, it
+    continues with the next batch.
+    """
 
     def __init__(
         self,
-        data: LatentDataset,
-        policy: BatchPolicy,
-        options: Options,
+        state: LoaderState,
+        collator: Collator,
+        open_reader: Callable[[], Reader],
         *,
-        seed: int,
         rank: int,
-        mapped: bool,
+        world_size: int,
         threads: int,
     ) -> None:
-        super().__init__(data, policy, options.patch, seed)
-        self.data = data
         self.rank = rank
-        self.world_size = policy.world_size
-        self._options = options
-        self._mapped = mapped
+        self.world_size = world_size
+        self._state = state
+        self._collator = collator
+        self._open_reader = open_reader
         self._threads = threads
-        self._assembler = Collator(data.samples, data.card, data.recipe.dtype, options, seed)
-        self._slots: list[Slot] = []
+        self._free_buffers: list[Slot] = []
+
+    def __len__(self) -> int:
+        """Number of steps in an epoch."""
+        return len(self.schedule())
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0."""
+        return self._state.epoch
+
+    @property
+    def step(self) -> int:
+        """Number of batches of this epoch that have been handed out."""
+        return self._state.step
 
     @property
     def dropped(self) -> int:
-        """Samples that this epoch leaves out, as they fill no whole step; others are left out in every epoch."""
-        return self.plan().dropped
+        """Number of samples that this epoch leaves out because they fill no whole step. Each epoch drops others."""
+        return self.schedule().dropped
 
     @property
     def padded(self) -> int:
-        """Blank places in this epoch."""
-        return self.plan().padded
+        """Number of blank places in this epoch, over all ranks."""
+        return self.schedule().padded
 
     @property
     def repeated(self) -> int:
-        """Places in this epoch that hold samples which it has already."""
-        return self.plan().repeated
+        """Number of places in this epoch, over all ranks, that hold a sample for the second time."""
+        return self.schedule().repeated
+
+    def schedule(self) -> EpochSchedule:
+        """Return the batches of the current epoch on all ranks, as rows of the samples."""
+        return self._state.schedule()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the next batch as five values that JSON can hold."""
+        return self._state.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position. Raises ConfigError, naming what differs, if it belongs to another schedule."""
+        self._state.load_state_dict(state)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the epoch; afterwards the next epoch is due."""
-        plan, epoch = self.plan(), self.epoch
-        reader = open_reader(self.data.store, mapped=self._mapped, cache=self.data.range_cache)
-        steps, coming = iter(range(self.step, len(plan))), Coming()
-        slots, self._slots = self._slots, []
-        block = 1 if len(plan) == 0 else -(-reader.samples_at_once // max(len(plan.batch(0, self.rank)), 1))
-        ahead = self._threads + 1 if block == 1 else BLOCKS_AHEAD * block
-        pool = ThreadPoolExecutor(self._threads)
-        size = 1  # the first batch does not wait for others
+        """Yield the rest of the current epoch, then move on to the next epoch."""
+        state, epoch = self._state, self.epoch
+        ahead = _ReadAhead(
+            self._collator,
+            self._open_reader(),
+            self.schedule(),
+            epoch=epoch,
+            step=state.step,
+            rank=self.rank,
+            threads=self._threads,
+            free_buffers=self._free_buffers,
+        )
         try:
-            while True:
-                while len(coming) + size <= ahead and self._begin(
-                    reader, pool, plan, epoch, steps, size, slots, coming
-                ):
-                    size = block
-                if not coming:
-                    break
-                slot, future = coming.popleft()
-                batch = future.result()
-                self.step += 1
+            while (following := ahead.next_batch()) is not None:
+                batch, buffer = following
+                state.step += 1
                 yield batch
-                slots.append(slot)
+                ahead.free_buffers.append(buffer)
         finally:
-            for _, future in coming:
-                future.cancel()
-            reader.close()
-            pool.shutdown()
-            self._slots = slots
-        self.epoch, self.step = epoch + 1, 0
+            ahead.close()
+        state.start_epoch(epoch + 1)
 
-    def _begin(
+
+class _ReadAhead:
+    """The batches of one rank in one epoch, some of which are being read."""
+
+    def __init__(
         self,
+        collator: Collator,
         reader: Reader,
-        pool: ThreadPoolExecutor,
-        plan: EpochSchedule,
+        schedule: EpochSchedule,
+        *,
         epoch: int,
-        steps: Iterator[int],
-        size: int,
-        slots: list[Slot],
-        coming: Coming,
-    ) -> bool:
-        """Start reading up to ``size`` batches; whether there were any."""
-        drafts = []
-        for _, step in zip(range(size), steps, strict=False):
-            slot = slots.pop() if slots else Slot(self._options.device)
-            drafts.append(self._assembler.draft(plan.batch(step, self.rank), plan.whole(step), slot))
-        for draft, wait in zip(drafts, reader.begin([draft.spans for draft in drafts]), strict=True):
-            coming.append((draft.slot, pool.submit(self._finish, draft, wait, epoch)))
-        return bool(drafts)
+        step: int,
+        rank: int,
+        threads: int,
+        free_buffers: list[Slot],
+    ) -> None:
+        self.free_buffers = free_buffers
+        self._collator = collator
+        self._reader = reader
+        self._schedule = schedule
+        self._epoch = epoch
+        self._next_step = step
+        self._rank = rank
+        self._pool = ThreadPoolExecutor(threads)
+        self._pending: deque[tuple[Slot, Future[Batch]]] = deque()
+        batch_size = max(len(schedule.batch(0, rank)), 1) if len(schedule) else 1
+        self._block = -(-reader.samples_at_once // batch_size)
+        """Number of batches in one call of ``Reader.begin``."""
+        self._max_pending = threads + 1 if self._block == 1 else BLOCKS_AHEAD * self._block
+        self._following_block = 1  # the first batch is read alone, so that it does not wait for others
 
-    def _finish(self, draft: Draft, wait: Wait, epoch: int) -> Batch:
+    def next_batch(self) -> tuple[Batch, Slot] | None:
+        """Return the next batch and the buffer that holds its bytes, or None at the end of the epoch."""
+        while self._next_step < len(self._schedule) and len(self._pending) + self._following_block <= self._max_pending:
+            self._begin(self._following_block)
+            self._following_block = self._block
+        if not self._pending:
+            return None
+        buffer, future = self._pending.popleft()
+        return future.result(), buffer
+
+    def close(self) -> None:
+        """Cancel what has not begun and wait for the threads."""
+        for _, future in self._pending:
+            future.cancel()
+        self._reader.close()
+        self._pool.shutdown()
+
+    def _begin(self, count: int) -> None:
+        """Start to read up to ``count`` batches."""
+        steps = range(self._next_step, min(self._next_step + count, len(self._schedule)))
+        drafts = []
+        for step in steps:
+            buffer = self.free_buffers.pop() if self.free_buffers else self._collator.new_buffer()
+            batch, whole = self._schedule.batch(step, self._rank), self._schedule.whole(step)
+            drafts.append(self._collator.draft(batch, whole, buffer))
+        for draft, wait in zip(drafts, self._reader.begin([draft.spans for draft in drafts]), strict=True):
+            self._pending.append((draft.slot, self._pool.submit(self._finish, draft, wait)))
+        self._next_step = steps.stop
+
+    def _finish(self, draft: Draft, wait: Wait) -> Batch:
         wait()
-        return self._assembler.finish(draft, epoch)
+        return self._collator.finish(draft, self._epoch)

@@ -36,7 +36,9 @@ class Samples:
     digest: str
     """Names the set of samples; see ``digest_of``."""
     folder: Path | None
-    """Of the catalog's cache."""
+    """Folder of the catalog's cache."""
+    where: str | None
+    """The filter that these samples passed."""
 
     _views: dict[str, npt.NDArray[Any] | pa.Array] = field(default_factory=dict, repr=False)
 
@@ -120,6 +122,7 @@ def select_samples(
         buckets=buckets,
         digest=digest,
         folder=catalog.folder,
+        where=where,
     )
 
 

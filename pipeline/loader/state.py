@@ -1,56 +1,55 @@
-"""Where training is in its epochs, as a few values that can be saved."""
+"""The position of a training run in its epochs, as a few values that can be saved."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.loader.epoch_cache import shared_epoch
 from pipeline.loader.epochs import BatchPolicy, EpochSchedule, schedule_epoch
+from pipeline.loader.samples import Samples
 
-if TYPE_CHECKING:
-    from pipeline.loader import LatentDataset
-
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class LoaderState:
-    """The steps of every epoch and where training is in them: what a state says."""
+    """The position of one training run: the epoch, the step in it, and the schedule that they refer to."""
 
-    def __init__(self, data: LatentDataset, policy: BatchPolicy, patch: tuple[int, int, int], seed: int) -> None:
+    def __init__(self, samples: Samples, policy: BatchPolicy, patch: tuple[int, int, int], seed: int) -> None:
         self.epoch = 0
         self.step = 0
+        """Number of batches of this epoch that have been handed out."""
         self.seed = seed
-        self._samples = data.samples
+        self._samples = samples
         self._policy = policy
-        self._names = [str(bucket) for bucket in data.samples.buckets]
-        cells = np.array([bucket.latent_thw for bucket in data.samples.buckets], dtype=np.int64).reshape(-1, 3)
+        self._bucket_names = [str(bucket) for bucket in samples.buckets]
+        cells = np.array([bucket.latent_thw for bucket in samples.buckets], dtype=np.int64).reshape(-1, 3)
         self._tokens = np.prod(-(-cells // np.array(patch)), axis=1)
-        self._planned: tuple[int, int, EpochSchedule] | None = None
-        self.schedule_hash = self._plan_hash(data)
+        self._current: tuple[int, EpochSchedule] | None = None
+        self.schedule_hash = self._schedule_hash()
 
-    def __len__(self) -> int:
-        """Steps in an epoch."""
-        return len(self.plan())
-
-    def plan(self) -> EpochSchedule:
-        """The current epoch's."""
-        if self._planned is None or self._planned[:2] != (self.seed, self.epoch):
+    def schedule(self) -> EpochSchedule:
+        """Return the batches of the current epoch."""
+        if self._current is None or self._current[0] != self.epoch:
             folder = self._samples.folder
             name = f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
-            made = self._make() if folder is None else shared_epoch(folder / "epochs", name, self._make)
-            self._planned = (self.seed, self.epoch, made)
-        return self._planned[2]
+            make = self._make_schedule
+            self._current = (self.epoch, make() if folder is None else shared_epoch(folder / "epochs", name, make))
+        return self._current[1]
 
-    def _make(self) -> EpochSchedule:
+    def start_epoch(self, epoch: int) -> None:
+        """Move to the first step of an epoch."""
+        self.epoch, self.step = epoch, 0
+
+    def _make_schedule(self) -> EpochSchedule:
         s = self._samples
-        return schedule_epoch(s.keys, s.codes, self._tokens, self._names, self._policy, self.seed, self.epoch)
+        return schedule_epoch(s.keys, s.codes, self._tokens, self._bucket_names, self._policy, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is; counts batches that were handed out."""
+        """Return the position of the next batch as five values."""
         return {
             "version": STATE_VERSION,
             "seed": self.seed,
@@ -60,29 +59,34 @@ class LoaderState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken, also with another world size at the same global batch.
+        """Continue after the batch at which ``state_dict`` was called.
 
-        ConfigError names what is not the same: the samples, the filter, the seed, or how batches are formed.
+        The world size may differ if the global batch is the same. Raises ConfigError, naming the differences, if the
+        samples, the filter, the seed or the way batches are formed are not those of the state.
         """
         if state.get("version") != STATE_VERSION:
-            raise ConfigError(f"this state has version {state.get('version')}; this program reads {STATE_VERSION}")
-        ours, theirs = ({"seed": str(s["seed"])} | _parts(s["schedule_hash"]) for s in (self.state_dict(), state))
+            raise ConfigError(
+                f"this loader state has version {state.get('version')}, but this program reads version {STATE_VERSION}. "
+                "Resume with the program that saved it, or start without the state"
+            )
+        here, saved = ({"seed": str(s["seed"])} | _parts(s["schedule_hash"]) for s in (self.state_dict(), state))
+        same_samples = saved.get("samples") == here["samples"]
         differing = [
-            f"{name} ({theirs.get(name)} there, {value} here)"
-            for name, value in ours.items()
-            if theirs.get(name) != value and not (name == "where" and theirs.get("samples") == ours["samples"])
+            f"{name} ({saved.get(name)} in the state, {value} here)"
+            for name, value in here.items()
+            if saved.get(name) != value and not (name == "where" and same_samples)
         ]
         if differing:
             raise ConfigError(
-                f"this state is of another plan. It differs in {', '.join(differing)}. Resume with the same output, "
-                "filter, seed and global batch, or begin anew without the state"
+                f"this loader state belongs to another schedule. It differs in {', '.join(differing)}. Resume with the "
+                "same output, filter, seed and global batch, or start without the state"
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
 
-    def _plan_hash(self, data: LatentDataset) -> str:
-        """What the plan follows from, each part readable or hashed, so that a difference has a name."""
+    def _schedule_hash(self) -> str:
+        """Return everything that the schedule depends on, with a name for each part, so that a message can name it."""
         policy = self._policy
-        sizes = policy.sizes(self._tokens, self._names)
+        sizes = policy.sizes(self._tokens, self._bucket_names)
         if policy.shapes == "pack":
             batch = f"{policy.tokens_per_batch}x{policy.world_size}:{_short(str(self._tokens.tolist()))}"
         elif policy.tokens_per_batch is None:
@@ -90,8 +94,8 @@ class LoaderState:
         else:
             batch = _short(str((sizes * policy.world_size).tolist()))
         parts = {
-            "samples": data.samples.digest,
-            "where": _short(data.where) if data.where else "all",
+            "samples": self._samples.digest,
+            "where": _short(self._samples.where) if self._samples.where else "all",
             "global_batch": batch,
             "tail": policy.tail,
             "shapes": policy.shapes,

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from pipeline.errors import ConfigError
 from pipeline.loader.collate import Collator, Slot
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.epochs import BatchPolicy, Tail
+from pipeline.loader.epochs import BatchPolicy, EpochSchedule, Tail
 from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.readers import Reader, open_reader
 from pipeline.loader.state import LoaderState
@@ -84,7 +84,7 @@ class SampleDataset(Dataset[Sample]):
         return self.__dict__ | {"_reader": None}
 
 
-class StepSampler(LoaderState, Sampler[list[tuple[int, int]]]):
+class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batch sampler: one bucket per step, equal steps on all ranks, an order that follows from seed and epoch.
 
     Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` keeps its state with any number of workers. A plain
@@ -106,11 +106,37 @@ class StepSampler(LoaderState, Sampler[list[tuple[int, int]]]):
             raise ConfigError("a DataLoader has no blanks: tail must be 'drop' or 'repeat'")
         self.rank, world_size = place_of(rank, world_size)
         policy = BatchPolicy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
-        super().__init__(data, policy, (1, 1, 1), seed)
+        self._state = LoaderState(data.samples, policy, (1, 1, 1), seed)
+
+    def __len__(self) -> int:
+        """Number of steps in an epoch."""
+        return len(self.schedule())
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0."""
+        return self._state.epoch
+
+    @property
+    def step(self) -> int:
+        """Number of batches of this epoch that have been asked for."""
+        return self._state.step
+
+    def schedule(self) -> EpochSchedule:
+        """Return the batches of the current epoch on all ranks, as rows of the samples."""
+        return self._state.schedule()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the next batch as five values that JSON can hold."""
+        return self._state.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position. Raises ConfigError, naming what differs, if it belongs to another schedule."""
+        self._state.load_state_dict(state)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The rest of the epoch; afterwards the next epoch is due."""
-        return _Steps(self)
+        return _Steps(self._state, self.rank)
 
     def state_after(self, step: int) -> dict[str, Any]:
         """The state once so many batches of this epoch have been used."""
@@ -118,33 +144,35 @@ class StepSampler(LoaderState, Sampler[list[tuple[int, int]]]):
 
 
 class _Steps(Iterator[list[tuple[int, int]]]):
-    """An epoch's batches of indices, with the state that ``StatefulDataLoader`` looks for."""
+    """The rest of an epoch as lists of indices, with the methods that ``StatefulDataLoader`` calls."""
 
-    def __init__(self, sampler: StepSampler) -> None:
-        self._sampler = sampler
-        self._epoch = sampler.epoch
-        self._step = sampler.step
+    def __init__(self, state: LoaderState, rank: int) -> None:
+        self._state = state
+        self._rank = rank
+        self._epoch = state.epoch
+        self._step = state.step
 
     def __iter__(self) -> _Steps:
         return self
 
     def __next__(self) -> list[tuple[int, int]]:
-        sampler = self._sampler
-        if sampler.epoch != self._epoch or self._step >= len(sampler.plan()):
-            if sampler.epoch == self._epoch:
-                sampler.epoch, sampler.step = self._epoch + 1, 0
+        state = self._state
+        if state.epoch != self._epoch:
             raise StopIteration
-        rows = sampler.plan().batch(self._step, sampler.rank)
+        if self._step >= len(state.schedule()):
+            state.start_epoch(self._epoch + 1)
+            raise StopIteration
+        rows = state.schedule().batch(self._step, self._rank)
         self._step += 1
-        sampler.step = self._step
+        state.step = self._step
         return [(row, self._epoch) for row in rows.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        return self._sampler.state_dict() | {"epoch": self._epoch, "step": self._step}
+        return self._state.state_dict() | {"epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sampler.load_state_dict(state)
-        self._epoch, self._step = self._sampler.epoch, self._sampler.step
+        self._state.load_state_dict(state)
+        self._epoch, self._step = self._state.epoch, self._state.step
 
 
 def _given(value: Any) -> Any:

@@ -135,12 +135,12 @@ def test_state_of_another_plan_is_refused_by_what_differs(output: Path) -> None:
     state = data.batches(3).state_dict()
     filtered = LatentDataset(str(output), where="meta_aesthetic > 1")
     others = {
-        r"in global_batch \(3 there, 4 here\)\.": data.batches(4),
-        r"samples \(.*\), where \(all there, \w+ here\)": filtered.batches(3),
-        r"seed \(0 there, 1 here\)": data.batches(3, seed=1),
-        r"tail \(drop there, pad here\)": data.batches(3, tail="pad"),
-        r"global_batch \(3 there, \w+ here\)\.": data.batches(tokens_per_batch=10_000),
-        r"shapes \(bucket there, pad here\)": data.batches(3, shapes="pad"),
+        r"in global_batch \(3 in the state, 4 here\)\.": data.batches(4),
+        r"samples \(.*\), where \(all in the state, \w+ here\)": filtered.batches(3),
+        r"seed \(0 in the state, 1 here\)": data.batches(3, seed=1),
+        r"tail \(drop in the state, pad here\)": data.batches(3, tail="pad"),
+        r"global_batch \(3 in the state, \w+ here\)\.": data.batches(tokens_per_batch=10_000),
+        r"shapes \(bucket in the state, pad here\)": data.batches(3, shapes="pad"),
     }
     for message, other in others.items():
         with pytest.raises(ConfigError, match=message):
