@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.loader.epochs import Keys, digest_of
+from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.output.index import newest_index
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -205,7 +205,7 @@ def _keys(ids: pa.Array | pa.ChunkedArray) -> Keys:
     return keys
 
 
-def _buckets(columns: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.uint16], list[BucketShape]]:
+def _buckets(columns: list[npt.NDArray[np.int32]]) -> tuple[BucketCodes, list[BucketShape]]:
     """Each sample's bucket, and the buckets in the order of their sizes; from the columns ``SIZES``."""
     packed = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns[:3]:

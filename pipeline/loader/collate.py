@@ -15,10 +15,12 @@ from torch import Tensor
 
 from pipeline.errors import IntegrityError
 from pipeline.loader.batch import Batch, packed, padded, sample_posterior
-from pipeline.loader.epochs import BLANK, Indices, salt
-from pipeline.loader.options import Options
+from pipeline.loader.options import BatchOptions
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
+from pipeline.loader.schedule.epoch import BLANK
+from pipeline.loader.schedule.keys import Indices, derive_seed
+from pipeline.recipe import Recipe
 from stvae.card import Card
 from stvae.normalisation import normalize_
 
@@ -79,22 +81,23 @@ class Draft:
 class Collator:
     """Drafts batches and finishes them. Safe to call from several threads."""
 
-    def __init__(self, samples: Samples, card: Card, stored_dtype: str, options: Options, seed: int) -> None:
+    def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions) -> None:
         self._samples = samples
         self._card = card
-        self._dtype: torch.dtype = getattr(torch, stored_dtype)
+        self._dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._options = options
-        self._seed = seed
+        self._device = torch.device(options.device)
+        self._conditioning = tuple(recipe.conditioning_frames) if options.conditioning else ()
         self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
         self._sizes = np.array([bucket.latent_thw for bucket in samples.buckets])
-        prefixes = ["", *(f"{frame}_" for frame in options.conditioning)]
+        prefixes = ["", *(f"{frame}_" for frame in self._conditioning)]
         place = [f"{prefix}{name}" for prefix in prefixes for name in ("tensor_offset", "tensor_nbytes", "crc32c")]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *place, *captions]))
 
     def new_buffer(self) -> Slot:
         """Return an empty buffer for ``draft``."""
-        return Slot(self._options.device)
+        return Slot(self._device)
 
     def draft(self, samples: Indices, step: Indices, slot: Slot) -> Draft:
         """Where a batch's bytes are and where in the slot they go. ``step``: the samples of all ranks."""
@@ -109,7 +112,7 @@ class Collator:
         shapes = [self._samples.buckets[code] for code in codes]
         starts = self._starts(filled)
         nbytes = 0
-        for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._options.conditioning)):
+        for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._conditioning)):
             part = Part(name, [(1, *s.latent_thw[1:]) if prefix else s.latent_thw for s in shapes], [])
             for size in part.sizes_thw:
                 part.offsets.append(nbytes)
@@ -138,7 +141,7 @@ class Collator:
         seeds: list[int] = []
         if options.latent == "sample" or options.captions is not None:
             names = zip(rows["id"], starts, strict=True)
-            seeds = [int(salt(self._seed, epoch, name, *([start] if start else []))) for name, start in names]
+            seeds = [int(derive_seed(options.seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for part in draft.parts:
             sampled = options.latent == "sample" and part.name == "latents"
@@ -149,7 +152,7 @@ class Collator:
         if self._samples.start_frames is not None:
             numbers["start_frame"] = torch.tensor(starts)
             numbers["num_frames"] = torch.tensor([self._samples.buckets[0].num_frames] * len(starts))
-        if options.blanks:
+        if options.tail == "pad":
             numbers["valid"] = torch.from_numpy(~blank)
         captions = (
             [self._caption(rows, i, seed) for i, seed in enumerate(seeds)] if options.captions else rows["caption"]
@@ -158,7 +161,7 @@ class Collator:
         if blank.any():
             for name in ("caption", "id", "key"):
                 values[name] = ["" if b else text for text, b in zip(values[name], blank, strict=True)]
-        return cast(Batch, values | {name: tensor.to(options.device) for name, tensor in numbers.items()})
+        return cast(Batch, values | {name: tensor.to(self._device) for name, tensor in numbers.items()})
 
     def _starts(self, samples: Indices) -> list[int]:
         starts = self._samples.start_frames
@@ -227,7 +230,7 @@ class Collator:
         """Stored bytes as what training takes: sampled, normalised, in its dtype, on its device."""
         options = self._options
         stored = slot.bytes[at : at + int(np.prod(size)) * self._dtype.itemsize].view(self._dtype).view(size)
-        x = stored.to(options.device, non_blocking=True)
+        x = stored.to(self._device, non_blocking=True)
         if seeds is not None:
             x = sample_posterior(x, seeds)
         if options.normalized:

@@ -7,26 +7,25 @@ order) -> ``reading`` (their bytes) -> ``assembly`` (tensors).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from pipeline.errors import ConfigError
-from pipeline.loader.batch import Batch, check_patch
+from pipeline.loader.batch import Batch
 from pipeline.loader.catalog import open_catalog, read_table
 from pipeline.loader.collate import Collator
-from pipeline.loader.epochs import BatchPolicy, Indices, Shapes, Tail
 from pipeline.loader.iterator import Batches
-from pipeline.loader.options import Options, check_captions, place_of
+from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent, resolve_rank
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.readers import open_reader
 from pipeline.loader.samples import latents_before, select_samples
+from pipeline.loader.schedule.keys import Indices
 from pipeline.loader.state import LoaderState
 from pipeline.output.dataset import recorded_dataset
 from pipeline.output.serialization import unpack_latent
@@ -86,82 +85,23 @@ class LatentDataset:
         """What is known of each sample, in the order that ``read`` counts them."""
         return self.samples.columns()
 
-    def batches(
-        self,
-        batch_size: int | None = None,
-        *,
-        tokens_per_batch: int | None = None,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        tail: Tail = "drop",
-        shapes: Shapes = "bucket",
-        patch: tuple[int, int, int] = (1, 1, 1),
-        latent: Literal["mean", "sample"] = "mean",
-        normalized: bool = True,
-        conditioning: bool = False,
-        captions: Mapping[str, float] | None = None,
-        dtype: torch.dtype | None = torch.float32,
-        device: str | torch.device = "cpu",
-        copy: bool = False,
-        verify: bool = False,
-        mapped: bool = False,
-        threads: int = 2,
-    ) -> Batches:
-        """An endless supply of epochs; iterating goes through one, or through the rest of one after ``load_state_dict``.
+    @OptionsAsKeywords(BatchOptions)
+    def batches(self, options: BatchOptions) -> Batches:
+        """Return the batches of one rank. Iterating over them goes through one epoch; iterate again for the next one.
 
-        Every rank gets as many steps, in a step all get the same bucket, and no sample comes twice in an epoch.
-
-        ``batch_size`` or ``tokens_per_batch`` (latent cells over ``patch``), of one rank. ``rank`` and ``world_size``: those
-        of ``torch.distributed`` where it is initialised, else one rank.
-        ``tail``: samples that fill no whole step are dropped, or the step filled with blanks (``batch["valid"]``) or
-        repeated samples; ``dropped``, ``padded`` and ``repeated`` of the result count them.
-        ``shapes``: one per batch, or mixed ones padded (``batch["mask"]``) or packed as patches (``batch["lengths"]``).
-        ``latent``: the posterior's mean, or a sample of it that depends on seed, epoch and sample only.
-        ``conditioning`` adds ``first_latents`` (and ``last_latents``): the mean of that frame encoded alone.
-        ``captions``: text columns with weights, of which each sample takes one per epoch; ``""`` is no caption.
-        ``dtype`` None: as stored. On the CPU, stored raw latents are lent until the next batch, unless ``copy``.
-        ``verify``: check the crc32c of every tensor. ``mapped``: read through memory maps, for sets that fit in memory.
-        ``threads`` that read and convert; cold disks want 4 to 8.
+        In an epoch every rank has the same number of steps, all ranks of a step have the same bucket, and no sample comes
+        twice (unless ``tail="repeat"``). The keywords are the fields of ``BatchOptions``, which documents them.
+        Raises ConfigError if options exclude each other or the output does not have what they ask for.
         """
-        if conditioning and not self.recipe.conditioning_frames:
-            raise ConfigError(f"{self.store.url} has no conditioning frames; encode it with --conditioning first")
-        if conditioning and (shapes == "pack" or self.samples.start_frames is not None):
-            raise ConfigError("conditioning frames go with whole clips: not with frames= or shapes='pack'")
-        self.check_latent(latent)
-        if threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {threads}")
-        check_captions(captions, self.samples.table.schema)
-        if shapes == "pack":
-            check_patch(self.samples, patch)
-        rank, world_size = place_of(rank, world_size)
-        policy = BatchPolicy(
-            batch_size=batch_size,
-            tokens_per_batch=tokens_per_batch,
-            world_size=world_size,
-            tail=tail,
-            shapes=shapes,
-        )
-        options = Options(
-            latent=latent,
-            normalized=normalized,
-            conditioning=tuple(self.recipe.conditioning_frames) if conditioning else (),
-            captions=captions,
-            shapes=shapes,
-            blanks=tail == "pad",
-            patch=patch,
-            dtype=dtype,
-            device=torch.device(device),
-            copy=copy,
-            verify=verify,
-        )
+        options.check(self.samples, self.recipe, self.card)
+        rank, world_size = resolve_rank(options)
         return Batches(
-            LoaderState(self.samples, policy, patch, seed),
-            Collator(self.samples, self.card, self.recipe.dtype, options, seed),
-            partial(open_reader, self.store, mapped=mapped, cache=self.range_cache),
+            LoaderState(self.samples, options.policy(world_size), options.patch, options.seed),
+            Collator(self.samples, self.card, self.recipe, options),
+            partial(open_reader, self.store, mapped=options.mapped, cache=self.range_cache),
             rank=rank,
             world_size=world_size,
-            threads=threads,
+            threads=options.threads,
         )
 
     def normalize(self, batch: Batch) -> Batch:
@@ -176,14 +116,12 @@ class LatentDataset:
         }
         return cast(Batch, values | {"normalized": True})
 
-    def read(
-        self, rows: Indices, latent: Literal["mean", "sample"] = "mean", frame: str | None = None
-    ) -> list[npt.NDArray[Any]]:
+    def read(self, rows: Indices, latent: Latent = "mean", frame: str | None = None) -> list[npt.NDArray[Any]]:
         """Raw latents or moments of the given samples, as stored; only the mean's bytes where that is what is wanted.
 
         ``frame``: instead of the clip its frame encoded alone, ``first`` or ``last``.
         """
-        self.check_latent(latent)
+        check_latent(latent, self.recipe, self.card)
         prefix = "" if frame is None else f"{frame}_"
         names = ["shard", f"{prefix}tensor_offset", "latent_t", "latent_h", "latent_w"]
         found = self.samples.take(rows, names)
@@ -204,11 +142,6 @@ class LatentDataset:
                 i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)
             }
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
-
-    def check_latent(self, latent: str) -> None:
-        """ConfigError unless the output stores what ``latent`` needs."""
-        if latent == "sample" and (self.recipe.store != "moments" or not self.card.has_moments):
-            raise ConfigError("this output stores means only; a posterior cannot be sampled")
 
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
         if self.samples.start_frames is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.loader.batch import Batch
 from pipeline.loader.collate import Collator, Draft, Slot
-from pipeline.loader.epochs import EpochSchedule
 from pipeline.loader.readers import Reader, Wait
+from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
 
 BLOCKS_AHEAD = 3
@@ -160,7 +160,7 @@ class _ReadAhead:
         drafts = []
         for step in steps:
             buffer = self.free_buffers.pop() if self.free_buffers else self._collator.new_buffer()
-            batch, whole = self._schedule.batch(step, self._rank), self._schedule.whole(step)
+            batch, whole = self._schedule.batch(step, self._rank), self._schedule.global_batch(step)
             drafts.append(self._collator.draft(batch, whole, buffer))
         for draft, wait in zip(drafts, self._reader.begin([draft.spans for draft in drafts]), strict=True):
             self._pending.append((draft.slot, self._pool.submit(self._finish, draft, wait)))

@@ -1,56 +1,171 @@
-"""What a batch holds, and which rank it is for."""
+"""The options of ``LatentDataset.batches``: declared, documented and checked here only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, overload
 
 import pyarrow as pa
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.loader.epochs import Shapes
+from pipeline.loader.batch import check_patch
+from pipeline.loader.samples import Samples
+from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, Shapes, Tail, TokenBudget
+from pipeline.recipe import Recipe
+from stvae.card import Card
+
+Latent = Literal["mean", "sample"]
+
+P = ParamSpec("P")
+Owner = TypeVar("Owner")
+Data = TypeVar("Data")
+Result = TypeVar("Result")
 
 
-def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process's rank and how many there are."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError("give both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return 0, 1
-        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
-    return rank, world_size
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How samples form batches, what a batch holds, and how it is read."""
+
+    batch_size: int | None = None
+    """Number of samples in one rank's batch. Give this or ``tokens_per_batch``."""
+    _: KW_ONLY
+    tokens_per_batch: int | None = None
+    """Largest number of latent tokens (t x h x w, divided by ``patch``) in one rank's batch."""
+    seed: int = 0
+    """Seed of the order, of posterior samples and of the choice of captions."""
+    rank: int | None = None
+    """Number of this process, from 0. Default: that of ``torch.distributed`` where it is initialized, else 0."""
+    world_size: int | None = None
+    """Number of processes. Default: that of ``torch.distributed`` where it is initialized, else 1."""
+    tail: Tail = "drop"
+    """How samples that fill no whole step are treated. ``drop`` leaves them out. ``pad`` fills the step with blanks, which
+    ``batch["valid"]`` marks. ``repeat`` fills it with samples that the epoch has already."""
+    shapes: Shapes = "bucket"
+    """``bucket``: one latent shape per batch. ``pad``: mixed shapes, padded to the largest; ``batch["mask"]`` marks them.
+    ``pack``: mixed shapes as one row of tokens, of ``batch["lengths"]`` each; this needs ``tokens_per_batch``."""
+    patch: tuple[int, int, int] = (1, 1, 1)
+    """Latent cells (t, h, w) that form one token."""
+    latent: Latent = "mean"
+    """``mean``: the posterior's mean. ``sample``: a sample of the posterior that follows from seed, epoch and sample id."""
+    normalized: bool = True
+    """Return ``(raw - shift) * scale`` in place of raw latents."""
+    conditioning: bool = False
+    """Add the first (and last) frame encoded alone: ``first_latents`` (and ``last_latents``)."""
+    captions: Mapping[str, float] | None = None
+    """Weights by text column. Each sample takes one of these captions per epoch; the name ``""`` is an empty caption."""
+    dtype: torch.dtype | None = torch.float32
+    """Data type of the latents; None for the stored type."""
+    device: str | torch.device = "cpu"
+    copy: bool = False
+    """Copy latents that are returned exactly as stored. Otherwise their memory is reused for the next batch."""
+    verify: bool = False
+    """Check the crc32c of every tensor."""
+    mapped: bool = False
+    """Read local shards through memory maps: faster for sets that fit in memory."""
+    threads: int = 2
+    """Number of threads that read and convert. Cold disks want 4 to 8."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("tail", self.tail, get_args(Tail)),
+            ("shapes", self.shapes, get_args(Shapes)),
+            ("latent", self.latent, get_args(Latent)),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
+        for name in ("batch_size", "tokens_per_batch", "world_size", "threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} must be at least 1, got {number}")
+        if self.batch_size is not None and self.tokens_per_batch is not None:
+            raise ConfigError("give either batch_size or tokens_per_batch, not both")
+        if self.shapes == "pack" and (self.tokens_per_batch is None or self.tail == "pad"):
+            raise ConfigError("shapes='pack' needs tokens_per_batch, and tail 'drop' or 'repeat'")
+        if (self.rank is None) != (self.world_size is None):
+            raise ConfigError("give both rank and world_size, or neither")
+        if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank must be from 0 to world_size - 1 = {self.world_size - 1}, got {self.rank}")
+
+    def policy(self, world_size: int) -> BatchPolicy:
+        """Return the rules by which samples form batches. Raises ConfigError if no batch size is given."""
+        if self.tokens_per_batch is not None:
+            budget: BatchSize | TokenBudget = TokenBudget(self.tokens_per_batch)
+        elif self.batch_size is not None:
+            budget = BatchSize(self.batch_size)
+        else:
+            raise ConfigError("give either batch_size or tokens_per_batch")
+        return BatchPolicy(budget=budget, world_size=world_size, tail=self.tail, shapes=self.shapes)
+
+    def check(self, samples: Samples, recipe: Recipe, card: Card) -> None:
+        """Raise ConfigError if the output does not have what the options ask for."""
+        if self.conditioning and not recipe.conditioning_frames:
+            raise ConfigError("this output has no conditioning frames; encode it with --conditioning first")
+        if self.conditioning and (self.shapes == "pack" or samples.start_frames is not None):
+            raise ConfigError("conditioning frames need whole clips; leave out frames= and shapes='pack'")
+        check_latent(self.latent, recipe, card)
+        check_captions(self.captions, samples.table.schema)
+        if self.shapes == "pack":
+            check_patch(samples, self.patch)
+
+
+def resolve_rank(options: BatchOptions) -> tuple[int, int]:
+    """Return this process's rank and the number of processes, from the options or from ``torch.distributed``."""
+    if options.rank is not None and options.world_size is not None:
+        return options.rank, options.world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def check_latent(latent: Latent, recipe: Recipe, card: Card) -> None:
+    """Raise ConfigError unless the output stores what ``latent`` needs."""
+    if latent == "sample" and (recipe.store != "moments" or not card.has_moments):
+        raise ConfigError("this output stores means only, so a posterior cannot be sampled; use latent='mean'")
 
 
 def check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> None:
-    """ConfigError unless every name is a text column (or empty) and the weights can be."""
+    """Raise ConfigError unless every name is a text column (or empty) and the weights are usable."""
     if captions is None:
         return
-    texts = (pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string()))
-    known = [field.name for field in schema if field.type in texts]
-    wrong = [name for name in captions if name and name not in known]
-    if wrong:
-        raise ConfigError(f"captions: there is no text column '{wrong[0]}'; there are {', '.join(known)}")
+    text_types = (pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string()))
+    known = [field.name for field in schema if field.type in text_types]
+    unknown = [name for name in captions if name and name not in known]
+    if unknown:
+        raise ConfigError(f"captions: there is no text column '{unknown[0]}'; there are {', '.join(known)}")
     if not captions or min(captions.values()) < 0 or sum(captions.values()) <= 0:
-        raise ConfigError(f"captions needs weights that are not negative and not all zero, got {dict(captions)}")
+        raise ConfigError(f"captions: weights must not be negative, nor all zero, got {dict(captions)}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """What a batch holds; see ``LatentDataset.batches``."""
+class OptionsAsKeywords(Generic[P]):
+    """Decorator: a method that takes an options object gets the object's fields as keyword arguments instead.
 
-    latent: Literal["mean", "sample"] = "mean"
-    normalized: bool = True
-    conditioning: tuple[str, ...] = ()
-    captions: Mapping[str, float] | None = None
-    shapes: Shapes = "bucket"
-    blanks: bool = False
-    patch: tuple[int, int, int] = (1, 1, 1)
-    dtype: torch.dtype | None = torch.float32
-    device: torch.device
-    copy: bool = False
-    verify: bool = False
+    The fields are declared once, in the dataclass; type checkers, editors and ``inspect.signature`` show all of them.
+    """
+
+    def __init__(self, options_type: Callable[P, BatchOptions]) -> None:
+        self._options_type = options_type
+
+    @overload
+    def __call__(self, method: Callable[[Owner, BatchOptions], Result]) -> Callable[Concatenate[Owner, P], Result]: ...
+
+    @overload
+    def __call__(
+        self, method: Callable[[Owner, Data, BatchOptions], Result]
+    ) -> Callable[Concatenate[Owner, Data, P], Result]: ...
+
+    def __call__(self, method: Callable[..., Result]) -> Callable[..., Result]:
+        signature = inspect.signature(method)
+        leading = list(signature.parameters.values())[:-1]
+        fields = inspect.signature(self._options_type).parameters.values()
+
+        @functools.wraps(method)
+        def with_keywords(*arguments: Any, **keywords: Any) -> Result:
+            count = len(leading)
+            return method(*arguments[:count], self._options_type(*arguments[count:], **keywords))
+
+        with_keywords.__signature__ = signature.replace(parameters=[*leading, *fields])  # type: ignore[attr-defined]
+        return with_keywords

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.loader.catalog import CODE, KEY, BucketShape, Catalog
-from pipeline.loader.epochs import Indices, Keys, digest_of
 from pipeline.loader.filters import columns_of, parse_where
+from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from stvae.card import Card
 
 
@@ -29,7 +29,7 @@ class Samples:
     start_frames: Indices | None
     """First frame of each sample in its clip, where clips are cut into windows."""
     keys: Keys
-    codes: npt.NDArray[np.uint16]
+    codes: BucketCodes
     """Each sample's bucket."""
     buckets: list[BucketShape]
     """Those that have samples, in the order of their sizes."""
@@ -95,7 +95,7 @@ def select_samples(
     table, buckets = catalog.table, catalog.buckets
     rows = np.arange(table.num_rows) if where is None else _passing(table, where)
     keys: Keys = table[KEY].to_numpy()
-    codes: npt.NDArray[np.uint16] = table[CODE].to_numpy()
+    codes: BucketCodes = table[CODE].to_numpy()
     if where is not None:
         keys, codes = keys[rows], codes[rows]
     starts = None
@@ -161,9 +161,7 @@ def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -
     return chosen, number * stride
 
 
-def _used(
-    codes: npt.NDArray[np.uint16], buckets: list[BucketShape]
-) -> tuple[npt.NDArray[np.uint16], list[BucketShape]]:
+def _used(codes: BucketCodes, buckets: list[BucketShape]) -> tuple[BucketCodes, list[BucketShape]]:
     """Buckets that have samples, each shape once, and the codes that go with them."""
     present = np.flatnonzero(np.bincount(codes, minlength=len(buckets)))
     shapes = sorted({buckets[code] for code in present}, key=lambda s: (s.height, s.width, s.num_frames))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.loader.epoch_cache import shared_epoch
-from pipeline.loader.epochs import BatchPolicy, EpochSchedule, schedule_epoch
 from pipeline.loader.samples import Samples
+from pipeline.loader.schedule.cache import cached_schedule
+from pipeline.loader.schedule.epoch import EpochSchedule, schedule_epoch
+from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
 STATE_VERSION = 3
 
@@ -25,9 +26,10 @@ class LoaderState:
         self.seed = seed
         self._samples = samples
         self._policy = policy
-        self._bucket_names = [str(bucket) for bucket in samples.buckets]
         cells = np.array([bucket.latent_thw for bucket in samples.buckets], dtype=np.int64).reshape(-1, 3)
         self._tokens = np.prod(-(-cells // np.array(patch)), axis=1)
+        if isinstance(policy.budget, TokenBudget):
+            policy.budget.check_fits(self._tokens, [str(bucket) for bucket in samples.buckets])
         self._current: tuple[int, EpochSchedule] | None = None
         self.schedule_hash = self._schedule_hash()
 
@@ -37,7 +39,7 @@ class LoaderState:
             folder = self._samples.folder
             name = f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
             make = self._make_schedule
-            self._current = (self.epoch, make() if folder is None else shared_epoch(folder / "epochs", name, make))
+            self._current = (self.epoch, make() if folder is None else cached_schedule(folder / "epochs", name, make))
         return self._current[1]
 
     def start_epoch(self, epoch: int) -> None:
@@ -46,7 +48,7 @@ class LoaderState:
 
     def _make_schedule(self) -> EpochSchedule:
         s = self._samples
-        return schedule_epoch(s.keys, s.codes, self._tokens, self._bucket_names, self._policy, self.seed, self.epoch)
+        return schedule_epoch(s.keys, s.codes, self._tokens, self._policy, self.seed, self.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next batch as five values."""
@@ -85,14 +87,13 @@ class LoaderState:
 
     def _schedule_hash(self) -> str:
         """Return everything that the schedule depends on, with a name for each part, so that a message can name it."""
-        policy = self._policy
-        sizes = policy.sizes(self._tokens, self._bucket_names)
-        if policy.shapes == "pack":
-            batch = f"{policy.tokens_per_batch}x{policy.world_size}:{_short(str(self._tokens.tolist()))}"
-        elif policy.tokens_per_batch is None:
-            batch = str((policy.batch_size or 0) * policy.world_size)
+        policy, world_size = self._policy, self._policy.world_size
+        if isinstance(policy.budget, BatchSize):
+            batch = str(policy.budget.samples * world_size)
+        elif policy.shapes == "pack":
+            batch = f"{policy.budget.tokens}x{world_size}:{_short(str(self._tokens.tolist()))}"
         else:
-            batch = _short(str((sizes * policy.world_size).tolist()))
+            batch = _short(str((policy.batch_sizes(self._tokens) * world_size).tolist()))
         parts = {
             "samples": self._samples.digest,
             "where": _short(self._samples.where) if self._samples.where else "all",

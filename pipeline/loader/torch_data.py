@@ -6,20 +6,19 @@ For trainers that want a ``DataLoader``. ``LatentDataset.batches`` reads faster:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
-from pipeline.loader.collate import Collator, Slot
+from pipeline.loader.collate import Collator
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.epochs import BatchPolicy, EpochSchedule, Tail
-from pipeline.loader.options import Options, check_captions, place_of
+from pipeline.loader.options import BatchOptions, OptionsAsKeywords, resolve_rank
 from pipeline.loader.readers import Reader, open_reader
+from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
 from pipeline.storage.store import Store
 
@@ -29,30 +28,30 @@ Index = int | tuple[int, int]
 """A sample, or a sample and the epoch it is read in: the epoch counts for posterior samples and captions."""
 
 
+def check_data_loader(options: BatchOptions) -> None:
+    """Raise ConfigError for options that have no effect, or none that is right, with a ``DataLoader``."""
+    if options.tail == "pad":
+        raise ConfigError("a DataLoader has no blank samples: tail must be 'drop' or 'repeat', got 'pad'")
+    for name in ("shapes", "device", "copy", "threads"):
+        value, default = getattr(options, name), getattr(BatchOptions(), name)
+        if str(value) != str(default):
+            raise ConfigError(f"a DataLoader cannot use {name}={value!r}; leave it out, or use LatentDataset.batches")
+
+
 class SampleDataset(Dataset[Sample]):
     """Map-style view of a ``LatentDataset`` for ``torch.utils.data.DataLoader``; see ``StepSampler`` for the order.
 
-    ``seed`` should be the sampler's: posterior samples and captions follow from it, the epoch and the sample.
+    The keywords are those of ``LatentDataset.batches`` that say what a sample holds. Give ``seed`` the value that the
+    sampler has: posterior samples and captions follow from it, the epoch and the sample's id.
     """
 
-    def __init__(
-        self,
-        data: LatentDataset,
-        *,
-        seed: int = 0,
-        latent: Literal["mean", "sample"] = "mean",
-        normalized: bool = True,
-        captions: Mapping[str, float] | None = None,
-        dtype: torch.dtype | None = torch.float32,
-    ) -> None:
-        data.check_latent(latent)
-        check_captions(captions, data.samples.table.schema)
+    @OptionsAsKeywords(BatchOptions)
+    def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
+        check_data_loader(options)
+        options.check(data.samples, data.recipe, data.card)
         self.data = data
-        self.device_model = torch.device("cpu")
-        options = Options(
-            latent=latent, normalized=normalized, captions=captions, dtype=dtype, device=self.device_model, copy=False
-        )
-        self._assembler = Collator(data.samples, data.card, data.recipe.dtype, options, seed)
+        self._mapped = options.mapped
+        self._collator = Collator(data.samples, data.card, data.recipe, options)
         self._reader: tuple[int, Reader] | None = None
 
     def __len__(self) -> int:
@@ -67,17 +66,20 @@ class SampleDataset(Dataset[Sample]):
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
-        draft = self._assembler.draft(rows, rows, Slot(self.device_model))
+        draft = self._collator.draft(rows, rows, self._collator.new_buffer())
         (wait,) = self._opened().begin([draft.spans])
         wait()
-        batch = self._assembler.finish(draft, int(epochs[0]))
+        batch = self._collator.finish(draft, int(epochs[0]))
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
         return [{name: _given(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 
     def _opened(self) -> Reader:
         """A reader of this process: connections and threads do not survive a fork."""
         if self._reader is None or self._reader[0] != os.getpid():
-            self._reader = (os.getpid(), open_reader(Store(self.data.url), mapped=False, cache=self.data.range_cache))
+            self._reader = (
+                os.getpid(),
+                open_reader(Store(self.data.url), mapped=self._mapped, cache=self.data.range_cache),
+            )
         return self._reader[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,22 +93,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ``DataLoader`` with workers asks ahead: take ``state_after(n)``, where n batches of this epoch have been used.
     """
 
-    def __init__(
-        self,
-        data: LatentDataset,
-        batch_size: int | None = None,
-        *,
-        tokens_per_batch: int | None = None,
-        seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        tail: Tail = "drop",
-    ) -> None:
-        if tail == "pad":
-            raise ConfigError("a DataLoader has no blanks: tail must be 'drop' or 'repeat'")
-        self.rank, world_size = place_of(rank, world_size)
-        policy = BatchPolicy(batch_size=batch_size, tokens_per_batch=tokens_per_batch, world_size=world_size, tail=tail)
-        self._state = LoaderState(data.samples, policy, (1, 1, 1), seed)
+    @OptionsAsKeywords(BatchOptions)
+    def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
+        check_data_loader(options)
+        self.rank, world_size = resolve_rank(options)
+        self._state = LoaderState(data.samples, options.policy(world_size), options.patch, options.seed)
 
     def __len__(self) -> int:
         """Number of steps in an epoch."""

@@ -21,7 +21,8 @@ from unittest import mock
 import numpy as np
 
 from pipeline.loader import Batches, LatentDataset
-from pipeline.loader.epochs import BatchPolicy, schedule_epoch
+from pipeline.loader.schedule.epoch import schedule_epoch
+from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 from pipeline.recipe import Bucket
 from tests.bench import loader_peers
 from tests.bench.range_server import range_server
@@ -146,14 +147,14 @@ for _ in range(10):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def bench_plan() -> None:
+def bench_schedule() -> None:
     """Ten million rows in forty buckets."""
     rng, count = np.random.default_rng(0), 10_000_000
     keys, codes = rng.integers(0, 2**64, count, dtype=np.uint64), rng.integers(0, 40, count).astype(np.uint16)
-    print("\nten million rows in 40 buckets, seconds to plan an epoch")
-    for policy in (BatchPolicy(batch_size=8), BatchPolicy(tokens_per_batch=40_000, shapes="pack")):
+    print("\nten million rows in 40 buckets, seconds to schedule an epoch")
+    for policy in (BatchPolicy(budget=BatchSize(8)), BatchPolicy(budget=TokenBudget(40_000), shapes="pack")):
         started_s = time.perf_counter()
-        epoch = schedule_epoch(keys, codes, np.arange(40) * 100 + 1000, [""] * 40, policy, 0, 0)
+        epoch = schedule_epoch(keys, codes, np.arange(40) * 100 + 1000, policy, 0, 0)
         print(f"{policy.shapes:32s} {time.perf_counter() - started_s:6.1f}   {len(epoch)} steps")
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="keeps the set, for other runs")
-    every = ["local", "remote", "resume", "memory", "plan"]
+    every = ["local", "remote", "resume", "memory", "schedule"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -179,8 +180,8 @@ def main() -> None:
             bench_resume(output, arguments.rounds)
         if "memory" in arguments.only:
             bench_memory(output)
-        if "plan" in arguments.only:
-            bench_plan()
+        if "schedule" in arguments.only:
+            bench_schedule()
 
 
 if __name__ == "__main__":

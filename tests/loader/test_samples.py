@@ -14,8 +14,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
-from pipeline.loader.epoch_cache import FILES_KEPT
 from pipeline.loader.filters import WhereError
+from pipeline.loader.schedule.cache import SCHEDULES_KEPT
 from pipeline.recipe import Bucket
 from tests.support.latent_set import latent, write_latents
 
@@ -82,9 +82,9 @@ def test_processes_of_a_node_share_the_plan_of_an_epoch(
 
 def test_only_the_newest_plans_are_kept(output: Path, tmp_path: Path) -> None:
     batches = LatentDataset(str(output), cache=tmp_path).batches(4)
-    for _ in range(FILES_KEPT + 3):
+    for _ in range(SCHEDULES_KEPT + 3):
         assert list(batches)
-    assert len(list(tmp_path.glob("*/epochs/*.npy"))) == FILES_KEPT
+    assert len(list(tmp_path.glob("*/epochs/*.npy"))) == SCHEDULES_KEPT
 
 
 def test_a_new_index_is_not_mistaken_for_the_cached_one(tmp_path: Path) -> None:

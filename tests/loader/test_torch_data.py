@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.loader.open_sora import open_sora_batch
+from pipeline.loader.options import BatchOptions
 from pipeline.loader.torch_data import SampleDataset, StepSampler
 from pipeline.recipe import Bucket
 from tests.support.latent_set import write_latents
@@ -85,6 +87,22 @@ def test_a_sampler_resumes_after_the_batches_that_were_used(output: Path) -> Non
     ]
     with pytest.raises(ConfigError, match="tail must be 'drop' or 'repeat'"):
         StepSampler(data, 2, tail="pad")
+
+
+def test_the_options_are_the_fields_of_one_dataclass(output: Path) -> None:
+    fields = list(inspect.signature(BatchOptions).parameters)
+    for call in (LatentDataset.batches, SampleDataset.__init__, StepSampler.__init__):
+        assert list(inspect.signature(call).parameters)[-len(fields) :] == fields
+    data = LatentDataset(str(output))
+    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "latent": "sample"}
+    loader = DataLoader(SampleDataset(data, **options), batch_sampler=StepSampler(data, **options))
+    for batch, exact in zip(loader, data.batches(**options), strict=True):
+        assert batch["id"] == exact["id"] and torch.equal(batch["latents"], exact["latents"])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
+        data.batches(batchsize=2)  # type: ignore[call-arg]
+    for name, value in {"shapes": "pad", "device": "cuda", "copy": True, "threads": 4}.items():
+        with pytest.raises(ConfigError, match=f"a DataLoader cannot use {name}="):
+            SampleDataset(data, **{name: value})  # type: ignore[arg-type]
 
 
 def test_samples_can_be_asked_for_in_any_order(output: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.loader.epochs import EpochSchedule
+from pipeline.loader.schedule.epoch import EpochSchedule
 
-FILES_KEPT = 8
+SCHEDULES_KEPT = 8
 """Plans of a catalog that are kept, the newest; a process that has mapped an older one keeps it."""
 
 
-def shared_epoch(folder: Path, name: str, make: Callable[[], EpochSchedule]) -> EpochSchedule:
+def cached_schedule(folder: Path, name: str, make: Callable[[], EpochSchedule]) -> EpochSchedule:
     """The plan that ``name`` stands for, made if no process has done so yet. ``name`` says all that it follows from."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
@@ -47,5 +47,5 @@ def _mapped(path: Path) -> EpochSchedule:
 
 
 def _forget_oldest(folder: Path) -> None:
-    for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)[:-FILES_KEPT]:
+    for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)[:-SCHEDULES_KEPT]:
         path.unlink()
