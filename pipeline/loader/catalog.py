@@ -7,10 +7,8 @@ their own, whatever its size. It is written column by column, so no more than on
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.output.index import newest_index
+from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
@@ -98,12 +97,7 @@ def open_catalog(store: Store, cache: Path | None) -> Catalog:
     # the parts' folder is named by the hash of their content
     name = hashlib.sha256(f"{CACHE_VERSION} {store.url} {index.samples}".encode()).hexdigest()[:32]
     folder = cache / name
-    cache.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():
-        with (cache / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                _write(folder, store, index.samples)
+    make_once(folder, lambda partial: _write(partial, store, index.samples))
     return _mapped(folder)
 
 
@@ -139,26 +133,22 @@ def _mapped(folder: Path) -> Catalog:
 
 
 def _write(folder: Path, store: Store, parts: list[str]) -> None:
-    """The cache's folder: whole, or not at all."""
-    partial = folder.with_suffix(f".{secrets.token_hex(4)}")
-    (partial / "parts").mkdir(parents=True)
-    try:
-        for n, part in enumerate(parts):
-            (partial / "parts" / f"{n:05d}.parquet").write_bytes(store.get(part))
-        files = [
-            pq.ParquetFile(str(path), memory_map=True, page_checksum_verification=True)
-            for path in sorted((partial / "parts").iterdir())
-        ]
-        for n, (name, column) in enumerate(_columns(files, partial / "catalog.json")):
-            with (
-                pa.OSFile(str(partial / f"{n:05d}.arrow"), "wb") as sink,
-                pa.ipc.new_file(sink, pa.schema([(name, column.type)])) as writer,
-            ):
-                writer.write_batch(pa.record_batch([column], [name]))
-        shutil.rmtree(partial / "parts")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Write the cache's folder: an Arrow file per column, and ``catalog.json``."""
+    part_folder = folder / "parts"
+    part_folder.mkdir(parents=True)
+    for n, part in enumerate(parts):
+        (part_folder / f"{n:05d}.parquet").write_bytes(store.get(part))
+    files = [
+        pq.ParquetFile(str(path), memory_map=True, page_checksum_verification=True)
+        for path in sorted(part_folder.iterdir())
+    ]
+    for n, (name, column) in enumerate(_columns(files, folder / "catalog.json")):
+        with (
+            pa.OSFile(str(folder / f"{n:05d}.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, pa.schema([(name, column.type)])) as writer,
+        ):
+            writer.write_batch(pa.record_batch([column], [name]))
+    shutil.rmtree(part_folder)
 
 
 def _columns(files: list[pq.ParquetFile], facts_path: Path) -> Iterator[tuple[str, pa.Array]]:

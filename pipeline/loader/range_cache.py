@@ -1,19 +1,22 @@
-"""Ranges of remote shards kept on local disk, up to a size. What is in stays: epochs visit everything equally often."""
+"""Ranges of remote shards kept on local disk, up to a total size.
+
+Nothing is evicted: every epoch reads every sample once, so no range is worth more than another.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
-import secrets
 from pathlib import Path
+
+from pipeline.storage.local_cache import lock_beside, write_whole
 
 
 class RangeCache:
-    """A folder that processes of a node may share. It deletes nothing but its own unfinished files.
+    """A folder of ranges that the processes of a node may share.
 
-    Shards are named by their content, so an entry never goes stale. A full disk makes it stop taking more.
+    It deletes nothing but its own unfinished files. Shards are named by their content, so a range never becomes stale.
+    When the disk is full, no further ranges are kept and reading continues.
     """
 
     def __init__(self, folder: Path, url: str, max_bytes: int) -> None:
@@ -23,7 +26,7 @@ class RangeCache:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, shard: str, offset: int, into: memoryview) -> bool:
-        """Fill ``into`` if the range is here."""
+        """Fill ``into`` if the range is in the cache; return whether it was."""
         try:
             with self._path(shard, offset, len(into)).open("rb", buffering=0) as file:
                 return file.readinto(into) == len(into)
@@ -31,33 +34,26 @@ class RangeCache:
             return False
 
     def write(self, shard: str, offset: int, content: memoryview) -> None:
-        """Keep a range if it fits in the bound."""
+        """Keep a range if the cache has room for it."""
         path = self._path(shard, offset, len(content))
-        if path.exists() or not self._reserve(len(content)):
+        if path.exists():
             return
-        partial = path.with_suffix(f".{secrets.token_hex(4)}")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)  # whole, or not at all
-        except OSError:  # a full disk: reading goes on without
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk
+            if self._reserve(len(content)):
+                write_whole(path, lambda partial: partial.write_bytes(content))
 
-    def _reserve(self, nbytes: int) -> bool:
-        """Count bytes before they are written, for all processes together."""
-        fd = os.open(self._folder / "used_bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            used = int(os.pread(fd, 32, 0) or b"0") + nbytes
+    def _reserve(self, num_bytes: int) -> bool:
+        """Add to the number of bytes that all processes have written, unless it would exceed the maximum."""
+        counter = self._folder / "used_bytes"
+        counter.touch()
+        with lock_beside(counter), counter.open("r+b", buffering=0) as file:
+            used = int(file.read() or b"0") + num_bytes
             if used > self._max_bytes:
                 return False
-            os.pwrite(fd, b"%032d" % used, 0)
+            file.seek(0)
+            file.write(b"%032d" % used)  # one write of a fixed length, so that a kill cannot leave half a number
             return True
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
 
-    def _path(self, shard: str, offset: int, nbytes: int) -> Path:
-        name = hashlib.sha256(f"{self._url}/{shard}:{offset}+{nbytes}".encode()).hexdigest()[:32]
+    def _path(self, shard: str, offset: int, num_bytes: int) -> Path:
+        name = hashlib.sha256(f"{self._url}/{shard}:{offset}+{num_bytes}".encode()).hexdigest()[:32]
         return self._folder / name

@@ -157,7 +157,7 @@ def test_a_cache_spares_requests_and_keeps_to_its_bound(output: Path, tmp_path: 
         for _ in range(3):
             for batch in data.batches(2, normalized=False):
                 assert_right(batch)
-        kept = [path for path in (tmp_path / "ranges").iterdir() if path.name != "used_bytes"]
+        kept = [path for path in (tmp_path / "ranges").iterdir() if path.stem != "used_bytes"]
         assert len(kept) == 5 and sum(path.stat().st_size for path in kept) == 5 * sample_bytes
         kept[0].write_bytes(b"cut")  # as by a crash: it is not taken for whole
         for batch in data.batches(2, normalized=False):
