@@ -1,7 +1,7 @@
-"""Every sample of an output as one table, opened from its index or through a cache of mapped files.
+"""All samples of an output as one table, read from its index or mapped from a cache on local disk.
 
-The cache holds an Arrow file per column, which the processes of a node map: opening it takes milliseconds and no memory of
-their own, whatever its size. It is written column by column, so no more than one is in memory.
+The cache has one Arrow file per column, which the processes of a node map. Opening it takes milliseconds and no memory of
+their own, whatever its size. It is written column by column, so that only one column is in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pipeline.storage.store import Store
 
 CACHE_VERSION = 2
 KEY = "_key"
-"""Column of the catalog: the first 64 bits of ``id``, by which samples are shuffled."""
+"""Column of shuffle keys: the first 64 bits of ``id``."""
 CODE = "_code"
-"""Column of the catalog: the number of the sample's bucket."""
+"""Column of bucket numbers."""
 SIZES = ("height", "width", "num_frames", "latent_t", "latent_h", "latent_w")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BucketShape:
-    """What all samples of a bucket share."""
+    """The size that all samples of a bucket share, in pixels and in latent cells."""
 
     height: int
     width: int
@@ -53,28 +53,29 @@ class Catalog:
     """All samples of an output."""
 
     table: pa.Table
-    """Their rows, with ``KEY`` and ``CODE``; one chunk per column where it fits, so that taking rows costs microseconds."""
+    """One row per sample, with ``KEY`` and ``CODE``. Columns have one chunk where possible, which makes taking rows fast."""
     buckets: list[BucketShape]
+    """The buckets that ``CODE`` numbers, sorted by size."""
     digest: str
-    """Names the set of samples; see ``digest_of``."""
+    """Identifies the set of samples; see ``digest_of``."""
     folder: Path | None = None
-    """Of the cache."""
+    """Folder of the cache."""
 
     def join(self, extra: pa.Table, name: str) -> Catalog:
-        """This catalog with the other columns of ``extra``, matched by ``id``; null where ``extra`` lacks an id.
+        """Return this catalog with the columns of ``extra`` added by ``id``; null where ``extra`` has no such id.
 
-        ConfigError if an id stands twice in ``extra``, or a column is there already.
+        name: what messages call ``extra``. Raises ConfigError if it has an id twice or a column that is there already.
         """
         if "id" not in extra.column_names:
-            raise ConfigError(f"{name} has no column 'id' to join by; it has {', '.join(extra.column_names)}")
+            raise ConfigError(f"{name} has no column 'id' to join by; its columns are {', '.join(extra.column_names)}")
         taken = [column for column in extra.column_names if column != "id" and column in self.table.column_names]
         if taken:
             raise ConfigError(f"{name} has columns that are there already: {', '.join(taken)}; rename them")
         ids = extra["id"].cast(pa.large_string()).combine_chunks()
         if pc.count_distinct(ids).as_py() != len(ids):
-            raise ConfigError(f"{name} has some ids more than once; keep one row for each")
-        at = pc.index_in(self.table["id"].cast(pa.large_string()), value_set=ids)
-        matched = extra.drop_columns(["id"]).combine_chunks().take(at)
+            raise ConfigError(f"{name} has some ids more than once; keep one row for each id")
+        rows = pc.index_in(self.table["id"].cast(pa.large_string()), value_set=ids)
+        matched = extra.drop_columns(["id"]).combine_chunks().take(rows)
         table = self.table
         for column in matched.column_names:
             table = table.append_column(column, _one_chunk(matched[column]))
@@ -82,19 +83,19 @@ class Catalog:
 
 
 def open_catalog(store: Store, cache: Path | None) -> Catalog:
-    """Samples of the newest index, or of the sidecars where there is no index yet.
+    """Open the samples of the newest index, or of the unit metadata where there is no index yet.
 
-    With ``cache`` the index is written there once, by whichever process comes first.
+    With ``cache``, the first process writes the index there, and all processes map it.
     """
     index = newest_index(store)
     if index is None:
         paths = sorted(path for path in store.list_files("metadata") if path.endswith(".parquet"))
         if not paths:
-            raise ConfigError(f"{store.url} has no committed samples")
+            raise ConfigError(f"{store.url} has no committed samples; encode some first")
         return _in_memory(store, paths)
     if cache is None or not index.samples:
         return _in_memory(store, index.samples or [*index.rejects, *index.skips])
-    # the parts' folder is named by the hash of their content
+    # the names of index parts contain the hash of their content, so an entry never becomes stale
     name = hashlib.sha256(f"{CACHE_VERSION} {store.url} {index.samples}".encode()).hexdigest()[:32]
     folder = cache / name
     make_once(folder, lambda partial: _write(partial, store, index.samples))
@@ -102,12 +103,12 @@ def open_catalog(store: Store, cache: Path | None) -> Catalog:
 
 
 def read_table(url: str) -> pa.Table:
-    """A Parquet file anywhere that the output could be."""
+    """Read a Parquet file from a path or from any URL that an output may have."""
     folder, _, name = url.rpartition("/")
     try:
         return read_parquet(Store(folder or ".").get(name))
     except (FileNotFoundError, pa.ArrowException) as error:
-        raise ConfigError(f"'{url}' cannot be joined: it is no Parquet file ({error})") from error
+        raise ConfigError(f"'{url}' cannot be joined because it cannot be read as Parquet: {error}") from error
 
 
 def _in_memory(store: Store, paths: list[str]) -> Catalog:
@@ -115,8 +116,8 @@ def _in_memory(store: Store, paths: list[str]) -> Catalog:
     table = pa.concat_tables(tables, promote_options="default")
     table = table.filter(pc.field("shard").is_valid())
     table = pa.table([_one_chunk(column) for column in table.columns], schema=table.schema)
-    keys = _keys(table["id"])
-    codes, buckets = _buckets([table[name].to_numpy() for name in SIZES])
+    keys = _shuffle_keys(table["id"])
+    codes, buckets = _number_buckets([table[name].to_numpy() for name in SIZES])
     table = table.append_column(KEY, pa.array(keys)).append_column(CODE, pa.array(codes))
     return Catalog(table=table, buckets=buckets, digest=digest_of(keys))
 
@@ -152,21 +153,21 @@ def _write(folder: Path, store: Store, parts: list[str]) -> None:
 
 
 def _columns(files: list[pq.ParquetFile], facts_path: Path) -> Iterator[tuple[str, pa.Array]]:
-    """Every column of the catalog in turn; what else it holds goes to ``facts_path``."""
+    """Yield the columns of the catalog one by one, then write the digest and the buckets to ``facts_path``."""
     sizes: dict[str, npt.NDArray[np.int32]] = {}
     digest = ""
     for name in files[0].schema_arrow.names:
         column = pa.chunked_array([chunk for file in files for chunk in file.read([name]).column(0).chunks])
-        # 64-bit offsets: ten million captions do not fit in one chunk of the 32-bit kind
+        # 64-bit offsets, because ten million captions do not fit in one chunk with 32-bit offsets
         array = column.cast(_large(column.type)).combine_chunks()
         if name in SIZES:
             sizes[name] = array.to_numpy()
         yield name, array
         if name == "id":
-            keys = _keys(array)
+            keys = _shuffle_keys(array)
             digest = digest_of(keys)
             yield KEY, pa.array(keys)
-    codes, buckets = _buckets([sizes[name] for name in SIZES])
+    codes, buckets = _number_buckets([sizes[name] for name in SIZES])
     yield CODE, pa.array(codes)
     facts_path.write_text(json.dumps({"digest": digest, "buckets": [dataclasses.asdict(shape) for shape in buckets]}))
 
@@ -182,33 +183,42 @@ def _large(type_: pa.DataType) -> pa.DataType:
     return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(type_, type_)
 
 
-def _keys(ids: pa.Array | pa.ChunkedArray) -> Keys:
-    """The first 16 hex digits of every id as a number."""
+def _shuffle_keys(ids: pa.Array | pa.ChunkedArray) -> Keys:
+    """Return the first 16 hex digits of every id as a number, uint64 [n]."""
     if not len(ids):
         return np.zeros(0, dtype=np.uint64)
     text = pc.utf8_slice_codeunits(ids.cast(pa.large_string()), 0, 16)
     text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    # Shapes: digits is uint8 [n, 16] of ASCII codes; values is uint8 [n, 16] of 0 to 15; pairs is uint8 [n, 8].
+    # Invariant: the first digit is the highest, so the 8 bytes of a row are one big-endian number.
+    # Example: id "00000000000000ff..." -> values [0 .. 0 15 15], pairs [0 .. 0 255], key 255.
     digits = np.frombuffer(text.buffers()[2], np.uint8, 16 * len(ids)).reshape(-1, 16)
     values = np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0"))
-    packed = values[:, 0::2] << 4 | values[:, 1::2]
-    keys: Keys = packed.astype(np.uint8).view(">u8").reshape(-1).astype(np.uint64)
+    pairs = values[:, 0::2] << 4 | values[:, 1::2]
+    keys: Keys = pairs.astype(np.uint8).view(">u8").reshape(-1).astype(np.uint64)
     return keys
 
 
-def _buckets(columns: list[npt.NDArray[np.int32]]) -> tuple[BucketCodes, list[BucketShape]]:
-    """Each sample's bucket, and the buckets in the order of their sizes; from the columns ``SIZES``."""
-    packed = np.zeros(len(columns[0]), dtype=np.int64)
+def _number_buckets(columns: list[npt.NDArray[np.int32]]) -> tuple[BucketCodes, list[BucketShape]]:
+    """Return each sample's bucket number, and the buckets sorted by height, width and frames.
+
+    columns: the columns ``SIZES``, each int32 [n].
+    """
+    # Shapes: size_keys is int64 [n]; values and codes are its distinct values [buckets] and each row's place in them [n].
+    # Invariant: size_keys sort as (height, width, num_frames) do, each below 2**20; shapes[numbers[codes[i]]] is row i's.
+    # Example: rows of buckets B A B, with A < B -> codes [0 1 0], first_row [0 1], order [1 0], numbers [1 0].
+    size_keys = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns[:3]:
-        packed = packed << 20 | column
-    encoded = pc.dictionary_encode(pa.array(packed))
+        size_keys = size_keys << 20 | column
+    encoded = pc.dictionary_encode(pa.array(size_keys))
     values, codes = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
-    first = np.empty(len(values), dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    first_row = np.empty(len(values), dtype=np.int64)
+    first_row[codes[::-1]] = np.arange(len(codes))[::-1]
     order = np.argsort(values)
-    place = np.empty(len(order), dtype=np.uint16)
-    place[order] = np.arange(len(order), dtype=np.uint16)
+    numbers = np.empty(len(order), dtype=np.uint16)
+    numbers[order] = np.arange(len(order), dtype=np.uint16)
     shapes = []
-    for row in first[order].tolist():
+    for row in first_row[order].tolist():
         height, width, num_frames, t, h, w = (int(column[row]) for column in columns)
         shapes.append(BucketShape(height=height, width=width, num_frames=num_frames, latent_thw=(t, h, w)))
-    return place[codes], shapes
+    return numbers[codes], shapes

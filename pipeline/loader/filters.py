@@ -1,10 +1,11 @@
-"""Row filters written as expressions over the columns: ``latent_t >= 15 and meta_aesthetic > 5``."""
+"""Filters of rows, written as expressions over columns: ``latent_t >= 15 and meta_aesthetic > 5``."""
 
 from __future__ import annotations
 
 import ast
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -27,39 +28,46 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 class WhereError(ValueError):
-    """A filter that cannot be understood, or that names no column."""
+    """A filter that does not parse, does not fit the columns' types, or names an unknown column."""
 
 
-def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
-    """A filter as an Arrow expression.
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition on rows."""
 
-    Columns, numbers, 'text', ``and or not``, ``== != < <= > >=``, ``in ('a', 'b')``, ``is None``, ``is not None`` and
-    ``+ - * /``. Rows whose value is null are left out by every comparison. WhereError lists the columns otherwise.
+    expression: pc.Expression
+    columns: list[str]
+    """Names of the columns that the condition reads, in the order of the table."""
+
+
+def parse_where(text: str, schema: pa.Schema) -> Filter:
+    """Parse a filter.
+
+    A filter may contain columns, numbers, 'text', ``and or not``, ``== != < <= > >=``, ``in ('a', 'b')``, ``is None``,
+    ``is not None`` and ``+ - * /``. A comparison with null is false. Raises WhereError.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise WhereError(f"filter '{text}' does not parse: {error.msg} at character {error.offset}") from error
-    expression = _Translator(text, schema).visit(tree.body)
+    translator = _Translator(text, schema)
+    expression = translator.visit(tree.body)
     if not isinstance(expression, pc.Expression):
-        raise WhereError(f"filter '{text}' is a constant; it should compare columns: {', '.join(schema.names)}")
+        raise WhereError(f"filter '{text}' is a constant; compare columns instead: {', '.join(schema.names)}")
     try:
         schema.empty_table().filter(expression)
     except pa.ArrowException as error:
         raise WhereError(f"filter '{text}' does not fit the columns' types: {error}") from error
-    return expression
-
-
-def columns_of(text: str, schema: pa.Schema) -> list[str]:
-    """The columns that a filter names, in the order of the schema."""
-    names = {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)}
-    return [name for name in schema.names if name in names]
+    return Filter(expression, [name for name in schema.names if name in translator.columns])
 
 
 class _Translator(ast.NodeVisitor):
+    """Turns a parsed filter into an Arrow expression and collects the columns that it names."""
+
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.text = text
         self.schema = schema
+        self.columns: set[str] = set()
 
     def generic_visit(self, node: ast.AST) -> Any:
         raise WhereError(f"filter '{self.text}': '{ast.unparse(node)}' is not supported")
@@ -69,6 +77,7 @@ class _Translator(ast.NodeVisitor):
             raise WhereError(
                 f"filter '{self.text}': there is no column '{node.id}'; there are {', '.join(self.schema.names)}"
             )
+        self.columns.add(node.id)
         return pc.field(node.id)
 
     def visit_Constant(self, node: ast.Constant) -> Any:

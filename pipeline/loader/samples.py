@@ -1,4 +1,4 @@
-"""The samples that training sees: those of a catalog that pass a filter, whole or cut into windows. No latent is read."""
+"""Select the samples to train on: those of a catalog that pass a filter, whole or cut into windows. Reads no latents."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.loader.catalog import CODE, KEY, BucketShape, Catalog
-from pipeline.loader.filters import columns_of, parse_where
+from pipeline.loader.filters import parse_where
 from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from stvae.card import Card
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """Samples of a table in its order: all of them, or those that a filter left, or windows of them."""
+    """Samples of a catalog in the order of its rows: all of them, those that pass a filter, or windows of those."""
 
     table: pa.Table
-    """Of the catalog."""
+    """The catalog's table, not filtered."""
     rows: Indices
-    """Row of each sample in ``table``."""
+    """int64 [n]: each sample's row in ``table``."""
     start_frames: Indices | None
-    """First frame of each sample in its clip, where clips are cut into windows."""
+    """int64 [n]: first frame of each window in its clip. None if samples are whole clips."""
     keys: Keys
+    """uint64 [n]: shuffle keys."""
     codes: BucketCodes
-    """Each sample's bucket."""
+    """uint16 [n]: each sample's bucket in ``buckets``."""
     buckets: list[BucketShape]
-    """Those that have samples, in the order of their sizes."""
+    """The buckets that have samples, sorted by size."""
     digest: str
-    """Names the set of samples; see ``digest_of``."""
+    """Identifies the set of samples; see ``digest_of``."""
     folder: Path | None
     """Folder of the catalog's cache."""
     where: str | None
-    """The filter that these samples passed."""
+    """The filter that the samples pass."""
 
     _views: dict[str, npt.NDArray[Any] | pa.Array] = field(default_factory=dict, repr=False)
 
     def take(self, samples: Indices, names: list[str]) -> dict[str, Any]:
-        """Some columns of some samples: numbers as arrays (null as NaN), everything else as lists."""
+        """Return some columns of some samples: numbers as arrays (null as NaN), everything else as lists."""
         rows = self.rows[samples]
-        at = pa.array(rows)
+        arrow_rows = pa.array(rows)
         views = {name: self._views[name] if name in self._views else self._view(name) for name in names}
         return {
-            name: view[rows] if isinstance(view, np.ndarray) else view.take(at).to_pylist()
+            name: view[rows] if isinstance(view, np.ndarray) else view.take(arrow_rows).to_pylist()
             for name, view in views.items()
         }
 
     def _view(self, name: str) -> npt.NDArray[Any] | pa.Array:
-        """A column to take rows of; of mapped columns without nulls this is no copy."""
+        """Return a column that rows can be taken from quickly. A mapped column without nulls is not copied."""
         column = self.table[name]
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             self._views[name] = column.to_numpy()
@@ -62,7 +63,7 @@ class Samples:
         return self._views[name]
 
     def columns(self) -> pa.Table:
-        """All that is known of each sample. A copy where there is a filter or windows."""
+        """Return all columns, one row per sample. This copies the table if there is a filter or there are windows."""
         table = self.table.drop_columns([KEY, CODE])
         if len(self.rows) != table.num_rows or self.start_frames is not None:
             table = table.take(pa.array(self.rows))
@@ -88,12 +89,12 @@ class Samples:
 def select_samples(
     catalog: Catalog, card: Card, where: str | None, frames: int | None, frames_stride: int | None
 ) -> Samples:
-    """The samples that pass a filter, whole or as windows of ``frames`` frames.
+    """Return the samples that pass a filter, whole or as windows of ``frames`` frames.
 
-    ConfigError where windows cannot be exact; WhereError where the filter is wrong.
+    Raises ConfigError if windows cannot be exact, and WhereError if the filter is wrong.
     """
     table, buckets = catalog.table, catalog.buckets
-    rows = np.arange(table.num_rows) if where is None else _passing(table, where)
+    rows = np.arange(table.num_rows) if where is None else _matching_rows(table, where)
     keys: Keys = table[KEY].to_numpy()
     codes: BucketCodes = table[CODE].to_numpy()
     if where is not None:
@@ -111,7 +112,7 @@ def select_samples(
         ]
     digest = catalog.digest
     if where is not None or frames is not None:
-        codes, buckets = _used(codes, buckets)
+        codes, buckets = _drop_empty_buckets(codes, buckets)
         digest = digest_of(keys)
     return Samples(
         table=table,
@@ -127,44 +128,53 @@ def select_samples(
 
 
 def latents_before(card: Card, frame: int) -> int:
-    """Latent frames in front of a frame at which a chunk begins."""
+    """Return the number of latent frames before ``frame``, the first frame of a chunk."""
     chunk = card.geometry.chunk_frames
     return frame // chunk * card.geometry.latents_per_chunk(frame) if chunk else 0
 
 
-def _passing(table: pa.Table, where: str) -> Indices:
-    """Rows that pass the filter; only the columns that it names are looked at."""
+def _matching_rows(table: pa.Table, where: str) -> Indices:
+    """Return the rows that pass a filter. Only the columns that it names are read."""
     visible = table.drop_columns([KEY, CODE])
-    expression = parse_where(where, visible.schema)
-    named = visible.select(columns_of(where, visible.schema))
-    rows: Indices = named.append_column(KEY, pa.array(np.arange(len(table)))).filter(expression)[KEY].to_numpy()
+    condition = parse_where(where, visible.schema)
+    named = visible.select(condition.columns).append_column(KEY, pa.array(np.arange(len(table))))
+    rows: Indices = named.filter(condition.expression)[KEY].to_numpy()
     return rows
 
 
 def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -> tuple[Indices, Indices]:
-    """For each window its clip and its first frame. Only windows of whole chunks equal what was encoded alone."""
+    """Return the clip and the first frame of each window.
+
+    Windows consist of whole chunks of the VAE, because only those equal what encoding their frames alone gives.
+    """
     chunk = card.geometry.chunk_frames
     if chunk is None:
         raise ConfigError(
-            f"{card.class_name} encodes a clip as a whole, so no part of it can be cut out exactly; "
-            f"choose whole clips with where='num_frames == {frames}'"
+            f"{card.class_name} encodes a clip as a whole, so windows of it cannot be exact; "
+            f"leave out frames=, or select whole clips with where='num_frames == {frames}'"
         )
     stride = frames if stride is None else stride
     for name, value in (("frames", frames), ("frames_stride", stride)):
         if value < 1 or value % chunk:
             raise ConfigError(f"{name} must be a multiple of the VAE's chunks of {chunk} frames, got {value}")
+    # Shapes: num_frames and counts are int64 [clips]; clips and numbers are int64 [windows].
+    # Invariant: the windows of one clip are neighbors, numbered from 0; clips keep their order.
+    # Example: num_frames [102 17 51], frames 51 -> counts [2 0 1], clips [0 0 2], numbers [0 1 0], starts [0 51 0].
     counts = np.where(num_frames >= frames, (num_frames - frames) // stride + 1, 0)
     if not counts.any():
         raise ConfigError(f"no clip has {frames} frames; the longest has {num_frames.max(initial=0)}")
-    chosen = np.repeat(np.arange(len(counts)), counts)
-    number = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return chosen, number * stride
+    clips = np.repeat(np.arange(len(counts)), counts)
+    numbers = np.arange(len(clips)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return clips, numbers * stride
 
 
-def _used(codes: BucketCodes, buckets: list[BucketShape]) -> tuple[BucketCodes, list[BucketShape]]:
-    """Buckets that have samples, each shape once, and the codes that go with them."""
+def _drop_empty_buckets(codes: BucketCodes, buckets: list[BucketShape]) -> tuple[BucketCodes, list[BucketShape]]:
+    """Return the buckets that have samples, each shape once and sorted by size, and the samples' new codes."""
+    # Shapes: codes is uint16 [n]; new_codes is uint16 [old buckets].
+    # Invariant: shapes[new_codes[c]] == buckets[c] for every code c that occurs.
+    # Example: codes [2 0 2], buckets [B A A], sorted A < B -> shapes [A B], new_codes [1 0 0], result [0 1 0].
     present = np.flatnonzero(np.bincount(codes, minlength=len(buckets)))
     shapes = sorted({buckets[code] for code in present}, key=lambda s: (s.height, s.width, s.num_frames))
-    place = np.zeros(len(buckets), dtype=np.uint16)
-    place[present] = [shapes.index(buckets[code]) for code in present]
-    return place[codes], shapes
+    new_codes = np.zeros(len(buckets), dtype=np.uint16)
+    new_codes[present] = [shapes.index(buckets[code]) for code in present]
+    return new_codes[codes], shapes

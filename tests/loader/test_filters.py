@@ -1,3 +1,5 @@
+"""Filters of rows: what they select, and what a wrong one says."""
+
 from __future__ import annotations
 
 import pyarrow as pa
@@ -26,7 +28,7 @@ TABLE = pa.table({"t": [1, 5, 15], "score": [None, 4.5, 6.0], "key": ["a", "b", 
     ],
 )
 def test_rows_are_filtered(text: str, expected: list[int]) -> None:
-    assert TABLE.filter(parse_where(text, TABLE.schema))["t"].to_pylist() == expected
+    assert TABLE.filter(parse_where(text, TABLE.schema).expression)["t"].to_pylist() == expected
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,7 @@ def test_rows_are_filtered(text: str, expected: list[int]) -> None:
 def test_a_wrong_filter_says_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(WhereError, match=message):
         parse_where(text, TABLE.schema)
+
+
+def test_a_filter_lists_the_columns_that_it_reads() -> None:
+    assert parse_where("score > 1 and not (t == 1 or score is None)", TABLE.schema).columns == ["t", "score"]
