@@ -1,4 +1,4 @@
-"""One batch: where its bytes are, and what becomes of them once they are in its buffer.
+"""Make one batch: find where its bytes are, then turn the bytes in its buffer into tensors.
 
 B batch · C latent channels (twice as many for moments) · t, h, w latent grid
 """
@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.errors import IntegrityError
-from pipeline.loader.batch import Batch, packed, padded, sample_posterior
+from pipeline.loader.batch import Batch, pack_tokens, pad_latents, sample_posterior
 from pipeline.loader.options import BatchOptions
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
@@ -27,59 +28,62 @@ from stvae.normalisation import normalize_
 METADATA = ("fps", "height", "width", "num_frames", "id", "key")
 
 
-class Slot:
-    """A reused buffer for the bytes of a batch; pinned where they go on to a GPU."""
+class BatchBuffer:
+    """Memory for the bytes of one batch, used again for later batches. It is pinned if tensors go to a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device_model = device
-        self._copied: Any = None
+        self._on_gpu = device.type == "cuda"
+        self._copy_done: Any = None
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
-    def reserve(self, nbytes: int) -> memoryview:
-        """Room for so many bytes. Waits for the GPU to have what was in it before."""
-        if self._copied is not None:
-            self._copied.synchronize()
-            self._copied = None
-        if self.bytes.numel() < nbytes:
-            self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device_model.type == "cuda")
-        return self.bytes.numpy().data[:nbytes]
+    def reserve(self, num_bytes: int) -> memoryview:
+        """Return ``num_bytes`` to write into, once the copies of the previous batch to the GPU are complete."""
+        if self._copy_done is not None:
+            self._copy_done.synchronize()
+            self._copy_done = None
+        if self.bytes.numel() < num_bytes:
+            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_gpu)
+        return self.bytes.numpy().data[:num_bytes]
 
-    def copied(self) -> None:
-        """The copies to the GPU are under way: not to be overwritten before they are done."""
-        if self.device_model.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+    def protect_until_copied(self) -> None:
+        """Make the next ``reserve`` wait for the copies to the GPU that have been started so far."""
+        if self._on_gpu:
+            self._copy_done = torch.cuda.Event()
+            self._copy_done.record()
 
 
 @dataclass(slots=True)
-class Part:
-    """Tensors of one kind: the latents, or a frame encoded alone."""
+class MemberLayout:
+    """Where one member of every sample is in the buffer: the latents, or a frame encoded alone."""
 
     name: str
     sizes_thw: list[tuple[int, int, int]]
     offsets: list[int]
-    """Of each sample in the slot."""
+    """Byte offset of each sample in the buffer. Samples are adjacent."""
 
 
 @dataclass(slots=True)
-class Draft:
+class PendingBatch:
     """A batch whose bytes are being read."""
 
     samples: Indices
+    """int64 [B]: the samples, ``BLANK`` for blanks."""
     rows: dict[str, Any]
-    slot: Slot
+    """Columns of the catalog, [B] each."""
+    buffer: BatchBuffer
     pad_thw: tuple[int, int, int]
-    """The largest sample of the step, on all ranks."""
-    parts: list[Part] = field(default_factory=list)
+    """Largest size on each axis in the step, over all ranks."""
+    layouts: list[MemberLayout] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    """Where to read, and where in the buffer the bytes go."""
     checks: list[tuple[int, str, memoryview]] = field(default_factory=list)
-    """Sample in the batch, prefix of its columns, whole stored tensor."""
+    """Tensors to verify: place in the batch, prefix of the member's columns, and the whole stored tensor."""
     copies: list[tuple[memoryview, Any]] = field(default_factory=list)
-    """Parts of tensors that were read whole to be checked."""
+    """Copies to make after verification: place in the buffer, and the wanted part of a whole stored tensor."""
 
 
 class Collator:
-    """Drafts batches and finishes them. Safe to call from several threads."""
+    """Prepares the reads of batches and finishes batches that have been read. Safe to call from several threads."""
 
     def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions) -> None:
         self._samples = samples
@@ -95,58 +99,64 @@ class Collator:
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *place, *captions]))
 
-    def new_buffer(self) -> Slot:
-        """Return an empty buffer for ``draft``."""
-        return Slot(self._device)
+    def new_buffer(self) -> BatchBuffer:
+        """Return an empty buffer for ``prepare``."""
+        return BatchBuffer(self._device)
 
-    def draft(self, samples: Indices, step: Indices, slot: Slot) -> Draft:
-        """Where a batch's bytes are and where in the slot they go. ``step``: the samples of all ranks."""
+    def prepare(self, samples: Indices, global_batch: Indices, buffer: BatchBuffer) -> PendingBatch:
+        """Find where the bytes of a batch are stored and where in the buffer they go.
+
+        samples: int64 [B], this rank's. global_batch: the samples of the step on all ranks.
+        """
+        # Shapes: codes is [B]; each layout has one size (t, h, w) and one offset per sample.
+        # Invariant: the buffer holds member by member, sample by sample, without gaps; blanks are zero.
+        # Example: 2 samples of 80 bytes with a first frame of 16 -> latents at 0 and 80, first_latents at 160 and 176.
         blank = samples == BLANK
-        whole = step[step != BLANK]
-        filled = np.where(blank, whole[0], samples)  # blanks have their bucket's shape
+        in_step = global_batch[global_batch != BLANK]
+        filled = np.where(blank, in_step[0], samples)  # blanks have their bucket's shape
         codes = self._samples.codes[filled].tolist()
         pad_thw = self._samples.buckets[codes[0]].latent_thw
         if self._options.shapes != "bucket":
-            pad_thw = tuple(self._sizes[self._samples.codes[whole]].max(axis=0).tolist())
-        draft = Draft(samples, self._samples.take(filled, self._columns), slot, pad_thw)
+            pad_thw = tuple(self._sizes[self._samples.codes[in_step]].max(axis=0).tolist())
+        pending = PendingBatch(samples, self._samples.take(filled, self._columns), buffer, pad_thw)
         shapes = [self._samples.buckets[code] for code in codes]
         starts = self._starts(filled)
-        nbytes = 0
+        num_bytes = 0
         for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._conditioning)):
-            part = Part(name, [(1, *s.latent_thw[1:]) if prefix else s.latent_thw for s in shapes], [])
-            for size in part.sizes_thw:
-                part.offsets.append(nbytes)
-                nbytes += self._nbytes(size, prefix)
-            draft.parts.append(part)
-        room = slot.reserve(nbytes)
-        for part in draft.parts:
-            prefix = part.name.removesuffix("latents")
-            for i, (size, at) in enumerate(zip(part.sizes_thw, part.offsets, strict=True)):
-                into = room[at : at + self._nbytes(size, prefix)]
+            layout = MemberLayout(name, [(1, *s.latent_thw[1:]) if prefix else s.latent_thw for s in shapes], [])
+            for size in layout.sizes_thw:
+                layout.offsets.append(num_bytes)
+                num_bytes += self._num_bytes(size, prefix)
+            pending.layouts.append(layout)
+        content = buffer.reserve(num_bytes)
+        for layout in pending.layouts:
+            prefix = layout.name.removesuffix("latents")
+            for i, (size, offset) in enumerate(zip(layout.sizes_thw, layout.offsets, strict=True)):
+                into = content[offset : offset + self._num_bytes(size, prefix)]
                 if blank[i]:
                     into[:] = bytes(len(into))
                 else:
-                    self._add(draft, i, prefix, size, latents_before(self._card, starts[i]), into)
-        return draft
+                    self._add_spans(pending, i, prefix, size, latents_before(self._card, starts[i]), into)
+        return pending
 
-    def finish(self, draft: Draft, epoch: int) -> Batch:
-        """The batch, once the spans of its draft are filled. IntegrityError for bytes that are not as recorded."""
-        for i, prefix, content in draft.checks:
-            self._check(draft.rows, i, prefix, content)
-        for into, content in draft.copies:
+    def finish(self, pending: PendingBatch, epoch: int) -> Batch:
+        """Make the batch, whose spans have been filled. Raises IntegrityError for bytes that are not as recorded."""
+        for i, prefix, content in pending.checks:
+            self._check(pending.rows, i, prefix, content)
+        for into, content in pending.copies:
             np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
-        options, rows = self._options, draft.rows
-        blank = draft.samples == BLANK
-        starts = self._starts(draft.samples)
+        options, rows = self._options, pending.rows
+        blank = pending.samples == BLANK
+        starts = self._starts(pending.samples)
         seeds: list[int] = []
         if options.latent == "sample" or options.captions is not None:
             names = zip(rows["id"], starts, strict=True)
             seeds = [int(derive_seed(options.seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
-        for part in draft.parts:
-            sampled = options.latent == "sample" and part.name == "latents"
-            values |= self._combine(part, draft, seeds if sampled else None, blank)
-        draft.slot.copied()
+        for layout in pending.layouts:
+            sampled = options.latent == "sample" and layout.name == "latents"
+            values |= self._member_tensors(layout, pending, seeds if sampled else None, blank)
+        pending.buffer.protect_until_copied()
         numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width", "num_frames")}
         numbers["fps"] = torch.from_numpy(rows["fps"].astype(np.float32))
         if self._samples.start_frames is not None:
@@ -164,38 +174,48 @@ class Collator:
         return cast(Batch, values | {name: tensor.to(self._device) for name, tensor in numbers.items()})
 
     def _starts(self, samples: Indices) -> list[int]:
+        """Return the first frame of each sample in its clip."""
         starts = self._samples.start_frames
         return [0] * len(samples) if starts is None else starts[samples].tolist()
 
-    def _nbytes(self, size_thw: tuple[int, int, int], prefix: str) -> int:
+    def _num_bytes(self, size_thw: tuple[int, int, int], prefix: str) -> int:
         channels = self._card.latent_channels if prefix else self._channels
         return channels * size_thw[0] * size_thw[1] * size_thw[2] * self._dtype.itemsize
 
-    def _add(
-        self, draft: Draft, i: int, prefix: str, size_thw: tuple[int, int, int], latent_start: int, into: memoryview
+    def _add_spans(
+        self,
+        pending: PendingBatch,
+        i: int,
+        prefix: str,
+        size_thw: tuple[int, int, int],
+        latent_start: int,
+        into: memoryview,
     ) -> None:
-        """The spans of one tensor: one, or one per channel where only some latent frames are wanted."""
-        rows, plane = draft.rows, size_thw[1] * size_thw[2] * self._dtype.itemsize
+        """Add the spans of one sample's tensor: one span, or one per channel if only some latent frames are wanted."""
+        # Shapes: stored tensors are [C, stored_t, h, w] in C order; a plane is the bytes of one (h, w).
+        # Invariant: into gets [C, size_t, h, w], the latent frames from latent_start, of the first C stored channels.
+        # Example: 15 stored latent frames, 5 wanted from 10 -> channel c is read at plane 15 * c + 10, 5 planes long.
+        rows, plane = pending.rows, size_thw[1] * size_thw[2] * self._dtype.itemsize
         shard, offset, nbytes = (
             rows[name][i] for name in ("shard", f"{prefix}tensor_offset", f"{prefix}tensor_nbytes")
         )
         stored_t = 1 if prefix else rows["latent_t"][i]
         if self._options.verify:
             whole = into if len(into) == nbytes else memoryview(bytearray(nbytes))
-            draft.spans.append(Span(shard, offset, whole))
-            draft.checks.append((i, prefix, whole))
+            pending.spans.append(Span(shard, offset, whole))
+            pending.checks.append((i, prefix, whole))
             if whole is not into:
                 stored_cb = np.frombuffer(whole, np.uint8).reshape(-1, stored_t * plane)
                 channels = len(into) // (size_thw[0] * plane)
                 first, last = latent_start * plane, (latent_start + size_thw[0]) * plane
-                draft.copies.append((into, stored_cb[:channels, first:last]))
+                pending.copies.append((into, stored_cb[:channels, first:last]))
         elif size_thw[0] == stored_t:
-            draft.spans.append(Span(shard, offset, into))
+            pending.spans.append(Span(shard, offset, into))
         else:
             length = size_thw[0] * plane
-            for channel, at in enumerate(range(0, len(into), length)):
+            for channel, target in enumerate(range(0, len(into), length)):
                 start = offset + (channel * stored_t + latent_start) * plane
-                draft.spans.append(Span(shard, start, into[at : at + length]))
+                pending.spans.append(Span(shard, start, into[target : target + length]))
 
     def _check(self, rows: dict[str, Any], i: int, prefix: str, content: memoryview) -> None:
         expected, got = rows[f"{prefix}crc32c"][i], google_crc32c.value(bytes(content))
@@ -203,50 +223,56 @@ class Collator:
             raise IntegrityError(
                 f"{rows['shard'][i]}: the tensor of {rows['id'][i]} ({rows['key'][i]}) at byte "
                 f"{rows[f'{prefix}tensor_offset'][i]} is damaged: crc32c {got}, expected {expected}; "
-                "jobs/verify_dataset.py finds all that are"
+                "run jobs/verify_dataset.py to find all damaged samples"
             )
 
-    def _combine(self, part: Part, draft: Draft, seeds: list[int] | None, blank: Any) -> dict[str, Tensor]:
-        """The part's tensor, and what its form needs beside it."""
-        shapes, count = self._options.shapes, len(part.offsets)
-        channels = self._channels if part.name == "latents" else self._card.latent_channels
+    def _member_tensors(
+        self, layout: MemberLayout, pending: PendingBatch, seeds: list[int] | None, blank: npt.NDArray[np.bool_]
+    ) -> dict[str, Tensor]:
+        """Return a member's tensor, and the mask or lengths that its form needs.
+
+        seeds: one per sample, if the posterior is to be sampled. blank: bool [B].
+        """
+        shapes, count, buffer = self._options.shapes, len(layout.offsets), pending.buffer
+        channels = self._channels if layout.name == "latents" else self._card.latent_channels
         if shapes == "bucket":
-            size = (count, channels, *part.sizes_thw[0])
-            x_BCthw = self._train(draft.slot, part.offsets[0], size, seeds)
+            size = (count, channels, *layout.sizes_thw[0])
+            x_BCthw = self._convert(buffer, layout.offsets[0], size, seeds)
             if blank.any():
                 x_BCthw[torch.from_numpy(blank).to(x_BCthw.device)] = 0
-            return {part.name: x_BCthw}
+            return {layout.name: x_BCthw}
         each_Cthw = [
-            self._train(draft.slot, at, (1, channels, *size), None if seeds is None else [seeds[i]])[0]
-            for i, (at, size) in enumerate(zip(part.offsets, part.sizes_thw, strict=True))
+            self._convert(buffer, offset, (1, channels, *size), None if seeds is None else [seeds[i]])[0]
+            for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes_thw, strict=True))
         ]
         if shapes == "pack":
-            return packed(each_Cthw, self._options.patch)
-        pad_thw = draft.pad_thw if part.name == "latents" else (1, *draft.pad_thw[1:])
-        x_BCthw, mask_Bthw = padded(each_Cthw, pad_thw, blank.tolist())
-        return {part.name: x_BCthw} | ({"mask": mask_Bthw} if part.name == "latents" else {})
+            return pack_tokens(each_Cthw, self._options.patch)
+        pad_thw = pending.pad_thw if layout.name == "latents" else (1, *pending.pad_thw[1:])
+        x_BCthw, mask_Bthw = pad_latents(each_Cthw, pad_thw, blank.tolist())
+        return {layout.name: x_BCthw} | ({"mask": mask_Bthw} if layout.name == "latents" else {})
 
-    def _train(self, slot: Slot, at: int, size: tuple[int, ...], seeds: list[int] | None) -> Tensor:
-        """Stored bytes as what training takes: sampled, normalised, in its dtype, on its device."""
+    def _convert(self, buffer: BatchBuffer, offset: int, size: tuple[int, ...], seeds: list[int] | None) -> Tensor:
+        """Turn stored bytes into a tensor for training: sampled, normalized, in the options' dtype and on their device."""
         options = self._options
-        stored = slot.bytes[at : at + int(np.prod(size)) * self._dtype.itemsize].view(self._dtype).view(size)
+        stored = buffer.bytes[offset : offset + int(np.prod(size)) * self._dtype.itemsize].view(self._dtype).view(size)
         x = stored.to(self._device, non_blocking=True)
         if seeds is not None:
             x = sample_posterior(x, seeds)
         if options.normalized:
-            x = normalize_(x.to(torch.float32, copy=x is stored), self._card)  # one new tensor, the slot stays as it is
+            x = normalize_(x.to(torch.float32, copy=x is stored), self._card)  # never changes the buffer
         if options.dtype is not None:
             x = x.to(options.dtype)
-        lent = options.dtype is None and not options.copy
-        return x.clone() if x.data_ptr() == stored.data_ptr() and not lent else x
+        may_share_buffer = options.dtype is None and not options.copy
+        return x.clone() if x.data_ptr() == stored.data_ptr() and not may_share_buffer else x
 
     def _caption(self, rows: dict[str, Any], i: int, seed: int) -> str | None:
+        """Choose one of a sample's captions by weight; None if it has none of them."""
         assert self._options.captions is not None
-        found = {name: rows[name][i] if name else "" for name in self._options.captions}
-        found = {name: text for name, text in found.items() if text is not None and text != []}
-        if not found:
+        texts = {name: rows[name][i] if name else "" for name in self._options.captions}
+        texts = {name: text for name, text in texts.items() if text is not None and text != []}
+        if not texts:
             return None
         rng = np.random.default_rng(seed)
-        weights = np.cumsum([self._options.captions[name] for name in found])
-        chosen = list(found.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+        weights = np.cumsum([self._options.captions[name] for name in texts])
+        chosen = list(texts.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
         return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)

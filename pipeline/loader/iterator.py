@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.loader.batch import Batch
-from pipeline.loader.collate import Collator, Draft, Slot
+from pipeline.loader.collate import BatchBuffer, Collator, PendingBatch
 from pipeline.loader.readers import Reader, Wait
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
@@ -40,7 +40,7 @@ class Batches:
         self._collator = collator
         self._open_reader = open_reader
         self._threads = threads
-        self._free_buffers: list[Slot] = []
+        self._free_buffers: list[BatchBuffer] = []
 
     def __len__(self) -> int:
         """Number of steps in an epoch."""
@@ -120,7 +120,7 @@ class _ReadAhead:
         step: int,
         rank: int,
         threads: int,
-        free_buffers: list[Slot],
+        free_buffers: list[BatchBuffer],
     ) -> None:
         self.free_buffers = free_buffers
         self._collator = collator
@@ -130,14 +130,14 @@ class _ReadAhead:
         self._next_step = step
         self._rank = rank
         self._pool = ThreadPoolExecutor(threads)
-        self._pending: deque[tuple[Slot, Future[Batch]]] = deque()
+        self._pending: deque[tuple[BatchBuffer, Future[Batch]]] = deque()
         batch_size = max(len(schedule.batch(0, rank)), 1) if len(schedule) else 1
         self._block = -(-reader.samples_at_once // batch_size)
         """Number of batches in one call of ``Reader.begin``."""
         self._max_pending = threads + 1 if self._block == 1 else BLOCKS_AHEAD * self._block
         self._following_block = 1  # the first batch is read alone, so that it does not wait for others
 
-    def next_batch(self) -> tuple[Batch, Slot] | None:
+    def next_batch(self) -> tuple[Batch, BatchBuffer] | None:
         """Return the next batch and the buffer that holds its bytes, or None at the end of the epoch."""
         while self._next_step < len(self._schedule) and len(self._pending) + self._following_block <= self._max_pending:
             self._begin(self._following_block)
@@ -157,15 +157,15 @@ class _ReadAhead:
     def _begin(self, count: int) -> None:
         """Start to read up to ``count`` batches."""
         steps = range(self._next_step, min(self._next_step + count, len(self._schedule)))
-        drafts = []
+        batches = []
         for step in steps:
             buffer = self.free_buffers.pop() if self.free_buffers else self._collator.new_buffer()
-            batch, whole = self._schedule.batch(step, self._rank), self._schedule.global_batch(step)
-            drafts.append(self._collator.draft(batch, whole, buffer))
-        for draft, wait in zip(drafts, self._reader.begin([draft.spans for draft in drafts]), strict=True):
-            self._pending.append((draft.slot, self._pool.submit(self._finish, draft, wait)))
+            rows, global_rows = self._schedule.batch(step, self._rank), self._schedule.global_batch(step)
+            batches.append(self._collator.prepare(rows, global_rows, buffer))
+        for batch, wait in zip(batches, self._reader.begin([batch.spans for batch in batches]), strict=True):
+            self._pending.append((batch.buffer, self._pool.submit(self._finish, batch, wait)))
         self._next_step = steps.stop
 
-    def _finish(self, draft: Draft, wait: Wait) -> Batch:
+    def _finish(self, batch: PendingBatch, wait: Wait) -> Batch:
         wait()
-        return self._collator.finish(draft, self._epoch)
+        return self._collator.finish(batch, self._epoch)

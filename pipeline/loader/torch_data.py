@@ -66,10 +66,10 @@ class SampleDataset(Dataset[Sample]):
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
-        draft = self._collator.draft(rows, rows, self._collator.new_buffer())
-        (wait,) = self._opened().begin([draft.spans])
+        pending = self._collator.prepare(rows, rows, self._collator.new_buffer())
+        (wait,) = self._opened().begin([pending.spans])
         wait()
-        batch = self._collator.finish(draft, int(epochs[0]))
+        batch = self._collator.finish(pending, int(epochs[0]))
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
         return [{name: _given(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 
