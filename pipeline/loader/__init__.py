@@ -1,4 +1,4 @@
-"""Committed latents to batches for training: ``from pipeline.loader import LatentDataset``."""
+"""Committed latents as batches for training: ``from pipeline.loader import LatentDataset``."""
 
 from pipeline.loader.batch import Batch
 from pipeline.loader.dataset import LatentDataset

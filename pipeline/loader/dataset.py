@@ -1,8 +1,8 @@
-"""Committed latents to batches for training a diffusion transformer.
+"""Committed latents as batches for training a diffusion transformer.
 
-Imports no video library, no diffusers and no Ray: reading a latent is one ranged read at an offset that the index
-knows. The path of a batch: ``catalog`` (which samples there are) -> ``samples`` (which are wanted) -> ``epochs`` (their
-order) -> ``reading`` (their bytes) -> ``assembly`` (tensors).
+A batch passes through these modules: ``catalog`` (all samples) -> ``samples`` (the selected ones) -> ``schedule`` (their
+order) -> ``readers`` (their bytes) -> ``collate`` (tensors). To read a latent takes one ranged read at an offset from the
+index, so nothing here needs a video library, diffusers or Ray.
 """
 
 from __future__ import annotations
@@ -34,18 +34,11 @@ from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.normalisation import normalize
 
-__all__ = ["Batch", "Batches", "LatentDataset"]
-
 
 class LatentDataset:
-    """The samples of an output, filtered. ``columns`` holds what is known of each without reading any latent.
+    """The samples of an output that pass a filter.
 
-    ``where``: see ``pipeline.loader.filters``. While the job that makes the output still runs, its committed units so far.
-    ``join``: further columns by ``id``, as tables or URLs of Parquet files; ``where`` and ``captions`` may name them.
-    ``frames``: windows of so many frames, one every ``frames_stride`` (as many, if not given) of a longer clip. They are
-    exactly what encoding those frames alone gives, so they begin and end where the VAE's chunks do.
-    ``cache``: a folder on local disk, shared by the processes of a node. The index and the plans of epochs are kept there
-    in files that all of them map, and of a remote output ``cache_bytes`` of latents.
+    If the job that makes the output is still running, these are the samples of the units that it has committed so far.
     """
 
     def __init__(
@@ -59,11 +52,22 @@ class LatentDataset:
         cache: str | Path | None = None,
         cache_bytes: int = 0,
     ) -> None:
+        """Open an output.
+
+        url: a local folder or a URL.
+        where: a filter of samples; see ``pipeline.loader.filters``.
+        join: tables, or URLs of Parquet files, with further columns by ``id``. ``where`` and ``captions`` may name them.
+        frames: cut clips into windows of this number of frames, which start every ``frames_stride`` frames (default:
+        ``frames``). A window equals what encoding its frames alone gives, so it must consist of whole chunks of the VAE.
+        cache: a folder on local disk, shared by the processes of a node, for the index and the schedules of epochs.
+        cache_bytes: keep up to this many bytes of a remote output's latents in the cache.
+        Raises ConfigError, or WhereError for a wrong filter.
+        """
         self.url = url
         self.store = Store(url)
         dataset = recorded_dataset(self.store)
         if cache_bytes and cache is None:
-            raise ConfigError("cache_bytes needs a folder: give cache=")
+            raise ConfigError("cache_bytes needs a folder; give cache= too")
         self.card: Card = dataset.card
         self.recipe: Recipe = dataset.recipe
         self.where = where
@@ -82,7 +86,7 @@ class LatentDataset:
 
     @cached_property
     def columns(self) -> pa.Table:
-        """What is known of each sample, in the order that ``read`` counts them."""
+        """All columns of the index, one row per sample, in the order in which ``read`` numbers them. Reads no latents."""
         return self.samples.columns()
 
     @OptionsAsKeywords(BatchOptions)
@@ -105,11 +109,11 @@ class LatentDataset:
         )
 
     def normalize(self, batch: Batch) -> Batch:
-        """A batch of raw latents with normalised ones; ConfigError for a batch that is normalised already."""
+        """Return a copy of a batch of raw latents with normalized latents. Raises ConfigError if they are normalized."""
         if batch["normalized"]:
-            raise ConfigError("the latents of this batch are normalised already")
+            raise ConfigError("the latents of this batch are already normalized")
         if "lengths" in batch:
-            raise ConfigError("packed latents are normalised before they are packed: give normalized=True")
+            raise ConfigError("packed latents cannot be normalized; use batches(normalized=True)")
         values = {
             name: normalize(value, self.card) if name.endswith("latents") else value
             for name, value in cast(dict[str, Any], batch).items()
@@ -117,9 +121,9 @@ class LatentDataset:
         return cast(Batch, values | {"normalized": True})
 
     def read(self, rows: Indices, latent: Latent = "mean", frame: str | None = None) -> list[npt.NDArray[Any]]:
-        """Raw latents or moments of the given samples, as stored; only the mean's bytes where that is what is wanted.
+        """Read the raw latents [C,t,h,w] of some samples (``latent="mean"``), or their moments [2C,t,h,w] (``"sample"``).
 
-        ``frame``: instead of the clip its frame encoded alone, ``first`` or ``last``.
+        rows: int64 [n], numbers of samples. frame: read this frame encoded alone, ``first`` or ``last``, not the clip.
         """
         check_latent(latent, self.recipe, self.card)
         prefix = "" if frame is None else f"{frame}_"
@@ -144,6 +148,7 @@ class LatentDataset:
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
 
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
+        """Cut the latent frames of a sample's window out of its clip."""
         if self.samples.start_frames is None:
             return stored_Cthw
         start = latents_before(self.card, int(self.samples.start_frames[sample]))

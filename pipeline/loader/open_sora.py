@@ -1,4 +1,4 @@
-"""A batch as Open-Sora's training step takes it (v1.2, scripts/train.py, with ``load_video_features``)."""
+"""Batches in the form of Open-Sora's training step (v1.2, scripts/train.py, with ``load_video_features``)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pipeline.errors import ConfigError
 from pipeline.loader.batch import Batch
 
 IMAGE_FPS = 120.0
-"""What Open-Sora gives for images (opensora/datasets/utils.py)."""
+"""Frame rate that Open-Sora gives images. Source: opensora/datasets/utils.py."""
 
 
 def open_sora_batch(batch: Batch, *, floor_fps: bool = False, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """``video`` [B,4,t,h,w], ``text`` [B] str, ``fps``, ``height``, ``width``, ``num_frames`` [B], and nothing else.
+    """Return the entries of a batch that Open-Sora's training step takes, under its names.
 
-    Height, width and num_frames are of the pixels, as its position and timestep scales want them. ``floor_fps``: whole
-    numbers as its own reader gives (23.976 becomes 23), else the true rate; images have 120 either way. ConfigError for
-    latents that are not normalised, or not of one shape.
+    ``video`` is [B,4,t,h,w]; ``text`` has B strings; ``fps``, ``height``, ``width`` and ``num_frames`` are [B]. Height,
+    width and num_frames are in pixel space, as its position and timestep scales need them.
+    floor_fps: round frame rates down, as Open-Sora's own reader does (23.976 becomes 23). Images have 120 either way.
+    Raises ConfigError for latents that are not normalized or not of one shape.
     """
     if not batch["normalized"] or "mask" in batch or "lengths" in batch:
-        raise ConfigError("Open-Sora takes normalised latents of one shape: normalized=True and shapes='bucket'")
+        raise ConfigError("Open-Sora takes normalized latents of one shape; use normalized=True and shapes='bucket'")
     fps = batch["fps"].floor() if floor_fps else batch["fps"]
     return {
         "video": batch["latents"].to(dtype),

@@ -60,6 +60,7 @@ class BatchOptions:
     dtype: torch.dtype | None = torch.float32
     """Data type of the latents; None for the stored type."""
     device: str | torch.device = "cpu"
+    """Device that the tensors are on. For a GPU, the CPU memory that they are copied from is pinned."""
     copy: bool = False
     """Copy latents that are returned exactly as stored. Otherwise their memory is reused for the next batch."""
     verify: bool = False
@@ -138,6 +139,16 @@ def check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> N
         raise ConfigError(f"captions: there is no text column '{unknown[0]}'; there are {', '.join(known)}")
     if not captions or min(captions.values()) < 0 or sum(captions.values()) <= 0:
         raise ConfigError(f"captions: weights must not be negative, nor all zero, got {dict(captions)}")
+
+
+def check_data_loader(options: BatchOptions) -> None:
+    """Raise ConfigError for options that torch's ``DataLoader`` cannot carry out."""
+    if options.tail == "pad":
+        raise ConfigError("a DataLoader has no blank samples: tail must be 'drop' or 'repeat', got 'pad'")
+    for name in ("shapes", "device", "copy", "threads"):
+        value, default = getattr(options, name), getattr(BatchOptions(), name)
+        if str(value) != str(default):
+            raise ConfigError(f"a DataLoader cannot use {name}={value!r}; leave it out, or use LatentDataset.batches")
 
 
 class OptionsAsKeywords(Generic[P]):

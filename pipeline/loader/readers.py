@@ -1,7 +1,7 @@
-"""Bytes of many tensors into one buffer: from local disk by reads or memory maps, from stores by merged range requests.
+"""Read the bytes of many tensors into buffers: from local disk by reads or memory maps, from stores by range requests.
 
-A reader's ``begin`` takes the spans of some batches and gives, for each batch, a call that returns once its bytes are
-in place. Locally that call reads; from a store, requests are on their way by then.
+A reader's ``begin`` takes the spans of some batches and returns one function per batch, which returns when the bytes of
+that batch are in place. Locally that function reads. From a store, ``begin`` has already sent the requests.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
 
 MAX_OPEN_SHARDS = 256
+"""Number of shards that a local reader keeps open."""
 REQUESTS_IN_FLIGHT = 24
+"""Number of range requests that run at the same time."""
 MAX_GAP_BYTES = 1 << 20
+"""Largest gap between two tensors that one request reads."""
 MAX_REQUEST_BYTES = 16 << 20
+"""Largest size of one request."""
 
 Wait = Callable[[], None]
 
 
 class Span(NamedTuple):
-    """Bytes of a shard and where they go; ``into`` is as long as they are."""
+    """A range of a shard, as long as ``into``, and the memory that it is read into."""
 
     shard: str
     offset: int
@@ -42,24 +46,27 @@ class Reader(Protocol):
     """Fills the spans of batches."""
 
     samples_at_once: int
-    """How many samples ``begin`` should be given, so that neighbours can be merged."""
+    """Number of samples that one call of ``begin`` should cover, so that ranges close to each other can be merged."""
 
     def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        """A call per batch that returns when its spans are filled. StoreError names the shard."""
+        """Start to read batches. Returns a function per batch, which returns when the spans of that batch are filled.
+
+        The function raises StoreError, which names the shard.
+        """
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Release threads and files."""
 
 
 def open_reader(store: Store, *, mapped: bool, cache: RangeCache | None) -> Reader:
-    """The reader that fits where the shards are."""
+    """Return the reader for the place where the shards are, a local folder or a store."""
     if store.folder is None:
         return RemoteReader(store, cache)
     return MappedReader(store.folder) if mapped else LocalReader(store.folder)
 
 
 class _OpenShards:
-    """Open files of the shards used last. One that is dropped is closed when its last reader is done with it."""
+    """The shards that were used last, open. A shard that is dropped is closed when its last reader is done with it."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -77,6 +84,8 @@ class _OpenShards:
 
 
 class _File:
+    """An open shard."""
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._view: memoryview | None = None
@@ -84,7 +93,7 @@ class _File:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self.fd = -1
-            raise StoreError(f"{path}: {error.strerror}; was the output moved or cut while it was read?") from error
+            raise StoreError(f"{path}: {error.strerror}. Was the output moved or deleted while it was read?") from error
 
     def mapped(self) -> memoryview:
         if self._view is None:
@@ -97,7 +106,7 @@ class _File:
 
 
 class LocalReader:
-    """``preadv`` straight into the batch, in the thread that waits for it."""
+    """Reads with ``preadv`` straight into the batch, in the thread that waits for it."""
 
     samples_at_once = 1
 
@@ -112,28 +121,28 @@ class LocalReader:
 
     def _fill(self, spans: list[Span]) -> None:
         for shard, offset, into in spans:
-            file, done = self._shards.get(shard), 0
-            while done < len(into):
-                count = os.preadv(file.fd, [into[done:]], offset + done)
+            file, num_read = self._shards.get(shard), 0
+            while num_read < len(into):
+                count = os.preadv(file.fd, [into[num_read:]], offset + num_read)
                 if not count:
-                    raise StoreError(f"{file.path} ends before byte {offset + len(into)}, which the index names")
-                done += count
+                    raise _cut_off(file, offset + len(into))
+                num_read += count
 
 
 class MappedReader(LocalReader):
-    """Copies from memory maps: for sets that fit in memory, where it spares the system calls."""
+    """Copies from memory maps. Faster than ``LocalReader`` for sets that fit in memory, because it makes no system calls."""
 
     def _fill(self, spans: list[Span]) -> None:
         for shard, offset, into in spans:
             file = self._shards.get(shard)
-            found = file.mapped()[offset : offset + len(into)]
-            if len(found) != len(into):
-                raise StoreError(f"{file.path} ends before byte {offset + len(into)}, which the index names")
-            np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(found, np.uint8))  # lets other threads run
+            content = file.mapped()[offset : offset + len(into)]
+            if len(content) != len(into):
+                raise _cut_off(file, offset + len(into))
+            np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(content, np.uint8))  # releases the interpreter lock
 
 
 class RemoteReader:
-    """Range requests, many at a time, across batches; neighbours share one."""
+    """Sends many range requests at a time, across batches. Ranges that are close to each other share a request."""
 
     samples_at_once = 64
 
@@ -144,15 +153,15 @@ class RemoteReader:
 
     def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
         pieces = [(n, piece) for n, spans in enumerate(batches) for span in spans for piece in _split(span)]
+        batch_of = {id(piece): n for n, piece in pieces}
         requests = merge_spans([piece for _, piece in pieces])
-        first = {id(piece): n for n, piece in pieces}
-        requests.sort(key=lambda request: min(first[id(piece)] for piece in request))  # what is due first goes first
-        waited: list[list[Future[None]]] = [[] for _ in batches]
+        requests.sort(key=lambda request: min(batch_of[id(piece)] for piece in request))  # earliest batch first
+        futures: list[list[Future[None]]] = [[] for _ in batches]
         for request in requests:
             future = self._pool.submit(self._fetch, request)
-            for n in {first[id(piece)] for piece in request}:
-                waited[n].append(future)
-        return [partial(_wait, futures) for futures in waited]
+            for n in {batch_of[id(piece)] for piece in request}:
+                futures[n].append(future)
+        return [partial(_wait, awaited) for awaited in futures]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -165,14 +174,17 @@ class RemoteReader:
             length = max(piece.offset + len(piece.into) for piece in pieces) - start
             content = self._read_range(shard, start, length)
             for piece in pieces:
-                at = piece.offset - start
-                piece.into[:] = content[at : at + len(piece.into)]
+                skipped = piece.offset - start
+                piece.into[:] = content[skipped : skipped + len(piece.into)]
                 if self._cache is not None:
                     self._cache.write(*piece)
 
 
 def merge_spans(spans: Sequence[Span]) -> list[list[Span]]:
-    """Spans by request: those of one shard with at most ``MAX_GAP_BYTES`` between them, up to ``MAX_REQUEST_BYTES``."""
+    """Group spans into requests.
+
+    The spans of a request are in one shard, at most ``MAX_GAP_BYTES`` apart, and cover at most ``MAX_REQUEST_BYTES``.
+    """
     requests: list[list[Span]] = []
     stop = 0
     for span in sorted(spans, key=lambda span: (span.shard, span.offset)):
@@ -190,6 +202,12 @@ def merge_spans(spans: Sequence[Span]) -> list[list[Span]]:
             requests.append([span])
             stop = end
     return requests
+
+
+def _cut_off(file: _File, end: int) -> StoreError:
+    return StoreError(
+        f"{file.path} ends before byte {end}, up to which the index says it has data; run jobs/verify_dataset.py"
+    )
 
 
 def _split(span: Span) -> list[Span]:

@@ -1,6 +1,6 @@
-"""The loader as torch's own parts: a map-style ``Dataset`` and a batch sampler whose state resumes.
+"""A map-style ``Dataset`` and a batch sampler that can resume, for trainers that want torch's ``DataLoader``.
 
-For trainers that want a ``DataLoader``. ``LatentDataset.batches`` reads faster: nothing there goes through processes.
+``LatentDataset.batches`` reads faster, because its batches do not go through worker processes.
 """
 
 from __future__ import annotations
@@ -13,29 +13,18 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.errors import ConfigError
 from pipeline.loader.collate import Collator
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.options import BatchOptions, OptionsAsKeywords, resolve_rank
+from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader, resolve_rank
 from pipeline.loader.readers import Reader, open_reader
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
 from pipeline.storage.store import Store
 
 Sample = dict[str, Any]
-"""What ``pipeline.loader.batch.Batch`` holds, of one sample: ``latents`` [C,t,h,w], numbers as tensors, texts never None."""
+"""The entries of a ``Batch`` for one sample: ``latents`` [C,t,h,w], numbers as tensors, and texts, which are never None."""
 Index = int | tuple[int, int]
-"""A sample, or a sample and the epoch it is read in: the epoch counts for posterior samples and captions."""
-
-
-def check_data_loader(options: BatchOptions) -> None:
-    """Raise ConfigError for options that have no effect, or none that is right, with a ``DataLoader``."""
-    if options.tail == "pad":
-        raise ConfigError("a DataLoader has no blank samples: tail must be 'drop' or 'repeat', got 'pad'")
-    for name in ("shapes", "device", "copy", "threads"):
-        value, default = getattr(options, name), getattr(BatchOptions(), name)
-        if str(value) != str(default):
-            raise ConfigError(f"a DataLoader cannot use {name}={value!r}; leave it out, or use LatentDataset.batches")
+"""A sample, or a sample and an epoch. Posterior samples and the choice of captions depend on the epoch."""
 
 
 class SampleDataset(Dataset[Sample]):
@@ -61,20 +50,20 @@ class SampleDataset(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
-        """Several samples at once: what ``DataLoader`` asks for. One read where they have one bucket and epoch."""
+        """Return several samples, as ``DataLoader`` calls it. Samples of one bucket and epoch are read together."""
         pairs = [(index, 0) if isinstance(index, int) else index for index in indices]
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
         pending = self._collator.prepare(rows, rows, self._collator.new_buffer())
-        (wait,) = self._opened().begin([pending.spans])
+        (wait,) = self._process_reader().begin([pending.spans])
         wait()
         batch = self._collator.finish(pending, int(epochs[0]))
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
-        return [{name: _given(values[i]) for name, values in columns.items()} for i in range(len(rows))]
+        return [{name: _without_none(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 
-    def _opened(self) -> Reader:
-        """A reader of this process: connections and threads do not survive a fork."""
+    def _process_reader(self) -> Reader:
+        """Return the reader of this process. A forked process opens its own, because threads do not survive a fork."""
         if self._reader is None or self._reader[0] != os.getpid():
             self._reader = (
                 os.getpid(),
@@ -87,10 +76,10 @@ class SampleDataset(Dataset[Sample]):
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batch sampler: one bucket per step, equal steps on all ranks, an order that follows from seed and epoch.
+    """Batch sampler with the order of ``LatentDataset.batches``, whose ordering keywords it takes.
 
-    Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` keeps its state with any number of workers. A plain
-    ``DataLoader`` with workers asks ahead: take ``state_after(n)``, where n batches of this epoch have been used.
+    Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` saves its state with any number of workers. A plain
+    ``DataLoader`` with workers reads ahead of training; save ``state_after(n)`` after n batches of the epoch.
     """
 
     @OptionsAsKeywords(BatchOptions)
@@ -126,11 +115,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self._state.load_state_dict(state)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """The rest of the epoch; afterwards the next epoch is due."""
+        """Iterate over the rest of the current epoch, then move on to the next epoch."""
         return _Steps(self._state, self.rank)
 
     def state_after(self, step: int) -> dict[str, Any]:
-        """The state once so many batches of this epoch have been used."""
+        """Return the state for the time when training has used ``step`` batches of this epoch."""
         return self.state_dict() | {"step": step}
 
 
@@ -166,5 +155,6 @@ class _Steps(Iterator[list[tuple[int, int]]]):
         self._epoch, self._step = self._state.epoch, self._state.step
 
 
-def _given(value: Any) -> Any:
+def _without_none(value: Any) -> Any:
+    """Replace None, which torch's default collation refuses, by an empty text."""
     return "" if value is None else value

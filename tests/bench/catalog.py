@@ -1,6 +1,6 @@
-"""How long an index of millions of samples takes to open, to plan and to resume from: ``python -m tests.bench.catalog``.
+"""Time the opening of an index of millions of samples, its schedule, and resuming: ``python -m tests.bench.catalog``.
 
-Every line is a process of its own, as the ranks of a node are: the first makes the cache, the others map it.
+Every line is a separate process, like the ranks of a node. The first process makes the cache, the others map it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print(*times, f"{peak:9.0f}   {steps} steps")
 
 
 def write_index(output: Path, rows: int) -> None:
-    """An output whose index names so many samples; latents are there for a few."""
+    """Write an output whose index lists ``rows`` samples. Latents exist for a few of them only."""
     write_latents(output, BUCKETS * 20, samples_per_shard=20)
     path = output / "index" / "0000.json"
     index = json.loads(path.read_text())
@@ -61,6 +61,7 @@ def write_index(output: Path, rows: int) -> None:
 
 
 def main() -> None:
+    """Write the index and open it in three processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
     arguments = parser.parse_args()
@@ -68,9 +69,9 @@ def main() -> None:
         output, cache = Path(folder) / "latents", Path(folder) / "cache"
         write_index(output, arguments.rows)
         print(f"{arguments.rows} rows{'':32s}opened, s  resumed, s  peak, MB")
-        for what, seed in (("the cache and the plan are made", 0), ("both mapped", 0), ("cache mapped, new plan", 1)):
+        for title, seed in (("cache and schedule made", 0), ("both mapped", 0), ("cache mapped, new schedule", 1)):
             command = [sys.executable, "-c", OPEN, str(output), str(cache), str(seed)]
-            print(f"{what:40s}", subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="")
+            print(f"{title:40s}", subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="")
         size_bytes = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
         print(f"{size_bytes / 1e9:.1f} GB of cache")
 

@@ -1,9 +1,9 @@
-"""How fast the loader reads, beside its peers: ``python -m tests.bench.loader``.
+"""Compare the loader's speed with other loaders: ``python -m tests.bench.loader``.
 
-One synthetic set of samples like Open-Sora's (4x15x60x106, float16), shuffled batches of 8 in host memory as the
-product, one process. Rounds interleave all contestants, so only the ratios within a round mean something: medians and
-spreads of them are printed. ``ours`` hands out stored values in reused buffers, as a GPU would get them; ``ours, float32``
-also converts and normalises on the CPU. Peers that are not installed are left out.
+All loaders read one synthetic set of samples like Open-Sora's (4x15x60x106, float16) and return shuffled batches of 8 in
+host memory, in one process. Every round runs all of them, so that only ratios within a round count; the bench prints their
+medians and spreads. ``ours`` returns stored values in reused buffers, as a GPU gets them. ``ours, float32`` also converts
+and normalizes on the CPU. Loaders that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Contestant = Callable[[], int]
 
 
 def ours(url: str, **options: object) -> Contestant:
-    """An epoch; the batches object stays, as in training."""
+    """Read one epoch per run, with the same ``Batches`` object each time, as training does."""
     batches = LatentDataset(url).batches(BATCH, **({"dtype": None, "normalized": False} | options))  # type: ignore[arg-type]
     return lambda: sum(len(batch["latents"]) for batch in batches)
 
 
 def plain_read(shards: list[Path], num_samples: int) -> Contestant:
-    """The tars from begin to end, nothing else."""
+    """Read the tars from start to end, without looking at their content."""
 
     def run() -> int:
         for shard in shards:
@@ -53,7 +53,7 @@ def plain_read(shards: list[Path], num_samples: int) -> Contestant:
 
 
 def race(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
-    """Print samples/s of each, and how many times faster the first is."""
+    """Print the samples per second of each contestant, and how many times faster the first one is."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run()  # warm
@@ -64,7 +64,7 @@ def race(title: str, contestants: dict[str, Contestant], rounds: int) -> None:
             count = contestants[name]()
             rates[name].append(count / (time.perf_counter() - started_s))
     first = next(iter(contestants))
-    print(f"\n{title}: {rounds} interleaved rounds\n{'':32s} samples/s   {first} is so many times faster")
+    print(f"\n{title}: {rounds} interleaved rounds\n{'':32s} samples/s   times faster: {first}")
     for name in sorted(rates, key=lambda name: -statistics.median(rates[name])):
         ratios = sorted(a / b for a, b in zip(rates[first], rates[name], strict=True))
         spread = f"{statistics.median(ratios):6.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f})"
@@ -76,7 +76,7 @@ def bench_local(output: Path, num_samples: int, rounds: int) -> None:
     contestants = {
         "ours": ours(url),
         "ours, mapped": ours(url, mapped=True),
-        "ours, float32 normalised": ours(url, dtype=None, normalized=True),
+        "ours, float32 normalized": ours(url, dtype=None, normalized=True),
         "ours, crc32c checked": ours(url, verify=True),
         "read() of the tars, in order": plain_read(shards, num_samples),
         **loader_peers.local(output, shards, BATCH),
@@ -107,7 +107,7 @@ def _without_obstore(batches: Batches) -> int:
 
 
 def bench_resume(output: Path, rounds: int) -> None:
-    """From nothing but a state to the batch after it."""
+    """Measure the time from a saved state to the batch after it."""
     times_ms: dict[str, list[float]] = {"dataset opened": [], "batches made, state loaded": [], "first batch": []}
     with tempfile.TemporaryDirectory() as cache:
         LatentDataset(str(output), cache=cache)
@@ -129,7 +129,7 @@ def bench_resume(output: Path, rounds: int) -> None:
 
 
 def bench_memory(output: Path) -> None:
-    """Resident memory after each epoch, in a process of its own."""
+    """Print the resident memory after each epoch, measured in a separate process."""
     for options in ("dtype=None, normalized=False", ""):
         print(f"\nresident MB after each of ten epochs: {_memory(output, options)} {options}")
 
@@ -148,7 +148,7 @@ for _ in range(10):
 
 
 def bench_schedule() -> None:
-    """Ten million rows in forty buckets."""
+    """Time the schedules of ten million rows in forty buckets."""
     rng, count = np.random.default_rng(0), 10_000_000
     keys, codes = rng.integers(0, 2**64, count, dtype=np.uint64), rng.integers(0, 40, count).astype(np.uint16)
     print("\nten million rows in 40 buckets, seconds to schedule an epoch")
@@ -159,11 +159,11 @@ def bench_schedule() -> None:
 
 
 def main() -> None:
-    """Build the set where there is none, and race."""
+    """Write the set if it does not exist, then run the benches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--folder", type=Path, help="keeps the set, for other runs")
+    parser.add_argument("--folder", type=Path, help="folder that keeps the set for later runs")
     every = ["local", "remote", "resume", "memory", "schedule"]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The same samples through other projects' loaders, each as its documentation has it: shuffled batches, one process."""
+"""Read the same samples with other projects' loaders, used as their documentation shows: shuffled batches, one process."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Contestant = Callable[[], int]
 
 
 def local(output: Path, shards: list[Path], batch_size: int) -> dict[str, Contestant]:
-    """Whatever is installed, over its own copy of the set where it needs one."""
-    found = {"webdataset, shuffle(200)": webdataset([str(shard) for shard in shards], batch_size)}
+    """Return the loaders that are installed. Those with a format of their own get a copy of the set in it."""
+    contestants = {"webdataset, shuffle(200)": webdataset([str(shard) for shard in shards], batch_size)}
     if importlib.util.find_spec("litdata"):
-        found["litdata, shuffle"] = litdata(output, batch_size)
+        contestants["litdata, shuffle"] = litdata(output, batch_size)
     if importlib.util.find_spec("streaming"):
-        found["mosaicml-streaming, shuffle"] = mosaic(output, batch_size)
-    return found
+        contestants["mosaicml-streaming, shuffle"] = mosaic(output, batch_size)
+    return contestants
 
 
 def remote(urls: list[str], batch_size: int) -> dict[str, Contestant]:
-    """Those that read from any web server."""
+    """Return the loaders that read from any web server."""
     return {"webdataset, curl, shuffle(200)": webdataset([f"pipe:curl -s {url}" for url in urls], batch_size)}
 
 
@@ -67,9 +67,11 @@ def litdata(output: Path, batch_size: int) -> Contestant:
 
 
 def mosaic(output: Path, batch_size: int) -> Contestant:
-    if importlib.util.find_spec("torchvision") is None:  # imported for datasets of images, which are not used here
+    if (
+        importlib.util.find_spec("torchvision") is None
+    ):  # streaming imports it for image datasets, which this bench does not use
         with contextlib.suppress(ImportError):
-            importlib.import_module("transformers")  # looks for torchvision itself
+            importlib.import_module("transformers")  # must look for torchvision before the stand-in exists
         for name in (
             "torchvision",
             "torchvision.datasets",

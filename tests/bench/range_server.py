@@ -1,4 +1,4 @@
-"""A web server on this machine that is as slow as an object store: files by range, after a pause, at a rate."""
+"""A local web server as slow as an object store: it answers range requests after a pause, at a limited rate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ BLOCK_BYTES = 1 << 20
 
 
 class Handler(SimpleHTTPRequestHandler):
+    """Answers range requests for files."""
+
     protocol_version = "HTTP/1.1"
     latency_s = 0.0
     bytes_per_s = 1e12
@@ -30,23 +32,23 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         size = path.stat().st_size
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first, last = (int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)) if wanted else (0, size - 1)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        first, last = (int(requested[1]), min(int(requested[2] or size - 1), size - 1)) if requested else (0, size - 1)
         time.sleep(self.latency_s)
-        self.send_response(206 if wanted else 200)
+        self.send_response(206 if requested else 200)
         self.send_header("Content-Length", str(last + 1 - first))
         self.send_header("Accept-Ranges", "bytes")
-        if wanted:
+        if requested:
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.end_headers()
         with path.open("rb", buffering=0) as file:
             file.seek(first)
-            left = last + 1 - first
-            while left:
-                block = file.read(min(left, BLOCK_BYTES))
+            remaining = last + 1 - first
+            while remaining:
+                block = file.read(min(remaining, BLOCK_BYTES))
                 self.wfile.write(block)
                 time.sleep(len(block) / self.bytes_per_s)
-                left -= len(block)
+                remaining -= len(block)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -57,12 +59,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """Readers that hang up are no news."""
+        """Print nothing when a reader closes its connection."""
 
 
 @contextmanager
 def range_server(folder: Path, latency_s: float, bytes_per_s: float) -> Iterator[str]:
-    """Its URL. In a process of its own, so that readers keep their interpreter to themselves."""
+    """Serve a folder and yield its URL. The server is a separate process, so that it does not slow down the readers."""
     command = [sys.executable, "-m", "tests.bench.range_server", str(folder), str(latency_s), str(bytes_per_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -74,6 +76,7 @@ def range_server(folder: Path, latency_s: float, bytes_per_s: float) -> Iterator
 
 
 def main() -> None:
+    """Serve until terminated; print the port."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("latency_s", type=float)

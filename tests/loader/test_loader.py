@@ -1,4 +1,4 @@
-"""Reading committed latents back for training."""
+"""Batches of an output that the real pipeline made: what they hold, their order, and exact resume."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_batch_has_one_shape_and_what_training_needs(output: Path) -> None:
     assert len(shapes) == 2
 
 
-def test_latents_come_normalised_once_and_raw_on_request(output: Path) -> None:
+def test_latents_are_normalized_once_or_raw(output: Path) -> None:
     data, vae = LatentDataset(str(output)), load_vae(TINY)
     for normal, raw in zip(data.batches(3), data.batches(3, normalized=False), strict=True):
         assert normal["id"] == raw["id"]
@@ -130,7 +130,7 @@ def test_state_fits_another_world_size_at_the_same_global_batch(output: Path) ->
     assert [a + b for a, b in zip(*halves, strict=True)] == [batch["id"] for batch in iterator]
 
 
-def test_state_of_another_plan_is_refused_by_what_differs(output: Path) -> None:
+def test_state_of_another_schedule_is_refused_with_the_differences(output: Path) -> None:
     data = LatentDataset(str(output))
     state = data.batches(3).state_dict()
     filtered = LatentDataset(str(output), where="meta_aesthetic > 1")
@@ -211,7 +211,7 @@ def test_a_window_of_a_long_clip_is_what_encoding_its_frames_alone_gives(tmp_pat
         encode(recipe, run, card, say=lambda line: None)
     long, short = LatentDataset(outputs[102], frames=51), LatentDataset(outputs[51])
     assert len(LatentDataset(outputs[102])) == 1 and len(long) == len(short) == 2
-    place = {
+    by_start = {
         start: x for b in long.batches(1) for start, x in zip(b["start_frame"].tolist(), b["latents"], strict=True)
     }
     for row, start in enumerate(short.columns["start_s"].to_pylist()):
@@ -220,14 +220,14 @@ def test_a_window_of_a_long_clip_is_what_encoding_its_frames_alone_gives(tmp_pat
         (window,) = long.read(np.flatnonzero(np.array(long.columns["start_frame"]) == frame))
         assert alone.shape == window.shape == (4, 15, 4, 7)
         assert np.abs(alone.astype(np.float32) - window.astype(np.float32)).max() < 2e-3  # float16, other micro-batches
-        normalised = short.normalize({"latents": torch.from_numpy(window.copy())[None].float(), "normalized": False})
-        assert torch.allclose(place[frame], normalised["latents"][0], atol=1e-6)
+        normalized = short.normalize({"latents": torch.from_numpy(window.copy())[None].float(), "normalized": False})
+        assert torch.allclose(by_start[frame], normalized["latents"][0], atol=1e-6)
     (first, second) = long.read(np.arange(2))
     assert np.abs(first.astype(np.float32) - second.astype(np.float32)).max() > 0.1, "the video moves"
 
 
 def test_a_diffusion_transformer_learns_from_the_batches(output: Path) -> None:
-    """A tiny Latte transformer, flow matching: the loss falls."""
+    """A tiny Latte transformer, flow matching: and the loss falls."""
     from diffusers.models.transformers.latte_transformer_3d import LatteTransformer3DModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Bytes arrive whole, from disk and from stores, and damage is found."""
+"""Latents are read completely, from disk and from stores, and damage is detected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_right(batch: Batch, channels: slice = slice(4)) -> None:
-    """Raw latents are those that were written."""
+    """Assert that raw latents equal those that were written."""
     for key, x in zip(batch["key"], batch["latents"], strict=True):
         expected = torch.from_numpy(latent(int(key), BUCKETS[int(key)], 8)[channels]).half()
         assert torch.equal(x.half(), expected), key
@@ -49,7 +49,7 @@ def test_every_way_of_reading_gives_what_was_written(output: Path, options: dict
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_every_stored_type_comes_as_stored_or_as_asked(tmp_path: Path, dtype: str) -> None:
+def test_latents_have_the_stored_type_or_the_requested_one(tmp_path: Path, dtype: str) -> None:
     write_latents(tmp_path / "out", BUCKETS[:4], dtype=dtype)
     data = LatentDataset(str(tmp_path / "out"))
     stored = {b["key"][0]: b["latents"].clone() for b in data.batches(1, dtype=None, normalized=False)}
@@ -61,19 +61,21 @@ def test_every_stored_type_comes_as_stored_or_as_asked(tmp_path: Path, dtype: st
         assert torch.equal(x[0], expected.to(getattr(torch, dtype)))
 
 
-def test_lent_buffers_are_used_again_and_copies_are_not(output: Path) -> None:
+def test_buffers_of_stored_latents_are_reused_and_copies_are_not(output: Path) -> None:
     data = LatentDataset(str(output))
     kept = list(data.batches(1, dtype=None, normalized=False, copy=True))
     assert len({batch["latents"].data_ptr() for batch in kept}) == 16
     for batch in kept:
         assert_right(batch)
     batches = data.batches(1, dtype=None, normalized=False)
-    lent = {batch["latents"].data_ptr() for _ in range(4) for batch in batches}
-    assert len(lent) <= 2 * (2 + 2), "two threads, so four buffers, which grow once for the larger bucket"
+    addresses = {batch["latents"].data_ptr() for _ in range(4) for batch in batches}
+    assert len(addresses) <= 2 * (2 + 2), (
+        "two threads use at most four buffers, and each grows once, for the larger bucket"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_batches_may_be_kept_unless_they_are_as_stored(tmp_path: Path, dtype: str) -> None:
+def test_converted_batches_own_their_memory(tmp_path: Path, dtype: str) -> None:
     write_latents(tmp_path / "out", BUCKETS[:8], dtype=dtype)
     data = LatentDataset(str(tmp_path / "out"))
     for options in ({"normalized": False}, {"latent": "sample"}, {"shapes": "pad"}, {}):
@@ -98,7 +100,7 @@ def test_reading_stops_where_training_stops(output: Path) -> None:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which client reads remote latents."""
+    """The client that reads remote latents."""
     if request.param == "obstore":
         pytest.importorskip("obstore")
         monkeypatch.setattr("pipeline.storage.store.Store.read_range", None)
@@ -129,7 +131,6 @@ def test_remote_equals_local(
 def test_remote_shards_that_are_gone_or_cut_are_named(
     output: Path, scheme: str, client: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Whoever reads them."""
     shutil.copytree(output, tmp_path / "out")
     first, second = sorted((tmp_path / "out" / "shards").iterdir())[:2]
     first.unlink()
@@ -143,14 +144,14 @@ def test_remote_shards_that_are_gone_or_cut_are_named(
         else:
             url = stack.enter_context(range_server(tmp_path / "out", 0.0, 1e12))
         read = open_ranges(Store(url))
-        stack.enter_context(mock.patch.object(tenacity.nap, "time"))  # it tries again, without the pauses
+        stack.enter_context(mock.patch.object(tenacity.nap, "time"))  # retries without pauses
         for shard, offset in ((first.name, 0), (second.name, 900), (second.name, 2000)):
             with pytest.raises(StoreError, match=re.escape(f"{url}/shards/{shard}")):
                 read(f"shards/{shard}", offset, 200)
         assert bytes(read(f"shards/{second.name}", 100, 200)) == second.read_bytes()[100:300]
 
 
-def test_a_cache_spares_requests_and_keeps_to_its_bound(output: Path, tmp_path: Path) -> None:
+def test_a_cache_answers_reads_and_stays_within_its_bound(output: Path, tmp_path: Path) -> None:
     sample_bytes = 4 * 5 * 4 * 4 * 2
     with range_server(output, 0.0, 1e12) as url:
         data = LatentDataset(url, where="num_frames == 17", cache=tmp_path, cache_bytes=5 * sample_bytes)
@@ -159,7 +160,7 @@ def test_a_cache_spares_requests_and_keeps_to_its_bound(output: Path, tmp_path: 
                 assert_right(batch)
         kept = [path for path in (tmp_path / "ranges").iterdir() if path.stem != "used_bytes"]
         assert len(kept) == 5 and sum(path.stat().st_size for path in kept) == 5 * sample_bytes
-        kept[0].write_bytes(b"cut")  # as by a crash: it is not taken for whole
+        kept[0].write_bytes(b"cut")  # as after a crash; the rest must be read again
         for batch in data.batches(2, normalized=False):
             assert_right(batch)
 
@@ -202,14 +203,14 @@ def test_bit_rot_is_found_and_named(output: Path, tmp_path: Path) -> None:
 
     shutil.copytree(output, tmp_path / "out")
     data = LatentDataset(str(tmp_path / "out"))
-    place = data.samples.take(torch.tensor([3]).numpy(), ["shard", "tensor_offset", "tensor_nbytes", "id"])
-    with (tmp_path / "out" / place["shard"][0]).open("r+b") as shard:
-        shard.seek(int(place["tensor_offset"][0]) + int(place["tensor_nbytes"][0]) - 1)  # in the log-variance
+    found = data.samples.take(torch.tensor([3]).numpy(), ["shard", "tensor_offset", "tensor_nbytes", "id"])
+    with (tmp_path / "out" / found["shard"][0]).open("r+b") as shard:
+        shard.seek(int(found["tensor_offset"][0]) + int(found["tensor_nbytes"][0]) - 1)  # in the log-variance
         byte = shard.read(1)
         shard.seek(-1, os.SEEK_CUR)
         shard.write(bytes([byte[0] ^ 1]))
     for options in ({"mapped": True}, {"latent": "sample"}, {}):
-        with pytest.raises(IntegrityError, match=rf"{place['shard'][0]}: the tensor of {place['id'][0]} .* is damaged"):
+        with pytest.raises(IntegrityError, match=rf"{found['shard'][0]}: the tensor of {found['id'][0]} .* is damaged"):
             list(data.batches(1, verify=True, **options))  # type: ignore[arg-type]
     assert len(list(data.batches(1))) == 16
 

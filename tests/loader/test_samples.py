@@ -1,4 +1,4 @@
-"""Which samples there are: the cache, joins, windows, captions, and mixed shapes."""
+"""The samples of a set: cache, joins, windows, captions and mixed shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_order_does_not_depend_on_how_shards_were_cut(output: Path, tmp_path: Path) -> None:
-    """The ids name the samples, whatever shard they are in and whether there is an index."""
+    """Ids identify samples. Neither their shard nor the index changes the order."""
     a = LatentDataset(str(output))
     b = LatentDataset(str(write_latents(tmp_path / "b", BUCKETS, samples_per_shard=5, index=False)))
     ids = b.columns["id"].to_pylist()
@@ -60,10 +60,10 @@ def test_the_cache_is_one_mapped_file_for_all_processes(output: Path, tmp_path: 
     assert cached.columns.to_pylist() == LatentDataset(str(output)).columns.to_pylist()
 
 
-def test_processes_of_a_node_share_the_plan_of_an_epoch(
+def test_processes_of_a_node_share_the_schedule_of_an_epoch(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes first makes it; a resumed job makes none. Every rank reads its own part of the same file."""
+    """The first process makes it, and a resumed job makes none. Every rank reads its own part of the same file."""
 
     def ids(cache: Path | None) -> list[list[str]]:
         data = LatentDataset(str(output), cache=cache)
@@ -80,7 +80,7 @@ def test_processes_of_a_node_share_the_plan_of_an_epoch(
         list(LatentDataset(str(output), cache=tmp_path).batches(2, seed=4))
 
 
-def test_only_the_newest_plans_are_kept(output: Path, tmp_path: Path) -> None:
+def test_only_the_newest_schedules_are_kept(output: Path, tmp_path: Path) -> None:
     batches = LatentDataset(str(output), cache=tmp_path).batches(4)
     for _ in range(SCHEDULES_KEPT + 3):
         assert list(batches)

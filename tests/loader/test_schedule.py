@@ -51,8 +51,8 @@ def test_every_sample_is_in_one_batch_or_counted_as_dropped(counts: list[int], p
     filled = [row for row in placed if row != BLANK]
     assert len(set(filled)) == len(filled) - epoch.repeated == sum(counts) - epoch.dropped
     assert placed.count(BLANK) == epoch.padded
-    lost = {"drop": epoch.dropped, "pad": epoch.padded, "repeat": epoch.repeated}
-    assert not any(count for tail, count in lost.items() if tail != policy.tail)
+    counted = {"drop": epoch.dropped, "pad": epoch.padded, "repeat": epoch.repeated}
+    assert not any(count for tail, count in counted.items() if tail != policy.tail)
 
 
 @given(counts, policies)
@@ -106,7 +106,7 @@ def test_seeds_and_epochs_shuffle_samples_and_steps() -> None:
 
 
 def test_shuffles_are_fair() -> None:
-    """Each of 20 samples is as often at each of 20 places, over 2,000 epochs."""
+    """Over 2,000 epochs, each of 20 samples is equally often at each of 20 places."""
     seen = np.zeros((20, 20))
     for epoch in range(2000):
         rows = schedule([20, 0, 0], BatchPolicy(budget=BatchSize(20)), epoch=epoch).global_batch(0)
@@ -120,7 +120,7 @@ def test_padding_is_spread_over_the_ranks() -> None:
     assert [np.count_nonzero(epoch.batch(0, rank) != BLANK) for rank in range(4)] == [1, 1, 1, 1]
 
 
-def test_a_pack_holds_as_many_samples_as_fit() -> None:
+def test_a_packed_batch_is_full() -> None:
     policy = BatchPolicy(budget=TokenBudget(1000), shapes="pack")
     epoch, codes = schedule([40, 40, 40], policy), samples([40, 40, 40])[1]
     batches = [epoch.batch(step, 0) for step in range(len(epoch))]

@@ -1,4 +1,4 @@
-"""torch's DataLoader, torchdata's, torch.distributed, and Open-Sora's view."""
+"""The loader with torch's DataLoader, torchdata, torch.distributed and Open-Sora's training step."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_options_are_the_fields_of_one_dataclass(output: Path) -> None:
             SampleDataset(data, **{name: value})  # type: ignore[arg-type]
 
 
-def test_samples_can_be_asked_for_in_any_order(output: Path) -> None:
+def test_samples_can_be_read_in_any_order(output: Path) -> None:
     data = LatentDataset(str(output))
     dataset = SampleDataset(data, normalized=False)
     assert len(dataset) == 24
@@ -124,8 +124,8 @@ import torch
 import torch.distributed as dist
 from pipeline.loader import LatentDataset
 
-url, place, rank = sys.argv[1:]
-dist.init_process_group("gloo", init_method="file://" + place, rank=int(rank), world_size=2)
+url, rendezvous, rank = sys.argv[1:]
+dist.init_process_group("gloo", init_method="file://" + rendezvous, rank=int(rank), world_size=2)
 batches = LatentDataset(url).batches(2)
 seen = []
 for batch in batches:
@@ -164,17 +164,17 @@ def test_rank_and_world_size_go_together(output: Path) -> None:
         data.batches(1, rank=2, world_size=2)
 
 
-def test_open_soras_view_has_what_its_training_step_pops(output: Path) -> None:
+def test_open_soras_batch_has_what_its_training_step_reads(output: Path) -> None:
     data = LatentDataset(str(output))
     for batch in data.batches(2):
-        view = open_sora_batch(batch, floor_fps=True)
-        assert list(view) == ["video", "text", "fps", "height", "width", "num_frames"]
-        assert view["video"].dtype == torch.bfloat16 and torch.equal(view["video"], batch["latents"].bfloat16())
+        inputs = open_sora_batch(batch, floor_fps=True)
+        assert list(inputs) == ["video", "text", "fps", "height", "width", "num_frames"]
+        assert inputs["video"].dtype == torch.bfloat16 and torch.equal(inputs["video"], batch["latents"].bfloat16())
         image = batch["num_frames"][0] == 1
-        assert view["fps"].tolist() == ([120.0, 120.0] if image else [23.0, 23.0])
+        assert inputs["fps"].tolist() == ([120.0, 120.0] if image else [23.0, 23.0])
         exact = open_sora_batch(batch)["fps"].tolist()
         assert exact == pytest.approx([120.0, 120.0] if image else [23.976, 23.976])
-        assert (view["height"] // 8).tolist() == [view["video"].shape[3]] * 2, "pixels, not latent cells"
+        assert (inputs["height"] // 8).tolist() == [inputs["video"].shape[3]] * 2, "pixels, not latent cells"
     for options in ({"normalized": False}, {"shapes": "pad"}):
-        with pytest.raises(ConfigError, match="normalised latents of one shape"):
+        with pytest.raises(ConfigError, match="normalized latents of one shape"):
             open_sora_batch(next(iter(data.batches(1, **options))))  # type: ignore[arg-type]

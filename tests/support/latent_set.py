@@ -1,4 +1,4 @@
-"""Committed outputs with latents made of numbers: what the loader's tests and its bench read. No video, no VAE."""
+"""Committed outputs of random latents, for the tests and benches of the loader. They need no video and no VAE."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_latents(
     conditioning: str = "none",
     index: bool = True,
 ) -> Path:
-    """An output with one sample per given bucket; sample ``n`` has key and caption ``n``, and latents seeded by ``n``."""
+    """Write an output with one sample per given bucket. Sample ``n`` has key ``n`` and latents of seed ``n``."""
     card = read_card(str(TINY))
     recipe = Recipe(
         vae=card.sha256,
@@ -69,13 +69,13 @@ def write_latents(
 
 
 def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
-    """What ``write_latents`` stores for a sample, before rounding."""
+    """Return the latents or moments that ``write_latents`` stores for a sample, float32 before rounding."""
     size = read_card(str(TINY)).geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
     return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
 
 
 def clip_of(bucket: Bucket) -> Clip:
-    """A clip of a bucket with no picture in it."""
+    """Return a clip with the facts of a bucket, but without its frames."""
     place = Placement(
         scaled_height=bucket.height,
         scaled_width=bucket.width,
