@@ -14,6 +14,7 @@ from pipeline.loader.schedule.epoch import EpochSchedule, schedule_epoch
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
 STATE_VERSION = 3
+"""Version of what ``state_dict`` returns. A state of another version is refused."""
 
 
 class LoaderState:
@@ -105,8 +106,10 @@ class LoaderState:
 
 
 def _parts(schedule_hash: str) -> dict[str, str]:
+    """Split a schedule hash into its parts by name."""
     return dict(part.partition("=")[::2] for part in schedule_hash.split(" "))
 
 
 def _short(text: str) -> str:
+    """Return 8 hex digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

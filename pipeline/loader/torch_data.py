@@ -99,7 +99,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def step(self) -> int:
-        """Number of batches of this epoch that have been asked for."""
+        """Number of batches of this epoch that have been requested."""
         return self._state.step
 
     def schedule(self) -> EpochSchedule:
