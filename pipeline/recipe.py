@@ -113,8 +113,6 @@ class Recipe:
                 card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
             except ShapeError as error:
                 raise ConfigError(f"bucket {bucket} does not fit the VAE: {error}") from error
-        if self.conditioning_frames and not card.geometry.frames.fits(1):
-            raise ConfigError(f"{card.class_name} cannot encode single frames, which --conditioning asks for")
         if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
             raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")
 
@@ -122,11 +120,6 @@ class Recipe:
     def clips_per_call(self) -> dict[Bucket, int]:
         """The micro-batch of each bucket."""
         return dict(zip(self.buckets, self.micro_batch, strict=True))
-
-    @property
-    def conditioning_frames(self) -> dict[str, int]:
-        """Names and places of the frames that are encoded alone."""
-        return {"none": {}, "first": {"first": 0}, "first-last": {"first": 0, "last": -1}}[self.conditioning]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: what ``dataset.json`` records and ``fingerprint`` hashes."""

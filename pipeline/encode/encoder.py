@@ -27,7 +27,8 @@ from pipeline.encode.utilization import Activity, UnitActivity, Utilization
 from pipeline.environment import cpu_model, describe_environment, gpu_model
 from pipeline.errors import ConfigError, Rejected
 from pipeline.output.dataset import PATH, read_dataset
-from pipeline.output.shard_writer import ShardWriter, sample_id
+from pipeline.output.rows import sample_id
+from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.sources.fetch import fetch

@@ -19,6 +19,8 @@ from pipeline.loader.epochs import BLANK, Indices, salt
 from pipeline.loader.options import Options
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
+from pipeline.output.members import CHECKSUM, Member
+from pipeline.recipe import Bucket
 from stvae.card import Card
 from stvae.normalisation import normalize_
 
@@ -51,12 +53,15 @@ class Slot:
 
 @dataclass(slots=True)
 class Part:
-    """Tensors of one kind: the latents, or a frame encoded alone."""
+    """One member of every sample in a batch."""
 
-    name: str
+    member: Member
     sizes_thw: list[tuple[int, int, int]]
+    """Latent size of each sample."""
+    pad_thw: tuple[int, int, int]
+    """The largest size of the step, on all ranks."""
     offsets: list[int]
-    """Of each sample in the slot."""
+    """Byte offset of each sample in the slot."""
 
 
 @dataclass(slots=True)
@@ -66,12 +71,10 @@ class Draft:
     samples: Indices
     rows: dict[str, Any]
     slot: Slot
-    pad_thw: tuple[int, int, int]
-    """The largest sample of the step, on all ranks."""
     parts: list[Part] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    checks: list[tuple[int, str, memoryview]] = field(default_factory=list)
-    """Sample in the batch, prefix of its columns, whole stored tensor."""
+    checks: list[tuple[int, Member, memoryview]] = field(default_factory=list)
+    """Sample in the batch, its member, and the member's whole stored tensor."""
     copies: list[tuple[memoryview, Any]] = field(default_factory=list)
     """Parts of tensors that were read whole to be checked."""
 
@@ -86,9 +89,9 @@ class Collator:
         self._options = options
         self._seed = seed
         self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
-        self._sizes = np.array([bucket.latent_thw for bucket in samples.buckets])
-        prefixes = ["", *(f"{frame}_" for frame in options.conditioning)]
-        place = [f"{prefix}{name}" for prefix in prefixes for name in ("tensor_offset", "tensor_nbytes", "crc32c")]
+        self._sizes_thw = {member: _latent_sizes(member, samples, card) for member in options.members}
+        columns = ("tensor_offset", "tensor_nbytes", CHECKSUM)
+        place = [member.column(name) for member in options.members for name in columns]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *place, *captions]))
 
@@ -97,35 +100,31 @@ class Collator:
         blank = samples == BLANK
         whole = step[step != BLANK]
         filled = np.where(blank, whole[0], samples)  # blanks have their bucket's shape
-        codes = self._samples.codes[filled].tolist()
-        pad_thw = self._samples.buckets[codes[0]].latent_thw
-        if self._options.shapes != "bucket":
-            pad_thw = tuple(self._sizes[self._samples.codes[whole]].max(axis=0).tolist())
-        draft = Draft(samples, self._samples.take(filled, self._columns), slot, pad_thw)
-        shapes = [self._samples.buckets[code] for code in codes]
+        codes = self._samples.codes[filled]
+        draft = Draft(samples, self._samples.take(filled, self._columns), slot)
         starts = self._starts(filled)
         nbytes = 0
-        for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._options.conditioning)):
-            part = Part(name, [(1, *s.latent_thw[1:]) if prefix else s.latent_thw for s in shapes], [])
+        for member, sizes_thw in self._sizes_thw.items():
+            largest_thw = sizes_thw[self._samples.codes[whole]].max(axis=0)
+            part = Part(member, [tuple(size) for size in sizes_thw[codes].tolist()], tuple(largest_thw.tolist()), [])
             for size in part.sizes_thw:
                 part.offsets.append(nbytes)
-                nbytes += self._nbytes(size, prefix)
+                nbytes += self._nbytes(size, member)
             draft.parts.append(part)
         room = slot.reserve(nbytes)
         for part in draft.parts:
-            prefix = part.name.removesuffix("latents")
             for i, (size, at) in enumerate(zip(part.sizes_thw, part.offsets, strict=True)):
-                into = room[at : at + self._nbytes(size, prefix)]
+                into = room[at : at + self._nbytes(size, part.member)]
                 if blank[i]:
                     into[:] = bytes(len(into))
                 else:
-                    self._add(draft, i, prefix, size, latents_before(self._card, starts[i]), into)
+                    self._add(draft, i, part.member, size, latents_before(self._card, starts[i]), into)
         return draft
 
     def finish(self, draft: Draft, epoch: int) -> Batch:
         """The batch, once the spans of its draft are filled. IntegrityError for bytes that are not as recorded."""
-        for i, prefix, content in draft.checks:
-            self._check(draft.rows, i, prefix, content)
+        for i, member, content in draft.checks:
+            self._check(draft.rows, i, member, content)
         for into, content in draft.copies:
             np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
         options, rows = self._options, draft.rows
@@ -137,7 +136,7 @@ class Collator:
             seeds = [int(salt(self._seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for part in draft.parts:
-            sampled = options.latent == "sample" and part.name == "latents"
+            sampled = options.latent == "sample" and part.member.is_clip
             values |= self._combine(part, draft, seeds if sampled else None, blank)
         draft.slot.copied()
         numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width", "num_frames")}
@@ -160,23 +159,23 @@ class Collator:
         starts = self._samples.start_frames
         return [0] * len(samples) if starts is None else starts[samples].tolist()
 
-    def _nbytes(self, size_thw: tuple[int, int, int], prefix: str) -> int:
-        channels = self._card.latent_channels if prefix else self._channels
+    def _nbytes(self, size_thw: tuple[int, int, int], member: Member) -> int:
+        channels = self._channels if member.is_clip else self._card.latent_channels
         return channels * size_thw[0] * size_thw[1] * size_thw[2] * self._dtype.itemsize
 
     def _add(
-        self, draft: Draft, i: int, prefix: str, size_thw: tuple[int, int, int], latent_start: int, into: memoryview
+        self, draft: Draft, i: int, member: Member, size_thw: tuple[int, int, int], latent_start: int, into: memoryview
     ) -> None:
         """The spans of one tensor: one, or one per channel where only some latent frames are wanted."""
         rows, plane = draft.rows, size_thw[1] * size_thw[2] * self._dtype.itemsize
         shard, offset, nbytes = (
-            rows[name][i] for name in ("shard", f"{prefix}tensor_offset", f"{prefix}tensor_nbytes")
+            rows[name][i] for name in ("shard", member.column("tensor_offset"), member.column("tensor_nbytes"))
         )
-        stored_t = 1 if prefix else rows["latent_t"][i]
+        stored_t = rows["latent_t"][i] if member.is_clip else size_thw[0]
         if self._options.verify:
             whole = into if len(into) == nbytes else memoryview(bytearray(nbytes))
             draft.spans.append(Span(shard, offset, whole))
-            draft.checks.append((i, prefix, whole))
+            draft.checks.append((i, member, whole))
             if whole is not into:
                 stored_cb = np.frombuffer(whole, np.uint8).reshape(-1, stored_t * plane)
                 channels = len(into) // (size_thw[0] * plane)
@@ -190,34 +189,34 @@ class Collator:
                 start = offset + (channel * stored_t + latent_start) * plane
                 draft.spans.append(Span(shard, start, into[at : at + length]))
 
-    def _check(self, rows: dict[str, Any], i: int, prefix: str, content: memoryview) -> None:
-        expected, got = rows[f"{prefix}crc32c"][i], google_crc32c.value(bytes(content))
+    def _check(self, rows: dict[str, Any], i: int, member: Member, content: memoryview) -> None:
+        expected, got = rows[member.column(CHECKSUM)][i], google_crc32c.value(bytes(content))
         if got != expected:
             raise IntegrityError(
                 f"{rows['shard'][i]}: the tensor of {rows['id'][i]} ({rows['key'][i]}) at byte "
-                f"{rows[f'{prefix}tensor_offset'][i]} is damaged: crc32c {got}, expected {expected}; "
+                f"{rows[member.column('tensor_offset')][i]} is damaged: crc32c {got}, expected {expected}; "
                 "jobs/verify_dataset.py finds all that are"
             )
 
     def _combine(self, part: Part, draft: Draft, seeds: list[int] | None, blank: Any) -> dict[str, Tensor]:
         """The part's tensor, and what its form needs beside it."""
         shapes, count = self._options.shapes, len(part.offsets)
-        channels = self._channels if part.name == "latents" else self._card.latent_channels
+        key = part.member.batch_key
+        channels = self._channels if part.member.is_clip else self._card.latent_channels
         if shapes == "bucket":
             size = (count, channels, *part.sizes_thw[0])
             x_BCthw = self._train(draft.slot, part.offsets[0], size, seeds)
             if blank.any():
                 x_BCthw[torch.from_numpy(blank).to(x_BCthw.device)] = 0
-            return {part.name: x_BCthw}
+            return {key: x_BCthw}
         each_Cthw = [
             self._train(draft.slot, at, (1, channels, *size), None if seeds is None else [seeds[i]])[0]
             for i, (at, size) in enumerate(zip(part.offsets, part.sizes_thw, strict=True))
         ]
         if shapes == "pack":
             return packed(each_Cthw, self._options.patch)
-        pad_thw = draft.pad_thw if part.name == "latents" else (1, *draft.pad_thw[1:])
-        x_BCthw, mask_Bthw = padded(each_Cthw, pad_thw, blank.tolist())
-        return {part.name: x_BCthw} | ({"mask": mask_Bthw} if part.name == "latents" else {})
+        x_BCthw, mask_Bthw = padded(each_Cthw, part.pad_thw, blank.tolist())
+        return {key: x_BCthw} | ({"mask": mask_Bthw} if part.member.is_clip else {})
 
     def _train(self, slot: Slot, at: int, size: tuple[int, ...], seeds: list[int] | None) -> Tensor:
         """Stored bytes as what training takes: sampled, normalised, in its dtype, on its device."""
@@ -243,3 +242,11 @@ class Collator:
         weights = np.cumsum([self._options.captions[name] for name in found])
         chosen = list(found.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
         return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)
+
+
+def _latent_sizes(member: Member, samples: Samples, card: Card) -> Indices:
+    """Latent size (t, h, w) of a member in each of the samples' buckets: int64 [buckets, 3]."""
+    if member.is_clip:
+        return np.array([bucket.latent_thw for bucket in samples.buckets])
+    clips = [Bucket(bucket.num_frames, bucket.height, bucket.width) for bucket in samples.buckets]
+    return np.array([member.latent_thw(clip, card.geometry) for clip in clips])

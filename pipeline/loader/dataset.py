@@ -26,8 +26,9 @@ from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.samples import latents_before, select_samples
 from pipeline.output.dataset import recorded_dataset
+from pipeline.output.members import LATENT, member_named, members_of
 from pipeline.output.serialization import unpack_latent
-from pipeline.recipe import Recipe
+from pipeline.recipe import Bucket, Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.normalisation import normalize
@@ -121,7 +122,8 @@ class LatentDataset:
         ``verify``: check the crc32c of every tensor. ``mapped``: read through memory maps, for sets that fit in memory.
         ``threads`` that read and convert; cold disks want 4 to 8.
         """
-        if conditioning and not self.recipe.conditioning_frames:
+        members = members_of(self.recipe) if conditioning else (LATENT,)
+        if conditioning and members == (LATENT,):
             raise ConfigError(f"{self.store.url} has no conditioning frames; encode it with --conditioning first")
         if conditioning and (shapes == "pack" or self.samples.start_frames is not None):
             raise ConfigError("conditioning frames go with whole clips: not with frames= or shapes='pack'")
@@ -142,7 +144,7 @@ class LatentDataset:
         options = Options(
             latent=latent,
             normalized=normalized,
-            conditioning=tuple(self.recipe.conditioning_frames) if conditioning else (),
+            members=members,
             captions=captions,
             shapes=shapes,
             blanks=tail == "pad",
@@ -167,31 +169,32 @@ class LatentDataset:
         return cast(Batch, values | {"normalized": True})
 
     def read(
-        self, rows: Indices, latent: Literal["mean", "sample"] = "mean", frame: str | None = None
+        self, rows: Indices, latent: Literal["mean", "sample"] = "mean", member: str = LATENT.name
     ) -> list[npt.NDArray[Any]]:
         """Raw latents or moments of the given samples, as stored; only the mean's bytes where that is what is wanted.
 
-        ``frame``: instead of the clip its frame encoded alone, ``first`` or ``last``.
+        ``member``: name of the member, for example ``first`` for the clip's first frame encoded alone.
         """
         self.check_latent(latent)
-        prefix = "" if frame is None else f"{frame}_"
-        names = ["shard", f"{prefix}tensor_offset", "latent_t", "latent_h", "latent_w"]
-        found = self.samples.take(rows, names)
+        wanted = member_named(member, self.recipe)
+        offset = wanted.column("tensor_offset")
+        size_columns = ("latent_t", "latent_h", "latent_w") if wanted.is_clip else ("num_frames", "height", "width")
+        found = self.samples.take(rows, ["shard", offset, *size_columns])
+        sizes_thw: list[tuple[int, int, int]] = list(zip(*(found[name].tolist() for name in size_columns), strict=True))
+        if not wanted.is_clip:
+            sizes_thw = [wanted.latent_thw(Bucket(*clip), self.card.geometry) for clip in sizes_thw]
         channels = self.card.latent_channels * (2 if latent == "sample" else 1)
-        sizes = [
-            (channels, 1 if frame else t, h, w)
-            for t, h, w in zip(*(found[name].tolist() for name in names[2:]), strict=True)
-        ]
+        sizes = [(channels, *size) for size in sizes_thw]
         by_shard: dict[str, list[int]] = {}
         for i, shard in enumerate(found["shard"]):
             by_shard.setdefault(shard, []).append(i)
         arrays: dict[int, npt.NDArray[Any]] = {}
         itemsize = 4 if self.recipe.dtype == "float32" else 2
-        for shard, members in by_shard.items():
-            ranges = [(int(found[names[1]][i]), int(np.prod(sizes[i])) * itemsize) for i in members]
+        for shard, numbers in by_shard.items():
+            ranges = [(int(found[offset][i]), int(np.prod(sizes[i])) * itemsize) for i in numbers]
             parts = self.store.read_ranges(shard, ranges)
             arrays |= {
-                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)
+                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)
             }
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
 

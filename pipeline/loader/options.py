@@ -11,6 +11,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.loader.epochs import Shapes
+from pipeline.output.members import LATENT, Member
 
 
 def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -45,7 +46,7 @@ class Options:
 
     latent: Literal["mean", "sample"] = "mean"
     normalized: bool = True
-    conditioning: tuple[str, ...] = ()
+    members: tuple[Member, ...] = (LATENT,)
     captions: Mapping[str, float] | None = None
     shapes: Shapes = "bucket"
     blanks: bool = False

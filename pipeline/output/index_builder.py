@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
-from pipeline.output import schema as columns
 from pipeline.output.index import Index, _from_json
 from pipeline.output.index_parts import KINDS, PartWriter
+from pipeline.output.members import members_of
+from pipeline.output.schema import schema as full_schema
 from pipeline.output.totals import Totals
 from pipeline.output.unit_metadata import (
     in_source_order,
@@ -27,7 +28,7 @@ from pipeline.output.unit_metadata import (
     unit_metadata_path,
     unit_of,
 )
-from pipeline.recipe import FORMAT_VERSION
+from pipeline.recipe import FORMAT_VERSION, Recipe
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet
@@ -37,7 +38,7 @@ ROWS_AT_ONCE = 16_384
 """Of sidecars, that are sorted into parts together."""
 
 
-def build_index(store: Store, plan: Plan) -> Index:
+def build_index(store: Store, plan: Plan, recipe: Recipe) -> Index:
     """Compact all sidecars; the same files for the same sidecars, whenever and however often it is called.
 
     Sidecars are read once, in the order of their sources; few rows are in memory at once. The parts lie on local disk until
@@ -49,7 +50,9 @@ def build_index(store: Store, plan: Plan) -> Index:
         shards: dict[str, int] = {}
         totals = Totals()
         read = read_unit_metadata(store, in_source_order(plan))
-        counts, parts = write_parts(_noting(read, shards, totals), plan, lambda: stack.enter_context(store.scratch()))
+        counts, parts = write_parts(
+            _noting(read, shards, totals), plan, recipe, lambda: stack.enter_context(store.scratch())
+        )
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
         files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
@@ -87,13 +90,13 @@ def remove_orphans(store: Store, units: set[str], index: Index) -> None:
 
 
 def write_parts(
-    sidecars: Iterable[tuple[Unit, pa.Table]], plan: Plan, new_path: Callable[[], Path]
+    sidecars: Iterable[tuple[Unit, pa.Table]], plan: Plan, recipe: Recipe, new_path: Callable[[], Path]
 ) -> tuple[Counter[str], dict[str, Path]]:
     """The parts of an index as local files by their names, and the number of rows of each kind.
 
     ``sidecars``: in source order; they are read as they are needed.
     """
-    schema = columns.schema(pa.unify_schemas(plan.columns))
+    schema = full_schema(members_of(recipe), pa.unify_schemas(plan.columns))
     writer = PartWriter(schema, new_path)
     portion: list[pa.Table] = []
     for _, found in itertools.groupby(sidecars, key=lambda sidecar: (sidecar[0].source, sidecar[0].start)):

@@ -191,7 +191,7 @@ def resume(folder: Path, items: int, units: int) -> None:
 def finish(folder: Path, items: int, units: int) -> None:
     store = Store(str(folder))
     plan = read_plan(store)
-    index = build_index(store, plan)
+    index = build_index(store, plan, recipe_of(items // units))
     remove_orphans(store, {unit.name for unit in plan.units}, index)
     assert index.num_samples + index.num_skips + index.num_rejects == items
 

@@ -90,14 +90,14 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
     samples = sorted((row for row in rows if row["shard"]), key=lambda row: row["offset"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
-    frames = [name for name in ("first", "last") if samples[0][f"{name}_offset"] is not None]
-    step = 2 + len(frames)
+    others = [name.removesuffix("tensor_offset") for name in samples[0] if name.endswith("_tensor_offset")]
+    step = 2 + len(others)
     assert len(members) == step * len(samples) == step * int(facts["num_samples"])
     sums = np.zeros((2, samples[0]["latent_c"]))
     for i, row in enumerate(samples):
-        latent, *alone, text = members[step * i : step * (i + 1)]
+        latent, *further, text = members[step * i : step * (i + 1)]
         assert latent.name.startswith(f"{row['id']}.latent.") and text.name == f"{row['id']}.json"
-        for member, prefix in zip([latent, *alone], ["", *(f"{name}_" for name in frames)], strict=True):
+        for member, prefix in zip([latent, *further], ["", *others], strict=True):
             assert (member.offset_data, member.size) == (row[f"{prefix}offset"], row[f"{prefix}nbytes"])
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
             tensor = data[row[f"{prefix}tensor_offset"] :][: row[f"{prefix}tensor_nbytes"]]
