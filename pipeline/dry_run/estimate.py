@@ -18,9 +18,9 @@ import numpy.typing as npt
 from pipeline.dry_run.sampling import SEED, Sample, Stratum, Total, Visit, choose_units, visit_items
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.errors import ConfigError, Reject, Rejected
-from pipeline.output.dataset import agreed_dataset, resolved
+from pipeline.output.dataset import check_recipe, resolve_compute_dtype
 from pipeline.output.members import check_members
-from pipeline.output.plan import committed_units, foresee_plan
+from pipeline.output.plan import committed_units, preview_plan
 from pipeline.output.rows import RowBuilder, sample_bytes
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.recipe import Bucket, Recipe, Run
@@ -172,10 +172,10 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
-    recipe = resolved(recipe, run, store)
+    recipe = resolve_compute_dtype(recipe, run, store)
     with contextlib.suppress(FileNotFoundError):  # nothing was begun
-        agreed_dataset(store, recipe)
-    plan = foresee_plan(store, sources, recipe)
+        check_recipe(store, recipe)
+    plan = preview_plan(store, sources, recipe)
     try:
         committed = committed_units(store)
     except FileNotFoundError:  # of a folder that does not exist yet, stores list nothing

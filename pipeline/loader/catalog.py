@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.loader.epochs import Keys, digest_of
 from pipeline.output.index import newest_index
+from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
@@ -83,13 +84,13 @@ class Catalog:
 
 
 def open_catalog(store: Store, cache: Path | None) -> Catalog:
-    """Samples of the newest index, or of the sidecars where there is no index yet.
+    """Samples of the newest index, or of the metadata of the units where there is no index yet.
 
     With ``cache`` the index is written there once, by whichever process comes first.
     """
     index = newest_index(store)
     if index is None:
-        paths = sorted(path for path in store.list_files("metadata") if path.endswith(".parquet"))
+        paths = list(newest_unit_metadata(store).values())
         if not paths:
             raise ConfigError(f"{store.url} has no committed samples")
         return _in_memory(store, paths)

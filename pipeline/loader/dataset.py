@@ -25,7 +25,7 @@ from pipeline.loader.iterator import Batches
 from pipeline.loader.options import Options, check_captions, place_of
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.samples import latents_before, select_samples
-from pipeline.output.dataset import recorded_dataset
+from pipeline.output.dataset import require_dataset
 from pipeline.output.members import LATENT, member_named, members_of
 from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Bucket, Recipe
@@ -60,7 +60,7 @@ class LatentDataset:
     ) -> None:
         self.url = url
         self.store = Store(url)
-        dataset = recorded_dataset(self.store)
+        dataset = require_dataset(self.store)
         if cache_bytes and cache is None:
             raise ConfigError("cache_bytes needs a folder: give cache=")
         self.card: Card = dataset.card

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.errors import Reject
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
-from pipeline.output.rejects import COLUMNS, reject_names
+from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.sources.units import Plan, Retry, Unit, unit_name
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -30,7 +30,7 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
     come first and the plan stays as it is.
     """
     index = newest_index(store)
-    if index is None or index.generation < len(plan.columns) - 1:
+    if index is None or not index.covers(plan):
         say("units that were planned earlier come first; rejects are tried again once an output is finished")
         return plan
     rejects = _rejects(store, index)
@@ -49,7 +49,7 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    columns = ["source", "ordinal", "window", *COLUMNS]
+    columns = ["source", "ordinal", "window", *REJECT_COLUMNS]
     tables = (read_parquet(store.get(path), columns) for path in index.rejects)
     return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
 

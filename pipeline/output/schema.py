@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.errors import NAME_SEPARATOR
 from pipeline.output.members import CHECKSUM, SPAN, Member
 
 _TEXT, _INT, _LONG, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
@@ -70,6 +72,10 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
 """Columns by topic. ``schema`` puts those of the recipe's members in their place, and user columns at the end."""
 
 
+REJECT_COLUMNS = ("reject_stage", "reject_reason")
+"""The columns that ``reject_names`` joins."""
+
+
 def schema(members: Sequence[Member], user_columns: pa.Schema) -> pa.Schema:
     """Every column of unit metadata and index, in order, with its type. User columns: ``meta`` and ``meta_<name>``."""
     of_members = [column for member in members for column in _member_columns(member)]
@@ -80,6 +86,12 @@ def schema(members: Sequence[Member], user_columns: pa.Schema) -> pa.Schema:
 def shard_columns(members: Sequence[Member]) -> set[str]:
     """Columns that say in which shard a sample is and where. Inside the shard they have no use."""
     return {"shard", *(member.column(name) for member in members for name in SPAN)}
+
+
+def reject_names(table: pa.Table) -> pa.ChunkedArray:
+    """``Reject.name`` of every row of a table that has ``REJECT_COLUMNS``; null where a row is not a reject."""
+    stages, reasons = (table[name] for name in REJECT_COLUMNS)
+    return pc.binary_join_element_wise(stages, reasons, NAME_SEPARATOR)
 
 
 def _member_columns(member: Member) -> list[tuple[str, pa.DataType]]:

@@ -108,7 +108,9 @@ def test_an_index_has_the_same_rows_however_few_are_held_at_once(
         assert a != b and rows_of(tmp_path, a) == rows_of(tmp_path, b)
 
 
-def test_an_index_is_the_same_bytes_however_sidecars_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_the_same_bytes_however_unit_metadata_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = indexed(tmp_path, 12)
     (tmp_path / "index" / "0000.json").unlink()
     monkeypatch.setattr(parallel, "REQUESTS", 1)
@@ -134,14 +136,18 @@ def test_rows_that_move_between_parts_since_others_are_missing_are_not_said_to_b
     index = indexed(tmp_path, 12)
     store = Store(str(tmp_path))
     first = min(read_plan(store).units, key=lambda unit: unit.start)
-    rows = pq.read_table(tmp_path / "metadata" / f"{first.name}.parquet")
-    (tmp_path / "metadata" / f"{first.name}.parquet").unlink()
-    found = [(where, what) for where, what in verify(store, lambda line: None).problems if "in no sidecar" in what]
-    assert sorted(found) == sorted(("index/0000.json", f"{name} is in no sidecar") for name in rows["id"].to_pylist())
+    rows = pq.read_table(tmp_path / "metadata" / f"{first.name}.0.parquet")
+    (tmp_path / "metadata" / f"{first.name}.0.parquet").unlink()
+    found = [
+        (where, what) for where, what in verify(store, lambda line: None).problems if "in no unit metadata" in what
+    ]
+    assert sorted(found) == sorted(
+        ("index/0000.json", f"{name} is in no unit metadata") for name in rows["id"].to_pylist()
+    )
     assert len(index.samples) > 3
 
 
-def test_a_finished_output_is_looked_at_again_without_reading_a_sidecar(tmp_path: Path, tiny_card: Card) -> None:
+def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_path: Path, tiny_card: Card) -> None:
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=2)

@@ -112,7 +112,7 @@ def test_a_retry_that_was_interrupted_goes_on_and_plans_nothing_twice(folder: Pa
     finished = tree(folder / "out")
     retries = [unit.name for unit in read_plan(Store(str(folder / "out"))).units if unit.retries]
     (folder / "out" / "index" / "0001.json").unlink()
-    (folder / "out" / "metadata" / f"{retries[0]}.parquet").unlink()
+    (folder / "out" / "metadata" / f"{retries[0]}.0.parquet").unlink()
     _, lines = job(retry_rejects="all")
     assert any("come first" in line for line in lines)
     assert tree(folder / "out") == finished

@@ -99,22 +99,22 @@ def test_a_damaged_tensor_is_named(output: Path) -> None:
 
 
 def test_damage_to_metadata_and_index_is_found(output: Path) -> None:
-    sidecar = min((output / "metadata").iterdir())
-    data = sidecar.read_bytes()
-    overwrite(sidecar, 40, b"\x00\xff\x00\xff")
-    assert f"metadata/{sidecar.name}" in dict(problems(output))
-    sidecar.write_bytes(data)
+    metadata = min((output / "metadata").iterdir())
+    data = metadata.read_bytes()
+    overwrite(metadata, 40, b"\x00\xff\x00\xff")
+    assert f"metadata/{metadata.name}" in dict(problems(output))
+    metadata.write_bytes(data)
     index = json.loads((output / "index" / "0000.json").read_text())
     (output / index["samples"][0]).unlink()
     found = dict(problems(output))
     assert "missing" in found[index["samples"][0]] and "index/0000.json" in found
 
 
-def test_a_missing_sidecar_is_found(output: Path) -> None:
-    sidecar = min((output / "metadata").iterdir())
-    sidecar.unlink()
+def test_a_missing_metadata_is_found(output: Path) -> None:
+    metadata = min((output / "metadata").iterdir())
+    metadata.unlink()
     found = dict(problems(output))
-    assert "missing" in found[f"metadata/{sidecar.name}"] and "is in no sidecar" in found["index/0000.json"]
+    assert "missing" in found[f"metadata/{metadata.name}"] and "is in no unit metadata" in found["index/0000.json"]
 
 
 def test_samples_encoded_again_are_what_is_stored(sound: Path, output: Path, capsys: Any) -> None:

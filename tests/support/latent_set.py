@@ -39,6 +39,7 @@ def write_latents(
         vae=card.sha256,
         buckets=tuple(sorted(set(buckets), key=str)),
         micro_batch=(1,) * len(set(buckets)),
+        compute_dtype="float32",
         store=store,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
         conditioning=conditioning,  # type: ignore[arg-type]

@@ -32,15 +32,15 @@ def tree(output: Path) -> dict[str, str]:
 
 
 def assert_never_torn(output: Path) -> list[dict[str, Any]]:
-    """What readers may see at any moment: every sidecar and the tar it names are whole. Rows of all sidecars."""
+    """What readers may see at any moment: each unit's metadata and the tar it names are whole. Rows of all units."""
     rows: list[dict[str, Any]] = []
     for path in sorted((output / "metadata").glob("*.parquet")):
         table = pq.read_table(path)
         facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        assert facts["unit"] == path.stem
+        assert path.name == f"{facts['unit']}.0.parquet"
         if "shard" in facts:
             _check_shard(output, facts, table.to_pylist())
-        rows += [row | {"unit": path.stem} for row in table.to_pylist()]
+        rows += [row | {"unit": facts["unit"]} for row in table.to_pylist()]
     for path in (output / "index").glob("*.json"):
         index = json.loads(path.read_text())
         for part in [*index["samples"], *index["rejects"], *index["skips"]]:
@@ -55,7 +55,7 @@ def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) 
     ``inputs``: every window, as (source, ordinal, window), that the output must account for, where the test knows them.
     """
     units = [row for path in sorted((output / "plan").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert {path.stem for path in (output / "metadata").iterdir()} == {unit["name"] for unit in units}
+    assert {path.name for path in (output / "metadata").iterdir()} == {f"{unit['name']}.0.parquet" for unit in units}
     by_unit: dict[str, list[dict[str, Any]]] = {unit["name"]: [] for unit in units}
     for row in assert_never_torn(output):
         by_unit[row.pop("unit")].append(row)
@@ -77,7 +77,7 @@ def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) 
     on_disk = (
         {f"shards/{path.name}" for path in (output / "shards").iterdir()} if (output / "shards").exists() else set()
     )
-    assert on_disk == shards, "a tar that no sidecar names, or one that is missing"
+    assert on_disk == shards, "a tar that no unit metadata names, or one that is missing"
     _check_index(output, rows, shards)
     assert not list((output / ".partial").glob("*")), "files of writers that no longer run"
     return rows
@@ -119,6 +119,8 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
 def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> None:
     newest = max((output / "index").glob("*.json"))
     index = json.loads(newest.read_text())
+    assert newest.stem == f"{index['generation']:04d}"
+    assert index["plan_generations"] == len(list((output / "plan").glob("*.parquet")))
     assert (output / index["shards"]).read_text().split() == sorted(shards)
     found: list[dict[str, Any]] = []
     for name in ("samples", "rejects", "skips"):
