@@ -116,7 +116,7 @@ def write_parts(
 
     ``units``: units with their metadata in source order, which are consumed one after the other.
     """
-    full_schema = schema(members_of(recipe), pa.unify_schemas(plan.columns))
+    full_schema = schema(members_of(recipe), pa.unify_schemas([pa.schema([]), *plan.columns]))
     writer = PartWriter(full_schema, new_path)
     portion: list[pa.Table] = []
     for _, same_items in itertools.groupby(units, key=lambda pair: (pair[0].source, pair[0].start)):
