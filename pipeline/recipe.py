@@ -123,7 +123,7 @@ class Recipe:
         return dict(zip(self.buckets, self.micro_batch, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: what ``dataset.json`` records and ``fingerprint`` hashes."""
+        """Plain values, which ``dataset.json`` records and ``fingerprint`` hashes."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | {"buckets": [str(bucket) for bucket in self.buckets]}
