@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import recorded_dataset
+from pipeline.output.dataset import require_dataset
 from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
 from pipeline.storage.store import Store
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         store = Store(arguments.output)
-        recorded_dataset(store)
+        require_dataset(store)
         if arguments.vae:
             _make_gallery(arguments)
         elif arguments.source:

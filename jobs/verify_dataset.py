@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import recorded_dataset
+from pipeline.output.dataset import require_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size
 from pipeline.recipe import Run
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.sample and not arguments.vae:
             raise ConfigError("--sample encodes again, so it needs --vae")
         store = Store(arguments.output)
-        recorded_dataset(store)
+        require_dataset(store)
         verdict = verify(store, say=print)
         if arguments.sample:
             _compare(arguments, verdict)

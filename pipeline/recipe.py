@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,7 +61,7 @@ class Recipe:
     resize: Literal["bicubic", "opensora"] = "bicubic"
     store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto`` becomes one of the others when a job starts, before anything is recorded."""
     compile: bool = False
     """Whether the encoder goes through torch.compile: faster on GPUs, other last bits."""
@@ -113,8 +114,6 @@ class Recipe:
                 card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
             except ShapeError as error:
                 raise ConfigError(f"bucket {bucket} does not fit the VAE: {error}") from error
-        if self.conditioning_frames and not card.geometry.frames.fits(1):
-            raise ConfigError(f"{card.class_name} cannot encode single frames, which --conditioning asks for")
         if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
             raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")
 
@@ -123,39 +122,51 @@ class Recipe:
         """The micro-batch of each bucket."""
         return dict(zip(self.buckets, self.micro_batch, strict=True))
 
-    @property
-    def conditioning_frames(self) -> dict[str, int]:
-        """Names and places of the frames that are encoded alone."""
-        return {"none": {}, "first": {"first": 0}, "first-last": {"first": 0, "last": -1}}[self.conditioning]
-
     def to_json(self) -> dict[str, Any]:
-        """Plain values: what ``dataset.json`` records and ``fingerprint`` hashes."""
+        """Plain values, which ``dataset.json`` records and ``fingerprint`` hashes."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {
-            "buckets": [str(bucket) for bucket in self.buckets],
-            "micro_batch": list(self.micro_batch),
-            "columns": list(self.columns),
-            "private_hosts": list(self.private_hosts),
-        }
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return values | lists | {"buckets": [str(bucket) for bucket in self.buckets]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe that ``to_json`` wrote."""
-        return cls(
-            **values
-            | {
-                "buckets": tuple(Bucket.parse(text) for text in values["buckets"]),
-                "micro_batch": tuple(values["micro_batch"]),
-                "columns": tuple(values["columns"]),
-                "private_hosts": tuple(values["private_hosts"]),
-            }
-        )
+        """The recipe that ``to_json`` wrote, also if an earlier version did: fields that it lacks have their default.
+
+        IntegrityError names fields that this program does not know, settings it does not know, and fields that are
+        missing and have no default.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        refuse_unknown_fields("the recipe", values, fields)
+        missing = [name for name, field in fields.items() if field.default is MISSING and name not in values]
+        if missing:
+            raise IntegrityError(f"the recipe lacks {', '.join(missing)}")
+        for name, type_ in get_type_hints(cls).items():
+            if get_origin(type_) is Literal and name in values and values[name] not in get_args(type_):
+                raise IntegrityError(f"the recipe has {name} '{values[name]}', which this program does not know")
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | tuples | {"buckets": tuple(Bucket.parse(text) for text in values["buckets"])})
 
     @property
     def fingerprint(self) -> str:
-        """Short hash over every field and the format version."""
-        text = json.dumps([FORMAT_VERSION, self.to_json()], sort_keys=True)
+        """Short hash over the format version and the fields that differ from their defaults.
+
+        A field that is added later leaves the fingerprints of earlier outputs as they are, as long as it has its default.
+        Therefore the default of a field must never change once it is released.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = {name: value for name, value in self.to_json().items() if getattr(self, name) != defaults[name]}
+        text = json.dumps([FORMAT_VERSION, changed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise IntegrityError, which names them, if ``values`` has fields that are not ``known``."""
+    unknown = sorted(name for name in values if name not in known)
+    if unknown:
+        raise IntegrityError(
+            f"{what} has fields that this program does not know: {', '.join(unknown)}; "
+            "use the newer Latentmill that wrote it"
+        )
 
 
 def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:

@@ -16,9 +16,10 @@ from pipeline.executor.local import encode_locally
 from pipeline.executor.ray_cluster import device_model
 from pipeline.executor.ray_data import encode_on_ray
 from pipeline.executor.tasks import in_order
-from pipeline.output.dataset import open_dataset, resolved
+from pipeline.output.dataset import open_dataset, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
+from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
 from pipeline.output.unit_metadata import unit_metadata_path, unit_of
@@ -47,10 +48,11 @@ def encode(
     Raises LatentmillError where the job cannot go on; what is committed stays.
     """
     recipe.check_vae(card)
+    check_members(recipe, card)
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
-    recipe = resolved(recipe, run, store)
+    recipe = resolve_compute_dtype(recipe, run, store)
     open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
     plan = freeze_plan(store, sources, recipe)
     if run.retry_rejects:
@@ -67,7 +69,7 @@ def encode(
     if progress.too_many_rejects():
         summary = stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
     else:
-        index = _finish(store, plan)
+        index = _finish(store, plan, recipe)
         summary = summarize(store, index, run, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
     summary.save(store)
     write_page(store)
@@ -104,14 +106,14 @@ def _encode_units(
         units = [unit for unit in units if unit.name in left]
 
 
-def _finish(store: Store, plan: Plan) -> Index:
-    """The index over every sidecar, once every planned unit has one."""
+def _finish(store: Store, plan: Plan, recipe: Recipe) -> Index:
+    """Make sure that every planned unit is committed, then build the index and remove what dead attempts left."""
     for unit in _missing(plan, store):  # a listing may lag behind
         if store.size(unit_metadata_path(unit.name)) is None:
             raise StoreError(f"unit {unit.name} is not committed; run the same command again")
     index = newest_index(store)
-    if index is None or index.generation < len(plan.columns) - 1:
-        index = build_index(store, plan)
+    if index is None or not index.covers(plan):
+        index = build_index(store, plan, recipe)
     units = {unit.name for unit in plan.units}
     remove_orphans(store, units, index)
     store.abort_uploads("shards", lambda path: unit_of(path) in units)

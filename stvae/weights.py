@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
+from stvae.bfloat16 import from_bfloat16
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -115,9 +117,8 @@ def constants(folder: Path, keys: Iterable[str], *, required: bool = True) -> di
 
 
 def _floats(data: bytes, dtype: str) -> list[float]:
-    if dtype == "BF16":  # the upper half of a float32; NumPy has no such type
-        bits = np.frombuffer(data, dtype="<u2").astype("<u4") << 16
-        return [float(x) for x in bits.view("<f4")]
+    if dtype == "BF16":
+        return [float(x) for x in from_bfloat16(np.frombuffer(data, dtype="<u2"))]
     return [float(x) for x in np.frombuffer(data, dtype={"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.recipe import Bucket, Recipe, Run, differing_fields
 from pipeline.run import encode
 from stvae import Card
@@ -49,6 +49,66 @@ def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Re
         other = dataclasses.replace(recipe, **changes)
         assert other.fingerprint != recipe.fingerprint, name
         assert any(line.startswith(f"{name}: ") for line in differing_fields(recipe.to_json(), other.to_json()))
+
+
+DEFAULTS: dict[str, object] = {
+    "vae": dataclasses.MISSING,
+    "buckets": dataclasses.MISSING,
+    "micro_batch": dataclasses.MISSING,
+    "fps": None,
+    "windows": "first",
+    "stride_frames": None,
+    "remainder": "skip",
+    "max_upscale": 1.0,
+    "max_repeats": 0.25,
+    "resize": "bicubic",
+    "store": "moments",
+    "dtype": "float16",
+    "compute_dtype": "auto",
+    "compile": False,
+    "spatial_posterior": "mode",
+    "conditioning": "none",
+    "decoder": "pyav",
+    "path_column": None,
+    "caption_column": None,
+    "columns": (),
+    "unit_clips": 128,
+    "private_hosts": (),
+    "max_pixels": 8192 * 8192,
+    "max_duration_s": 6 * 3600.0,
+    "max_item_bytes": 8 << 30,
+}
+"""Add a line for a new field. Never change one: outputs that were made with the old default would be refused."""
+
+
+def test_a_default_never_changes_once_released() -> None:
+    fields = {field.name: (field.default, type(field.default)) for field in dataclasses.fields(Recipe)}
+    assert fields == {name: (default, type(default)) for name, default in DEFAULTS.items()}
+
+
+def test_a_field_that_has_its_default_leaves_the_fingerprint_as_it_is(recipe: Recipe) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class LaterRecipe(Recipe):
+        """A recipe as a later version may have it."""
+
+        scenes: bool = False
+
+    recorded = recipe.to_json()
+    later = LaterRecipe.from_json(recorded)
+    assert (later.scenes, later.fingerprint) == (False, recipe.fingerprint)
+    assert dataclasses.replace(later, scenes=True).fingerprint != recipe.fingerprint
+    with pytest.raises(IntegrityError, match="does not know: scenes"):
+        Recipe.from_json(later.to_json())
+
+
+def test_a_recorded_recipe_is_read_strictly(recipe: Recipe) -> None:
+    values = recipe.to_json()
+    with pytest.raises(IntegrityError, match="the recipe lacks vae, buckets"):
+        Recipe.from_json({name: value for name, value in values.items() if name not in ("vae", "buckets")})
+    with pytest.raises(IntegrityError, match="dtype 'float8', which this program does not know"):
+        Recipe.from_json(values | {"dtype": "float8"})
+    required = {name: values[name] for name in ("vae", "buckets", "micro_batch")}
+    assert Recipe.from_json(required) == dataclasses.replace(recipe, unit_clips=128)
 
 
 OTHER_RUNS: dict[str, object] = {

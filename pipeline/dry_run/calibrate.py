@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.executor.ray_cluster import connect
+from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, load_vae
 from stvae.memory import is_out_of_memory, release_memory
@@ -33,6 +35,7 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     Writes nothing. Raises ConfigError for buckets that the VAE cannot encode.
     """
     recipe.check_vae(card)
+    check_members(recipe, card)
     dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
@@ -53,20 +56,18 @@ def measure_speed(
 ) -> dict[Bucket, float | None]:
     """Clips per second of the recipe's micro-batch in some of its buckets, where the encoders would be.
 
-    ``recipe``: with its type of computing decided. None where memory does not suffice for one. Frames that are encoded
-    alone count.
+    ``recipe``: ``compute_dtype`` must not be ``auto``. The time of every member counts. None for a bucket with a member
+    that does not fit the memory.
     """
     speeds: dict[Bucket, float | None] = {}
     for bucket in buckets:
         size = recipe.clips_per_call[bucket]
-        alone = Bucket(1, bucket.height, bucket.width)
-        trials = [
-            _tried(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
-            for shape in [bucket, *([alone] if recipe.conditioning_frames else [])]
-        ]
-        times_s = [1 / trial.clips_per_s for trial in trials if trial]
-        alone_s = sum(times_s[1:]) * len(recipe.conditioning_frames)
-        speeds[bucket] = speed = 1 / (times_s[0] + alone_s) if len(times_s) == len(trials) else None
+        shapes = Counter(member.bucket(bucket) for member in members_of(recipe))
+        trials = {
+            shape: _tried(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size) for shape in shapes
+        }
+        times_s = [shapes[shape] / trial.clips_per_s for shape, trial in trials.items() if trial]
+        speeds[bucket] = speed = 1 / sum(times_s) if len(times_s) == len(trials) else None
         say(f"{bucket}: {size} at once  " + ("do not fit the memory" if speed is None else f"{speed:.2f} clips/s"))
     return speeds
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,10 @@ import numpy.typing as npt
 from pipeline.dry_run.sampling import SEED, Sample, Stratum, Total, Visit, choose_units, visit_items
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.errors import ConfigError, Reject, Rejected
-from pipeline.output.dataset import agreed_dataset, resolved
-from pipeline.output.plan import committed_units, foresee_plan
-from pipeline.output.shard_writer import ShardWriter
+from pipeline.output.dataset import check_recipe, resolve_compute_dtype
+from pipeline.output.members import check_members
+from pipeline.output.plan import committed_units, preview_plan
+from pipeline.output.rows import RowBuilder, sample_bytes
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.sources.discovery import find_sources
@@ -166,16 +165,17 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     Reads sources and the output from this process, also where the job itself would run on a cluster.
     """
     recipe.check_vae(card)
+    check_members(recipe, card)
     if run.retry_rejects:
         raise ConfigError("--dry-run does not know what rejects become when tried again: leave out --retry-rejects")
     if budget is not None and budget < 1:
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
-    recipe = resolved(recipe, run, store)
+    recipe = resolve_compute_dtype(recipe, run, store)
     with contextlib.suppress(FileNotFoundError):  # nothing was begun
-        agreed_dataset(store, recipe)
-    plan = foresee_plan(store, sources, recipe)
+        check_recipe(store, recipe)
+    plan = preview_plan(store, sources, recipe)
     try:
         committed = committed_units(store)
     except FileNotFoundError:  # of a folder that does not exist yet, stores list nothing
@@ -211,8 +211,8 @@ def _look_at(found: Iterator[tuple[Visit[Look], Item]], recipe: Recipe, run: Run
 
     def look(retry_call: tuple[Visit[Look], Item], _: Callable[[], None]) -> Iterator[Look]:
         visit, item = retry_call
-        with ShardWriter(Path(os.devnull), visit.unit, recipe, card, plan.columns[visit.unit.generation]) as shard:
-            yield _look(item, shard, decoders, recipe, card)
+        rows = RowBuilder(visit.unit, recipe, card, plan.columns[visit.unit.generation])
+        yield _look(item, rows, decoders, recipe, card)
 
     try:
         for (visit, _), seen in decode_in_order(found, look, ahead=run.cpus + 1):
@@ -221,7 +221,7 @@ def _look_at(found: Iterator[tuple[Visit[Look], Item]], recipe: Recipe, run: Run
         decoders.close()
 
 
-def _look(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Recipe, card: Card) -> Look:
+def _look(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Recipe, card: Card) -> Look:
     """What would become of an item, from its header and index."""
     probed: list[VideoFacts] = []
 
@@ -239,14 +239,14 @@ def _look(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Recipe, ca
     for _, outcome in rejected:
         assert isinstance(outcome, RejectedWindow)
         return _rejected(item, outcome.reject)
-    return _planned(item, probed[-1], shard, recipe, card)
+    return _planned(item, probed[-1], rows, recipe, card)
 
 
 def _rejected(item: Item, reject: Reject) -> Look:
     return Look(rejects=Counter([reject.name]), fault=f"{item.key}: {reject.message}")
 
 
-def _planned(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, card: Card) -> Look:
+def _planned(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> Look:
     at_own_rate = recipe.fps is None or facts.is_image
     look = Look(
         num_frames=len(facts.pts) if at_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
@@ -261,7 +261,7 @@ def _planned(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, 
             continue
         place = planned.placement
         look.clips[planned.bucket, planned.filled] += 1
-        look.size_bytes += shard.sample_bytes(item, facts, planned)
+        look.size_bytes += sample_bytes(rows, item, facts, planned)
         look.clips_s += 0.0 if facts.is_image else planned.end_s - planned.start_s
         kept = place.height * place.width / (place.scaled_height * place.scaled_width)
         look.least_kept = min(look.least_kept, kept)

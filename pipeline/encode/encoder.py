@@ -27,7 +27,8 @@ from pipeline.encode.utilization import Activity, UnitActivity, Utilization
 from pipeline.environment import cpu_model, describe_environment, gpu_model
 from pipeline.errors import ConfigError, Rejected
 from pipeline.output.dataset import PATH, read_dataset
-from pipeline.output.shard_writer import ShardWriter, sample_id
+from pipeline.output.rows import sample_id
+from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.sources.fetch import fetch
@@ -147,14 +148,14 @@ class ShardEncoder:
         return vae
 
     def _agree_with_dataset(self) -> dict[str, str]:
-        """What to note in the sidecars: the environment, where it is not the one the output was begun in."""
+        """What to note in the unit metadata: the environment, if it is not the one that the output was begun in."""
         try:
             dataset = read_dataset(self.store)
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.store.url}/{PATH} is not visible here: an output must be shared by all nodes"
             ) from None
-        if dataset.recipe.fingerprint != self.recipe.fingerprint:
+        if dataset.recipe != self.recipe:
             raise ConfigError(f"{self.store.url} here is not the output that the driver opened: is the path shared?")
         device = gpu_model() if self.run.gpus else cpu_model()
         environment = describe_environment(self.run, device)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pipeline.encode.device_queue import DeviceQueue
 from pipeline.encode.utilization import UnitActivity
+from pipeline.output.members import members_of
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Clip
@@ -56,6 +57,7 @@ class MicroBatchEncoder:
     def __init__(self, vae: VAE, recipe: Recipe) -> None:
         self.vae = vae
         self.recipe = recipe
+        self.members = members_of(recipe)
         self.device = DeviceQueue()
 
     def submit(self, clips: list[DecodedClip], activities: UnitActivity) -> Future[dict[str, Moments | None]]:
@@ -81,10 +83,11 @@ class MicroBatchEncoder:
         seeds = None
         if self.recipe.spatial_posterior == "sample":
             seeds = [int(clip.id[:15], 16) for clip in clips] + [0] * (size - len(clips))
-        wanted = {"latent": pixels} | {
-            name: np.ascontiguousarray(pixels[:, [place]]) for name, place in self.recipe.conditioning_frames.items()
-        }
-        parts = {name: self.vae.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3)) for name, part in wanted.items()}
+        parts = {}
+        for member in self.members:
+            frames = member.frames(bucket.num_frames)
+            part = np.ascontiguousarray(pixels[:, frames.start : frames.stop : frames.step])
+            parts[member.name] = self.vae.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3))
         return Prepared([clip.id for clip in clips], parts, seeds)
 
     def _encode(self, prepared: Prepared) -> dict[str, Moments | None]:

@@ -25,7 +25,7 @@ class Activity(StrEnum):
     ENCODE = "encode"
     """Its own micro-batch in the VAE, whatever else it does meanwhile."""
     COMMIT = "commit"
-    """The output's store: records of the attempt, then the tar hashed and uploaded, and the sidecar."""
+    """The output's store: records of the attempt, then the tar hashed and uploaded, and the unit metadata."""
 
 
 NO_UNIT = "unit"

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.output.index import newest_index
+from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -89,7 +90,7 @@ def open_catalog(store: Store, cache: Path | None) -> Catalog:
     """
     index = newest_index(store)
     if index is None:
-        paths = sorted(path for path in store.list_files("metadata") if path.endswith(".parquet"))
+        paths = list(newest_unit_metadata(store).values())
         if not paths:
             raise ConfigError(f"{store.url} has no committed samples; encode some first")
         return _in_memory(store, paths)

@@ -21,7 +21,8 @@ from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices, derive_seed
-from pipeline.recipe import Recipe
+from pipeline.output.members import CHECKSUM, Member
+from pipeline.recipe import Bucket, Recipe
 from stvae.card import Card
 from stvae.normalisation import normalize_
 
@@ -54,10 +55,13 @@ class BatchBuffer:
 
 @dataclass(slots=True)
 class MemberLayout:
-    """Where one member of every sample is in the buffer: the latents, or a frame encoded alone."""
+    """Where one member of every sample is in the buffer."""
 
-    name: str
+    member: Member
     sizes_thw: list[tuple[int, int, int]]
+    """Latent size of each sample."""
+    pad_thw: tuple[int, int, int]
+    """Largest size on each axis in the step, over all ranks."""
     offsets: list[int]
     """Byte offset of each sample in the buffer. Samples are adjacent."""
 
@@ -71,13 +75,11 @@ class PendingBatch:
     rows: dict[str, Any]
     """Columns of the catalog, [B] each."""
     buffer: BatchBuffer
-    pad_thw: tuple[int, int, int]
-    """Largest size on each axis in the step, over all ranks."""
     layouts: list[MemberLayout] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     """Where to read, and where in the buffer the bytes go."""
-    checks: list[tuple[int, str, memoryview]] = field(default_factory=list)
-    """Tensors to verify: place in the batch, prefix of the member's columns, and the whole stored tensor."""
+    checks: list[tuple[int, Member, memoryview]] = field(default_factory=list)
+    """Tensors to verify: place in the batch, member, and the whole stored tensor."""
     copies: list[tuple[memoryview, Any]] = field(default_factory=list)
     """Copies to make after verification: place in the buffer, and the wanted part of a whole stored tensor."""
 
@@ -91,13 +93,13 @@ class Collator:
         self._dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._options = options
         self._device = torch.device(options.device)
-        self._conditioning = tuple(recipe.conditioning_frames) if options.conditioning else ()
         self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
-        self._sizes = np.array([bucket.latent_thw for bucket in samples.buckets])
-        prefixes = ["", *(f"{frame}_" for frame in self._conditioning)]
-        place = [f"{prefix}{name}" for prefix in prefixes for name in ("tensor_offset", "tensor_nbytes", "crc32c")]
+        members = options.members(recipe)
+        self._sizes_thw = {member: _latent_sizes(member, samples, card) for member in members}
+        names = ("tensor_offset", "tensor_nbytes", CHECKSUM)
+        tensors = [member.column(name) for member in members for name in names]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
-        self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *place, *captions]))
+        self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *tensors, *captions]))
 
     def new_buffer(self) -> BatchBuffer:
         """Return an empty buffer for ``prepare``."""
@@ -114,35 +116,32 @@ class Collator:
         blank = samples == BLANK
         in_step = global_batch[global_batch != BLANK]
         filled = np.where(blank, in_step[0], samples)  # blanks have their bucket's shape
-        codes = self._samples.codes[filled].tolist()
-        pad_thw = self._samples.buckets[codes[0]].latent_thw
-        if self._options.shapes != "bucket":
-            pad_thw = tuple(self._sizes[self._samples.codes[in_step]].max(axis=0).tolist())
-        pending = PendingBatch(samples, self._samples.take(filled, self._columns), buffer, pad_thw)
-        shapes = [self._samples.buckets[code] for code in codes]
+        codes = self._samples.codes[filled]
+        pending = PendingBatch(samples, self._samples.take(filled, self._columns), buffer)
         starts = self._starts(filled)
         num_bytes = 0
-        for name, prefix in (("latents", ""), *((f"{f}_latents", f"{f}_") for f in self._conditioning)):
-            layout = MemberLayout(name, [(1, *s.latent_thw[1:]) if prefix else s.latent_thw for s in shapes], [])
+        for member, sizes_thw in self._sizes_thw.items():
+            largest_thw = sizes_thw[self._samples.codes[in_step]].max(axis=0)
+            sizes = [tuple(size) for size in sizes_thw[codes].tolist()]
+            layout = MemberLayout(member, sizes, tuple(largest_thw.tolist()), [])
             for size in layout.sizes_thw:
                 layout.offsets.append(num_bytes)
-                num_bytes += self._num_bytes(size, prefix)
+                num_bytes += self._num_bytes(size, member)
             pending.layouts.append(layout)
         content = buffer.reserve(num_bytes)
         for layout in pending.layouts:
-            prefix = layout.name.removesuffix("latents")
             for i, (size, offset) in enumerate(zip(layout.sizes_thw, layout.offsets, strict=True)):
-                into = content[offset : offset + self._num_bytes(size, prefix)]
+                into = content[offset : offset + self._num_bytes(size, layout.member)]
                 if blank[i]:
                     into[:] = bytes(len(into))
                 else:
-                    self._add_spans(pending, i, prefix, size, latents_before(self._card, starts[i]), into)
+                    self._add_spans(pending, i, layout.member, size, latents_before(self._card, starts[i]), into)
         return pending
 
     def finish(self, pending: PendingBatch, epoch: int) -> Batch:
         """Make the batch, whose spans have been filled. Raises IntegrityError for bytes that are not as recorded."""
-        for i, prefix, content in pending.checks:
-            self._check(pending.rows, i, prefix, content)
+        for i, member, content in pending.checks:
+            self._check(pending.rows, i, member, content)
         for into, content in pending.copies:
             np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
         options, rows = self._options, pending.rows
@@ -154,7 +153,7 @@ class Collator:
             seeds = [int(derive_seed(options.seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for layout in pending.layouts:
-            sampled = options.latent == "sample" and layout.name == "latents"
+            sampled = options.latent == "sample" and layout.member.is_clip
             values |= self._member_tensors(layout, pending, seeds if sampled else None, blank)
         pending.buffer.protect_until_copied()
         numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width", "num_frames")}
@@ -178,15 +177,15 @@ class Collator:
         starts = self._samples.start_frames
         return [0] * len(samples) if starts is None else starts[samples].tolist()
 
-    def _num_bytes(self, size_thw: tuple[int, int, int], prefix: str) -> int:
-        channels = self._card.latent_channels if prefix else self._channels
+    def _num_bytes(self, size_thw: tuple[int, int, int], member: Member) -> int:
+        channels = self._channels if member.is_clip else self._card.latent_channels
         return channels * size_thw[0] * size_thw[1] * size_thw[2] * self._dtype.itemsize
 
     def _add_spans(
         self,
         pending: PendingBatch,
         i: int,
-        prefix: str,
+        member: Member,
         size_thw: tuple[int, int, int],
         latent_start: int,
         into: memoryview,
@@ -197,13 +196,13 @@ class Collator:
         # Example: 15 stored latent frames, 5 wanted from 10 -> channel c is read at plane 15 * c + 10, 5 planes long.
         rows, plane = pending.rows, size_thw[1] * size_thw[2] * self._dtype.itemsize
         shard, offset, nbytes = (
-            rows[name][i] for name in ("shard", f"{prefix}tensor_offset", f"{prefix}tensor_nbytes")
+            rows[name][i] for name in ("shard", member.column("tensor_offset"), member.column("tensor_nbytes"))
         )
-        stored_t = 1 if prefix else rows["latent_t"][i]
+        stored_t = rows["latent_t"][i] if member.is_clip else size_thw[0]
         if self._options.verify:
             whole = into if len(into) == nbytes else memoryview(bytearray(nbytes))
             pending.spans.append(Span(shard, offset, whole))
-            pending.checks.append((i, prefix, whole))
+            pending.checks.append((i, member, whole))
             if whole is not into:
                 stored_cb = np.frombuffer(whole, np.uint8).reshape(-1, stored_t * plane)
                 channels = len(into) // (size_thw[0] * plane)
@@ -217,12 +216,12 @@ class Collator:
                 start = offset + (channel * stored_t + latent_start) * plane
                 pending.spans.append(Span(shard, start, into[target : target + length]))
 
-    def _check(self, rows: dict[str, Any], i: int, prefix: str, content: memoryview) -> None:
-        expected, got = rows[f"{prefix}crc32c"][i], google_crc32c.value(bytes(content))
+    def _check(self, rows: dict[str, Any], i: int, member: Member, content: memoryview) -> None:
+        expected, got = rows[member.column(CHECKSUM)][i], google_crc32c.value(bytes(content))
         if got != expected:
             raise IntegrityError(
                 f"{rows['shard'][i]}: the tensor of {rows['id'][i]} ({rows['key'][i]}) at byte "
-                f"{rows[f'{prefix}tensor_offset'][i]} is damaged: crc32c {got}, expected {expected}; "
+                f"{rows[member.column('tensor_offset')][i]} is damaged: crc32c {got}, expected {expected}; "
                 "run jobs/verify_dataset.py to find all damaged samples"
             )
 
@@ -234,22 +233,22 @@ class Collator:
         seeds: one per sample, if the posterior is to be sampled. blank: bool [B].
         """
         shapes, count, buffer = self._options.shapes, len(layout.offsets), pending.buffer
-        channels = self._channels if layout.name == "latents" else self._card.latent_channels
+        key = layout.member.batch_key
+        channels = self._channels if layout.member.is_clip else self._card.latent_channels
         if shapes == "bucket":
             size = (count, channels, *layout.sizes_thw[0])
             x_BCthw = self._convert(buffer, layout.offsets[0], size, seeds)
             if blank.any():
                 x_BCthw[torch.from_numpy(blank).to(x_BCthw.device)] = 0
-            return {layout.name: x_BCthw}
+            return {key: x_BCthw}
         each_Cthw = [
             self._convert(buffer, offset, (1, channels, *size), None if seeds is None else [seeds[i]])[0]
             for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes_thw, strict=True))
         ]
         if shapes == "pack":
             return pack_tokens(each_Cthw, self._options.patch)
-        pad_thw = pending.pad_thw if layout.name == "latents" else (1, *pending.pad_thw[1:])
-        x_BCthw, mask_Bthw = pad_latents(each_Cthw, pad_thw, blank.tolist())
-        return {layout.name: x_BCthw} | ({"mask": mask_Bthw} if layout.name == "latents" else {})
+        x_BCthw, mask_Bthw = pad_latents(each_Cthw, layout.pad_thw, blank.tolist())
+        return {key: x_BCthw} | ({"mask": mask_Bthw} if layout.member.is_clip else {})
 
     def _convert(self, buffer: BatchBuffer, offset: int, size: tuple[int, ...], seeds: list[int] | None) -> Tensor:
         """Turn stored bytes into a tensor for training: sampled, normalized, in the options' dtype and on their device."""
@@ -276,3 +275,11 @@ class Collator:
         weights = np.cumsum([self._options.captions[name] for name in texts])
         chosen = list(texts.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
         return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)
+
+
+def _latent_sizes(member: Member, samples: Samples, card: Card) -> Indices:
+    """Return the latent size (t, h, w) of a member in each bucket of the samples: int64 [buckets, 3]."""
+    if member.is_clip:
+        return np.array([bucket.latent_thw for bucket in samples.buckets])
+    clips = [Bucket(bucket.num_frames, bucket.height, bucket.width) for bucket in samples.buckets]
+    return np.array([member.latent_thw(clip, card.geometry) for clip in clips])

@@ -27,9 +27,10 @@ from pipeline.loader.readers import open_reader
 from pipeline.loader.samples import latents_before, select_samples
 from pipeline.loader.schedule.keys import Indices
 from pipeline.loader.state import LoaderState
-from pipeline.output.dataset import recorded_dataset
+from pipeline.output.dataset import require_dataset
+from pipeline.output.members import LATENT, member_named
 from pipeline.output.serialization import unpack_latent
-from pipeline.recipe import Recipe
+from pipeline.recipe import Bucket, Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.normalisation import normalize
@@ -65,7 +66,7 @@ class LatentDataset:
         """
         self.url = url
         self.store = Store(url)
-        dataset = recorded_dataset(self.store)
+        dataset = require_dataset(self.store)
         if cache_bytes and cache is None:
             raise ConfigError("cache_bytes needs a folder; give cache= too")
         self.card: Card = dataset.card
@@ -120,30 +121,33 @@ class LatentDataset:
         }
         return cast(Batch, values | {"normalized": True})
 
-    def read(self, rows: Indices, latent: Latent = "mean", frame: str | None = None) -> list[npt.NDArray[Any]]:
+    def read(self, rows: Indices, latent: Latent = "mean", member: str = LATENT.name) -> list[npt.NDArray[Any]]:
         """Read the raw latents [C,t,h,w] of some samples (``latent="mean"``), or their moments [2C,t,h,w] (``"sample"``).
 
-        rows: int64 [n], numbers of samples. frame: read this frame encoded alone, ``first`` or ``last``, not the clip.
+        rows: int64 [n], numbers of samples. member: for example ``first``, the first frame encoded alone.
         """
         check_latent(latent, self.recipe, self.card)
-        prefix = "" if frame is None else f"{frame}_"
-        names = ["shard", f"{prefix}tensor_offset", "latent_t", "latent_h", "latent_w"]
-        found = self.samples.take(rows, names)
+        wanted = member_named(member, self.recipe)
+        offset = wanted.column("tensor_offset")
+        size_columns = ("latent_t", "latent_h", "latent_w") if wanted.is_clip else ("num_frames", "height", "width")
+        columns = self.samples.take(rows, ["shard", offset, *size_columns])
+        sizes_thw: list[tuple[int, int, int]] = list(
+            zip(*(columns[name].tolist() for name in size_columns), strict=True)
+        )
+        if not wanted.is_clip:
+            sizes_thw = [wanted.latent_thw(Bucket(*clip), self.card.geometry) for clip in sizes_thw]
         channels = self.card.latent_channels * (2 if latent == "sample" else 1)
-        sizes = [
-            (channels, 1 if frame else t, h, w)
-            for t, h, w in zip(*(found[name].tolist() for name in names[2:]), strict=True)
-        ]
+        sizes = [(channels, *size) for size in sizes_thw]
         by_shard: dict[str, list[int]] = {}
-        for i, shard in enumerate(found["shard"]):
+        for i, shard in enumerate(columns["shard"]):
             by_shard.setdefault(shard, []).append(i)
         arrays: dict[int, npt.NDArray[Any]] = {}
         itemsize = 4 if self.recipe.dtype == "float32" else 2
-        for shard, members in by_shard.items():
-            ranges = [(int(found[names[1]][i]), int(np.prod(sizes[i])) * itemsize) for i in members]
+        for shard, numbers in by_shard.items():
+            ranges = [(int(columns[offset][i]), int(np.prod(sizes[i])) * itemsize) for i in numbers]
             parts = self.store.read_ranges(shard, ranges)
             arrays |= {
-                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(members, parts, strict=True)
+                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)
             }
         return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
 

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader.batch import check_patch
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, Shapes, Tail, TokenBudget
+from pipeline.output.members import LATENT, Member, members_of
 from pipeline.recipe import Recipe
 from stvae.card import Card
 
@@ -101,9 +102,13 @@ class BatchOptions:
             raise ConfigError("give either batch_size or tokens_per_batch")
         return BatchPolicy(budget=budget, world_size=world_size, tail=self.tail, shapes=self.shapes)
 
+    def members(self, recipe: Recipe) -> tuple[Member, ...]:
+        """Return the members that a batch of this output holds."""
+        return members_of(recipe) if self.conditioning else (LATENT,)
+
     def check(self, samples: Samples, recipe: Recipe, card: Card) -> None:
         """Raise ConfigError if the output does not have what the options ask for."""
-        if self.conditioning and not recipe.conditioning_frames:
+        if self.conditioning and self.members(recipe) == (LATENT,):
             raise ConfigError("this output has no conditioning frames; encode it with --conditioning first")
         if self.conditioning and (self.shapes == "pack" or samples.start_frames is not None):
             raise ConfigError("conditioning frames need whole clips; leave out frames= and shapes='pack'")

@@ -1,21 +1,26 @@
-"""``dataset.json``: what an output was made with. Written once, by the first job; every later one must agree."""
+"""``dataset.json``: what an output was made with. The first job writes it once, and every later job must agree with it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, IntegrityError
-from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields
+from pipeline.errors import ConfigError, IntegrityError, StoreError
+from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields, refuse_unknown_fields
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
+from pipeline.storage.urls import scheme_of
 from stvae.card import Card
+from stvae.geometry import Geometry, Rule
 
 PATH = "dataset.json"
+FIELDS = ("format_version", "recipe", "vae", "environment")
+LATER_FOLDERS = ("edits", "layers", "tags")
+"""Folders of later versions. They change what an output holds, so a program that cannot read them must not go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,31 +30,33 @@ class Dataset:
     recipe: Recipe
     card: Card
     environment: dict[str, str]
+    """Packages and hardware of the job that began the output."""
 
 
 def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable[[], dict[str, str]]) -> Dataset:
-    """Agree with what is recorded of this output, or record what it is made with.
+    """Open an output for writing: check that it was begun with this recipe, or record the recipe in a new output.
 
-    ``environment`` is asked for only where nothing is recorded: it may take a GPU to know. ConfigError names the fields
-    that differ where the output was made with another recipe.
+    ``environment`` is only called for a new output, since finding out about a GPU takes time. Raises ConfigError, which
+    names the fields that differ, if the output was made with another recipe.
     """
+    assert recipe.compute_dtype != "auto", "resolve_compute_dtype comes first"
     with contextlib.suppress(FileNotFoundError):
-        return agreed_dataset(store, recipe)
-    ours = {
+        return check_recipe(store, recipe)
+    values = {
         "format_version": FORMAT_VERSION,
         "recipe": recipe.to_json(),
         "vae": card.to_json(),
         "environment": environment(),
     }
-    store.put_new(PATH, json.dumps(ours, indent=1, sort_keys=True).encode())
+    store.put_new(PATH, json.dumps(values, indent=1, sort_keys=True).encode())
     failpoint(Failpoint.DATASET_RECORDED)
-    return agreed_dataset(store, recipe)
+    return check_recipe(store, recipe)  # another job may have been first, with another recipe
 
 
-def agreed_dataset(store: Store, recipe: Recipe) -> Dataset:
-    """What the output was made with; ConfigError where that was another recipe, FileNotFoundError where nothing was."""
+def check_recipe(store: Store, recipe: Recipe) -> Dataset:
+    """Read what an output was made with. ConfigError if that was another recipe, FileNotFoundError for a new output."""
     recorded = read_dataset(store)
-    if recorded.recipe.fingerprint != recipe.fingerprint:
+    if recorded.recipe != recipe:
         fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())
         raise ConfigError(
             f"{store.url} was made with recipe {recorded.recipe.fingerprint}, this is {recipe.fingerprint}; "
@@ -58,33 +65,106 @@ def agreed_dataset(store: Store, recipe: Recipe) -> Dataset:
     return recorded
 
 
-def read_dataset(store: Store) -> Dataset:
-    """What an output was made with. FileNotFoundError if nothing was; IntegrityError for a format we do not read."""
-    values: dict[str, Any] = json.loads(store.get(PATH))
-    if values["format_version"] > FORMAT_VERSION:
-        raise IntegrityError(
-            f"{store.url} has format version {values['format_version']}; this program reads up to {FORMAT_VERSION}"
-        )
-    return Dataset(
-        recipe=Recipe.from_json(values["recipe"]),
-        card=Card.from_json(values["vae"]),
-        environment=values["environment"],
-    )
-
-
-def recorded_dataset(store: Store) -> Dataset:
-    """What an output was made with; ConfigError where there is none."""
+def require_dataset(store: Store) -> Dataset:
+    """Read what an output was made with. ConfigError if there is no output."""
     try:
         return read_dataset(store)
     except FileNotFoundError:
         raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
 
 
-def resolved(recipe: Recipe, run: Run, store: Store) -> Recipe:
-    """The recipe with ``auto`` decided: as this output was begun, else bfloat16 on GPUs and float32 without."""
+def read_dataset(store: Store) -> Dataset:
+    """Read what an output was made with.
+
+    FileNotFoundError if there is no output. IntegrityError if its ``dataset.json`` is damaged, of another format version
+    or has unknown fields, or if the output has folders that only a later version understands.
+    """
+    dataset = _parse_dataset(store.get(PATH), f"{store.url}/{PATH}")
+    _refuse_later_folders(store)
+    return dataset
+
+
+def resolve_compute_dtype(recipe: Recipe, run: Run, store: Store) -> Recipe:
+    """Replace the compute type ``auto``: by the one this output was begun with, else by the one for this hardware."""
     if recipe.compute_dtype != "auto":
         return recipe
     try:
-        return dataclasses.replace(recipe, compute_dtype=read_dataset(store).recipe.compute_dtype)
+        recorded = _parse_dataset(store.get(PATH), f"{store.url}/{PATH}")
     except FileNotFoundError:
         return dataclasses.replace(recipe, compute_dtype=run.auto_compute_dtype)
+    return dataclasses.replace(recipe, compute_dtype=recorded.recipe.compute_dtype)
+
+
+def parse_record(content: bytes, where: str, known: Collection[str]) -> dict[str, Any]:
+    """Parse a JSON file of the output, which must have exactly the fields ``known``, one of them ``format_version``.
+
+    IntegrityError, which begins with ``where``, if the file is damaged, of another format version or has other fields.
+    """
+    values: dict[str, Any]
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged(where, error) from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise damaged(where, "it has no format_version")
+    if version < FORMAT_VERSION:
+        raise IntegrityError(
+            f"{where} has format version {version}, but this program reads version {FORMAT_VERSION} only: "
+            "encode the sources again into a new output"
+        )
+    if version > FORMAT_VERSION:
+        raise IntegrityError(
+            f"{where} has format version {version}, but this program reads version {FORMAT_VERSION} only: "
+            "use the newer Latentmill that wrote it"
+        )
+    refuse_unknown_fields(where, values, known)
+    missing = [name for name in known if name not in values]
+    if missing:
+        raise damaged(where, f"it lacks {', '.join(missing)}")
+    return values
+
+
+def damaged(where: str, cause: object) -> IntegrityError:
+    """The error for a JSON file of the output that cannot be understood."""
+    return IntegrityError(f"{where} is damaged ({cause}): restore it from a copy, or encode into a new output")
+
+
+def _parse_dataset(content: bytes, where: str) -> Dataset:
+    values = parse_record(content, where, FIELDS)
+    try:
+        _refuse_unknown_card_fields(values["vae"])
+        return Dataset(
+            recipe=Recipe.from_json(values["recipe"]),
+            card=Card.from_json(values["vae"]),
+            environment=dict(values["environment"]),
+        )
+    except IntegrityError as error:
+        raise IntegrityError(f"{where}: {error}") from error
+    except (ConfigError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(where, error) from error
+
+
+def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
+    geometry = values["geometry"]
+    records = [
+        (values, Card),
+        (geometry, Geometry),
+        *((geometry[axis], Rule) for axis in ("frames", "height", "width")),
+    ]
+    for record, record_type in records:
+        refuse_unknown_fields("the VAE's card", record, [field.name for field in dataclasses.fields(record_type)])
+
+
+def _refuse_later_folders(store: Store) -> None:
+    try:
+        names = store.top_level()
+    except StoreError:
+        if scheme_of(store.url) not in ("http", "https"):
+            raise
+        return  # few web servers list folders
+    found = [f"{name}/" for name in LATER_FOLDERS if name in names]
+    if found:
+        raise IntegrityError(
+            f"{store.url} has {' and '.join(found)}, which this program does not understand: use a newer Latentmill"
+        )

@@ -1,39 +1,112 @@
-"""The index: every sidecar of a finished job compacted into a few Parquet files that readers open at once."""
+"""The index: the metadata of all units of a finished job, compacted into a few Parquet files that readers open at once.
+
+Imports neither sources nor video, since the loader uses it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipeline.output.totals import Totals
+from pipeline.output.dataset import damaged, parse_record
+from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.sources.units import Plan
+
+_PATH = re.compile(r"index/(\d+)\.json")
+
+
+@dataclass(kw_only=True, slots=True)
+class OutputTotals:
+    """Sums over the facts of any number of units. Sums of floats are float64, added one unit after the other."""
+
+    num_samples: int = 0
+    latent_count: int = 0
+    """Number of values in each channel."""
+    latent_sum: list[float] = field(default_factory=list)
+    """Sum of the stored means, per channel."""
+    latent_sum_of_squares: list[float] = field(default_factory=list)
+    """Sum of the squares of the stored means, per channel."""
+    size_bytes: int = 0
+    """Size of the shards in bytes."""
+    other_environments: int = 0
+    """Number of units that were made in another environment than that of the job that began the output."""
+
+    def add(self, facts: Mapping[str, str]) -> None:
+        """Add the facts of one more unit, as ``unit_metadata_facts`` returns them."""
+        self.num_samples += int(facts["num_samples"])
+        self.latent_count += int(facts["latent_count"])
+        self.latent_sum = _added(self.latent_sum, json.loads(facts["latent_sum"]))
+        self.latent_sum_of_squares = _added(self.latent_sum_of_squares, json.loads(facts["latent_sum_of_squares"]))
+        self.size_bytes += int(facts["size_bytes"]) if "shard" in facts else 0
+        self.other_environments += "environment" in facts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """One compaction: paths of its parts, relative to the output."""
+    """One compaction. Its paths are relative to the output."""
 
     generation: int
+    """Number of this index. The highest number is the newest index."""
+    plan_generations: int
+    """Number of generations of the plan whose units are in this index."""
     samples: list[str]
     rejects: list[str]
     skips: list[str]
     shards: str
+    """Path of the list of all shards."""
     num_samples: int
     num_rejects: int
     num_skips: int
-    totals: Totals
+    totals: OutputTotals
+
+    @property
+    def path(self) -> str:
+        """Path of the JSON file that describes this index."""
+        return index_path(self.generation)
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether every unit of the plan is in this index."""
+        return self.plan_generations >= len(plan.columns)
+
+    def to_json(self) -> bytes:
+        """The content of the JSON file that describes this index."""
+        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        return json.dumps(values, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> Index:
+        """The index that ``to_json`` wrote. IntegrityError, which begins with ``where``, if it cannot be understood."""
+        values = parse_record(content, where, ["format_version", *(f.name for f in dataclasses.fields(cls))])
+        del values["format_version"]
+        try:
+            return cls(**values | {"totals": OutputTotals(**values["totals"])})
+        except TypeError as error:
+            raise damaged(where, error) from error
+
+
+def index_path(generation: int) -> str:
+    """Path of the JSON file that describes an index."""
+    return f"index/{generation:04d}.json"
 
 
 def newest_index(store: Store) -> Index | None:
-    """The newest finished compaction, or None while the first job is still running."""
-    found = [path for path in store.list_files("index") if path.endswith(".json")]
-    if not found:
-        return None
-    return _from_json(store.get(max(found)))
+    """The newest index, or None while the first job is still running."""
+    generations = [int(match[1]) for path in store.list_files("index") if (match := _PATH.fullmatch(path))]
+    return read_index(store, max(generations)) if generations else None
 
 
-def _from_json(content: bytes) -> Index:
-    values: dict[str, Any] = json.loads(content)
-    values.pop("format_version")
-    return Index(**values | {"totals": Totals(**values["totals"])})
+def read_index(store: Store, generation: int) -> Index:
+    """The index of a generation. FileNotFoundError if there is none."""
+    path = index_path(generation)
+    return Index.from_json(store.get(path), f"{store.url}/{path}")
+
+
+def _added(total: list[float], more: list[float]) -> list[float]:
+    return [a + b for a, b in zip(total, more, strict=True)] if total else more

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,139 +15,167 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
-from pipeline.output import schema as columns
-from pipeline.output.index import Index, _from_json
-from pipeline.output.index_parts import KINDS, PartWriter
-from pipeline.output.totals import Totals
+from pipeline.output.index import Index, OutputTotals, newest_index, read_index
+from pipeline.output.index_parts import OUTCOMES, PartWriter
+from pipeline.output.members import members_of
+from pipeline.output.schema import schema
 from pipeline.output.unit_metadata import (
     in_source_order,
+    newest_unit_metadata,
     read_unit_metadata,
     unit_metadata_facts,
     unit_metadata_path,
     unit_of,
 )
-from pipeline.recipe import FORMAT_VERSION
+from pipeline.recipe import Recipe
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
 ROWS_AT_ONCE = 16_384
-"""Of sidecars, that are sorted into parts together."""
+"""Number of rows of unit metadata that are sorted into parts together."""
 
 
-def build_index(store: Store, plan: Plan) -> Index:
-    """Compact all sidecars; the same files for the same sidecars, whenever and however often it is called.
+def build_index(store: Store, plan: Plan, recipe: Recipe) -> Index:
+    """Compact the metadata of all units of the plan; the index that covers the plan.
 
-    Sidecars are read once, in the order of their sources; few rows are in memory at once. The parts lie on local disk until
-    all are whole, since their hash names their folder. IntegrityError if a committed shard is missing or has another size
-    than its sidecar says.
+    Unit metadata is read once, in source order, with few rows in memory at a time. The parts stay on local disk until all
+    are complete, since the hash of their content names their folder: equal metadata always gives equal files. Raises
+    IntegrityError if a committed shard is missing or has another size than its unit's metadata says.
     """
-    generation = len(plan.columns) - 1
     with contextlib.ExitStack() as stack:
         shards: dict[str, int] = {}
-        totals = Totals()
-        read = read_unit_metadata(store, in_source_order(plan))
-        counts, parts = write_parts(_noting(read, shards, totals), plan, lambda: stack.enter_context(store.scratch()))
+        totals = OutputTotals()
+        units = _noted(read_unit_metadata(store, in_source_order(plan)), shards, totals)
+        counts, parts = write_parts(units, plan, recipe, lambda: stack.enter_context(store.scratch()))
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
         files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
-        folder = f"index/{generation:04d}-{_digest(files)}"
+        folder = f"index/{_digest(files)}"
         for name, content in files.items():
             store.put_new(f"{folder}/{name}", content)
             failpoint(Failpoint.INDEX_PART_WRITTEN)
-    values = {
-        "format_version": FORMAT_VERSION,
-        "generation": generation,
-        "shards": f"{folder}/shards.txt",
-        **{kind: [f"{folder}/{name}" for name in files if name.startswith(f"{kind}-")] for kind in KINDS},
-        **{f"num_{kind}": counts[kind] for kind in KINDS},
-        "totals": dataclasses.asdict(totals),
-    }
-    content = json.dumps(values, indent=1, sort_keys=True).encode()
-    path = f"index/{generation:04d}.json"
-    if not store.put_new(path, content) and store.get(path) != content:
-        raise IntegrityError(f"{store.url}/{path} does not agree with the sidecars")
+    paths = {outcome: [f"{folder}/{name}" for name in files if name.startswith(f"{outcome}-")] for outcome in OUTCOMES}
+    index = Index(
+        generation=0,
+        plan_generations=len(plan.columns),
+        samples=paths["samples"],
+        rejects=paths["rejects"],
+        skips=paths["skips"],
+        shards=f"{folder}/shards.txt",
+        num_samples=counts["samples"],
+        num_rejects=counts["rejects"],
+        num_skips=counts["skips"],
+        totals=totals,
+    )
+    return _record(store, index)
+
+
+def _record(store: Store, index: Index) -> Index:
+    """Create the index under the next free number; the index that is recorded.
+
+    Each index covers more generations of the plan than the one before: a number is only taken after the index before it
+    was read and found to cover less. If another job has recorded an index that covers as much, that one is returned.
+    Listings may lag behind, so the number of the newest index that they show is only where the search begins.
+    """
+    newest = newest_index(store)
+    number = 0 if newest is None else newest.generation
+    while True:
+        index = dataclasses.replace(index, generation=number)
+        if store.put_new(index.path, index.to_json()):
+            break
+        recorded = read_index(store, number)
+        if recorded.plan_generations >= index.plan_generations:
+            if recorded.plan_generations == index.plan_generations and recorded != index:
+                raise IntegrityError(f"{store.url}/{index.path} does not agree with the metadata of the units")
+            return recorded
+        number += 1
     failpoint(Failpoint.INDEX_RECORDED)
-    return _from_json(content)  # not what a listing, which may lag behind, takes for the newest
+    return index
 
 
 def remove_orphans(store: Store, units: set[str], index: Index) -> None:
-    """Delete tars of attempts that lost: those whose own unit has committed another tar. Nothing else is touched."""
+    """Delete tars of attempts that lost, which means that their own unit has committed another tar."""
     committed = set(store.get(index.shards).decode().splitlines())
-    for path in store.list_files("shards"):
+    candidates = [path for path in store.list_files("shards") if path not in committed and unit_of(path) in units]
+    newest = newest_unit_metadata(store) if candidates else {}
+    for path in candidates:
         unit = unit_of(path)
-        if path in committed or unit not in units:
-            continue
-        # what the unit itself says, since the list above may be that of an earlier generation
-        if unit_metadata_facts(read_parquet(store.get(unit_metadata_path(unit)))).get("shard") != path:
+        # read the unit's own metadata, since the index may cover less than the plan
+        metadata = read_parquet(store.get(newest.get(unit) or unit_metadata_path(unit)))
+        if unit_metadata_facts(metadata).get("shard") != path:
             store.delete(path)
             failpoint(Failpoint.ORPHAN_REMOVED)
 
 
 def write_parts(
-    sidecars: Iterable[tuple[Unit, pa.Table]], plan: Plan, new_path: Callable[[], Path]
+    units: Iterable[tuple[Unit, pa.Table]], plan: Plan, recipe: Recipe, new_path: Callable[[], Path]
 ) -> tuple[Counter[str], dict[str, Path]]:
-    """The parts of an index as local files by their names, and the number of rows of each kind.
+    """Write the parts of an index to local files; the number of rows of each outcome, and the files by name.
 
-    ``sidecars``: in source order; they are read as they are needed.
+    ``units``: units with their metadata in source order, which are consumed one after the other.
     """
-    schema = columns.schema(pa.unify_schemas(plan.columns))
-    writer = PartWriter(schema, new_path)
+    full_schema = schema(members_of(recipe), pa.unify_schemas([pa.schema([]), *plan.columns]))
+    writer = PartWriter(full_schema, new_path)
     portion: list[pa.Table] = []
-    for _, found in itertools.groupby(sidecars, key=lambda sidecar: (sidecar[0].source, sidecar[0].start)):
-        portion.append(_merged(list(found)))
+    for _, same_items in itertools.groupby(units, key=lambda pair: (pair[0].source, pair[0].start)):
+        portion.append(_merged(list(same_items)))
         if sum(table.num_rows for table in portion) >= ROWS_AT_ONCE:
-            writer.add(_as(schema, portion))
+            writer.add(_with_all_columns(portion, full_schema))
             portion = []
-    writer.add(_as(schema, portion))
+    writer.add(_with_all_columns(portion, full_schema))
     return writer.counts, writer.close()
 
 
-def _noting(
-    sidecars: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int], totals: Totals
+def _noted(
+    units: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int], totals: OutputTotals
 ) -> Iterator[tuple[Unit, pa.Table]]:
-    """The same, with the size in bytes of every shard that they name put into ``shards``, and all added to ``totals``."""
-    for unit, table in sidecars:
-        facts = unit_metadata_facts(table)
+    """Pass the units on, after adding their facts to ``totals`` and the size in bytes of their shard to ``shards``."""
+    for unit, metadata in units:
+        facts = unit_metadata_facts(metadata)
         totals.add(facts)
         if "shard" in facts:
             shards[facts["shard"]] = int(facts["size_bytes"])
-        yield unit, table
+        yield unit, metadata
 
 
-def _merged(sidecars: list[tuple[Unit, pa.Table]]) -> pa.Table:
-    """Rows of units over the same items, the earliest first, without the rejects that a later one has tried again."""
-    if len(sidecars) == 1:
-        return sidecars[0][1].replace_schema_metadata(None)
-    later = pa.array([], pa.string())
+def _merged(units: list[tuple[Unit, pa.Table]]) -> pa.Table:
+    """Join the rows of units over the same items, earliest unit first, without rejects that a later unit tried again."""
+    if len(units) == 1:
+        return units[0][1].replace_schema_metadata(None)
+    tried_again = pa.array([], pa.string())
     kept: list[pa.Table] = []
-    for unit, table in reversed(sidecars):
-        kept.append(table.replace_schema_metadata(None).filter(pc.invert(pc.is_in(table["id"], later))))
+    for unit, metadata in reversed(units):
+        rows = metadata.replace_schema_metadata(None)
+        kept.append(rows.filter(pc.invert(pc.is_in(rows["id"], tried_again))))
         if unit.retries:
-            later = pa.concat_arrays([later, table["id"].combine_chunks()])
-    rows = pa.concat_tables(kept, promote_options="default")
-    return rows.sort_by([("ordinal", "ascending"), ("window", "ascending")])
+            tried_again = pa.concat_arrays([tried_again, rows["id"].combine_chunks()])
+    merged = pa.concat_tables(kept, promote_options="default")
+    return merged.sort_by([("ordinal", "ascending"), ("window", "ascending")])
 
 
-def _as(schema: pa.Schema, tables: list[pa.Table]) -> pa.Table:
-    """One table with every column, also those that later generations brought."""
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="default").combine_chunks()
+def _with_all_columns(tables: list[pa.Table], full_schema: pa.Schema) -> pa.Table:
+    """Join tables; columns that only later generations of the plan have become null in the rows of earlier ones."""
+    return pa.concat_tables([full_schema.empty_table(), *tables], promote_options="default").combine_chunks()
 
 
-def _check_shards(store: Store, expected: dict[str, int]) -> None:
-    sizes = store.list_files("shards")
-    for shard, size_bytes in expected.items():
-        found = sizes.get(shard)
+def _check_shards(store: Store, size_bytes: dict[str, int]) -> None:
+    """Raise IntegrityError unless every shard has the given size."""
+    listed = store.list_files("shards")
+    for shard, expected in size_bytes.items():
+        found = listed.get(shard)
         if found is None:  # listings may lag behind
             found = store.size(shard)
-        if found != size_bytes:
-            raise IntegrityError(f"{store.url}/{shard}: expected {size_bytes} bytes, found {found}")
+        if found != expected:
+            what = "it is missing" if found is None else f"found {found}"
+            raise IntegrityError(f"{store.url}/{shard}: expected {expected} bytes, {what}")
 
 
 def _digest(files: dict[str, Path | bytes]) -> str:
+    """16 hex digits of a hash over the content of the files in the order of their names."""
     digest = hashlib.sha256()
     for _, content in sorted(files.items()):
         with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()[:16]

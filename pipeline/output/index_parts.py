@@ -1,4 +1,4 @@
-"""The parts of an index, written as rows come: by outcome and bucket, in the order of coming, in bounded memory."""
+"""The parts of an index: rows sorted by outcome and bucket, in the order in which they arrive, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pipeline.storage.parquet import parquet_writer
 
 ROWS_PER_PART = 1_000_000
 ROWS_WAITING = 131_072
-"""In memory, before those of the bucket that has most of them become a row group."""
-KINDS = ("samples", "rejects", "skips")
+"""Number of rows in memory. Beyond it, the rows of the series that has most of them become a row group."""
+OUTCOMES = ("samples", "rejects", "skips")
+"""Names of the lists of parts, by the outcome of their rows."""
 
 
 class PartWriter:
-    """Sorts rows into parts on local disk. The same parts for the same rows in the same portions."""
+    """Sorts rows into parts on local disk. The same rows in the same portions give the same parts."""
 
     def __init__(self, schema: pa.Schema, new_path: Callable[[], Path]) -> None:
         self.counts: Counter[str] = Counter()
-        """Rows of each of ``KINDS``."""
+        """Number of rows of each outcome."""
         self._schema = schema
         self._new_path = new_path
         self._series: dict[tuple[str, str], _Series] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """A portion of rows, whose order is kept within each part."""
+        """Add a portion of rows. Their order is kept within each part."""
         is_sample, is_skip = rows["shard"].is_valid(), rows["skip_reason"].is_valid()
         self._put("rejects", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
         self._put("skips", "", rows.filter(is_skip))
@@ -40,22 +41,22 @@ class PartWriter:
             max(self._series.values(), key=lambda series: series.num_waiting).flush()
 
     def close(self) -> dict[str, Path]:
-        """Every part by its name, in order: samples by bucket."""
+        """Complete the parts and return them by name, in order; parts of samples in the order of their buckets."""
         files: dict[str, Path] = {}
-        for kind in KINDS:
-            series = [self._series[key] for key in sorted(self._series) if key[0] == kind]
+        for outcome in OUTCOMES:
+            series = [self._series[key] for key in sorted(self._series) if key[0] == outcome]
             paths = [path for one in series for path in one.close()]
-            files |= {f"{kind}-{n:05d}.parquet": path for n, path in enumerate(paths)}
+            files |= {f"{outcome}-{n:05d}.parquet": path for n, path in enumerate(paths)}
         return files
 
-    def _put(self, kind: str, bucket: str, rows: pa.Table) -> None:
+    def _put(self, outcome: str, bucket: str, rows: pa.Table) -> None:
         if rows.num_rows:
-            self.counts[kind] += rows.num_rows
-            self._series.setdefault((kind, bucket), _Series(self._schema, self._new_path)).add(rows)
+            self.counts[outcome] += rows.num_rows
+            self._series.setdefault((outcome, bucket), _Series(self._schema, self._new_path)).add(rows)
 
 
 class _Series:
-    """Rows that follow one another in parts of up to ``ROWS_PER_PART``."""
+    """Consecutive rows, cut into parts of up to ``ROWS_PER_PART``."""
 
     def __init__(self, schema: pa.Schema, new_path: Callable[[], Path]) -> None:
         self.num_waiting = 0
@@ -64,27 +65,27 @@ class _Series:
         self._new_path = new_path
         self._paths: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
-        self._room = 0
+        self._rows_left = 0  # in the part that is being written
 
     def add(self, rows: pa.Table) -> None:
         self._waiting.append(rows)
         self.num_waiting += rows.num_rows
 
     def flush(self) -> None:
-        """What waits becomes a row group, or two where a part ends between."""
+        """Write the waiting rows as a row group, or as two where a part becomes full between them."""
         rows = pa.concat_tables(self._waiting)
         self._waiting, self.num_waiting = [], 0
         while rows.num_rows:
-            if self._writer is None or not self._room:
+            if self._writer is None or not self._rows_left:
                 self._begin()
             assert self._writer is not None
-            self._writer.write_table(rows.slice(0, self._room))
-            written = min(self._room, rows.num_rows)
+            self._writer.write_table(rows.slice(0, self._rows_left))
+            written = min(self._rows_left, rows.num_rows)
             rows = rows.slice(written)
-            self._room -= written
+            self._rows_left -= written
 
     def close(self) -> list[Path]:
-        """Its parts, whole."""
+        """Complete the parts and return their paths."""
         if self._waiting:
             self.flush()
         self._end()
@@ -94,7 +95,7 @@ class _Series:
         self._end()
         self._paths.append(self._new_path())
         self._writer = parquet_writer(self._paths[-1], self._schema)
-        self._room = ROWS_PER_PART
+        self._rows_left = ROWS_PER_PART
 
     def _end(self) -> None:
         if self._writer is not None:

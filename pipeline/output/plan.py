@@ -1,4 +1,4 @@
-"""Which units exist, frozen at planning; which are committed, and which are left."""
+"""The plan of an output: its units, frozen when they are planned, and which of them are committed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.recipe import Recipe
 from pipeline.sources.file_table import FILE_TYPE, Files
 from pipeline.sources.formats import plan_units
@@ -15,8 +16,8 @@ from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import parquet_writer, row_groups, schema_from_text, schema_to_text
 from pipeline.storage.store import Store
 
-UNITS_AT_ONCE = 1000
-"""In a row group of the plan: what is rows of Python's while it is written or read."""
+UNITS_PER_ROW_GROUP = 1000
+"""Number of units that are Python objects at a time while a plan is written or read."""
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -38,9 +39,9 @@ UNIT_SCHEMA = pa.schema(
 
 
 def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
-    """The recorded plan, with a new generation for what the sources hold beyond it. Safe to call again.
+    """Record a new generation of the plan for what the sources have gained, if anything; the whole plan.
 
-    SourceChanged if a planned source or file is not what it was.
+    Safe to call again. SourceChanged if a planned source or file has changed.
     """
     while True:
         plan = read_plan(store)
@@ -48,11 +49,11 @@ def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
         if not units:
             return plan
         freeze_generation(store, units, columns, len(plan.columns))
-        # read back: another job may have frozen this generation first
+        # read the plan back, since another job may have recorded this generation first
 
 
-def foresee_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
-    """The plan that ``freeze_plan`` would record; nothing is written."""
+def preview_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
+    """The plan that ``freeze_plan`` would record. Writes nothing."""
     plan = read_plan(store)
     units, columns = plan_units(plan, sources, recipe)
     return Plan(units=plan.units + units, columns=[*plan.columns, columns]) if units else plan
@@ -63,14 +64,14 @@ def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, gener
     schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
     with store.scratch() as scratch:
         with parquet_writer(scratch, schema) as writer:
-            for start in range(0, len(units), UNITS_AT_ONCE):
-                writer.write_table(_to_table(units[start : start + UNITS_AT_ONCE], schema))
+            for start in range(0, len(units), UNITS_PER_ROW_GROUP):
+                writer.write_table(_to_table(units[start : start + UNITS_PER_ROW_GROUP], schema))
         store.put_new(f"plan/{generation:04d}.parquet", scratch)
     failpoint(Failpoint.PLAN_RECORDED)
 
 
 def read_plan(store: Store) -> Plan:
-    """Every generation recorded so far."""
+    """Read every generation that is recorded so far."""
     units: list[Unit] = []
     columns: list[pa.Schema] = []
     while True:
@@ -103,5 +104,5 @@ def _from_table(table: pa.Table) -> Iterator[Unit]:
 
 
 def committed_units(store: Store) -> set[str]:
-    """Names of the units that have a sidecar, from one listing. A name missing here may still be committed."""
-    return {path.removeprefix("metadata/").removesuffix(".parquet") for path in store.list_files("metadata")}
+    """Names of the committed units, from one listing. Listings may lag: a name that is missing may be committed."""
+    return set(newest_unit_metadata(store))

@@ -1,4 +1,4 @@
-"""Rejects tried again: a generation of the plan whose units hold rejected windows of earlier units."""
+"""Plans rejects again: a new generation of the plan whose units are rejected windows of earlier units."""
 
 from __future__ import annotations
 
@@ -14,48 +14,47 @@ import pyarrow.compute as pc
 from pipeline.errors import Reject
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
-from pipeline.output.rejects import COLUMNS, reject_names
+from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.sources.units import Plan, Retry, Unit, unit_name
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
 REST_OF_A_TAR = "read/damaged_tar"
-"""A reject that stands for all items from there on. The tar is still the one that was planned, so it is still damaged."""
+"""A reject that stands for all later items of a tar. It is never tried again: an unchanged tar is still damaged."""
 
 
 def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]) -> Plan:
-    """Plan every reject of ``name`` once more, as a new generation. ``name``: ``all``, ``REASON`` or ``STAGE/REASON``.
+    """Add a generation to the plan with every reject of a name: ``all``, ``REASON`` or ``STAGE/REASON``.
 
-    Applies to a finished output. Where planned units are still to do, perhaps of a retry that was interrupted, those
-    come first and the plan stays as it is.
+    Needs a finished output. If planned units are still to do, perhaps those of a retry that was interrupted, the plan
+    stays as it is.
     """
     index = newest_index(store)
-    if index is None or index.generation < len(plan.columns) - 1:
+    if index is None or not index.covers(plan):
         say("units that were planned earlier come first; rejects are tried again once an output is finished")
         return plan
     rejects = _rejects(store, index)
     counts = Counter(row["name"] for row in rejects)
-    names = {found for found in counts if name in ("all", found, Reject.parse_name(found)[1])} - {REST_OF_A_TAR}
+    names = {full for full in counts if name in ("all", full, Reject.parse_name(full)[1])} - {REST_OF_A_TAR}
     chosen = [row for row in rejects if row["name"] in names]
     if not chosen:
-        found = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none at all"
-        say(f"no rejects named '{name}' to try again; there are {found}")
+        existing = ", ".join(f"{full} ({count})" for full, count in counts.most_common()) or "none at all"
+        say(f"no rejects named '{name}' to try again; there are {existing}")
         return plan
-    whole = _items_without_other_rows(store, index, chosen)
-    units = list(_units(plan, chosen, whole))
+    units = list(_units(plan, chosen, _items_without_other_rows(store, index, chosen)))
     say(f"{len(chosen)} rejects to try again in {len(units)} units")
     freeze_generation(store, units, pa.unify_schemas(plan.columns), len(plan.columns))
     return read_plan(store)
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    columns = ["source", "ordinal", "window", *COLUMNS]
+    columns = ["source", "ordinal", "window", *REJECT_COLUMNS]
     tables = (read_parquet(store.get(path), columns) for path in index.rejects)
     return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
 
 
 def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:
-    """Items that ended as one reject: whatever windows they turn out to have are new."""
+    """Items, as (source, ordinal), whose only row is a reject. All windows of such an item are new."""
     wanted = {(row["source"], row["ordinal"]) for row in rejects}
     ordinals = pa.array({ordinal for _, ordinal in wanted}, pa.int64())
     rows: Counter[tuple[str, int]] = Counter()
@@ -70,18 +69,18 @@ def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str
     return {item for item in wanted if rows[item] == 1}
 
 
-def _units(plan: Plan, rejects: list[dict[str, Any]], whole: set[tuple[str, int]]) -> Iterator[Unit]:
-    """A unit for each earlier one that has chosen rejects."""
-    first = sorted((unit for unit in plan.units if not unit.retries), key=lambda unit: (unit.source, unit.start))
-    starts = [(unit.source, unit.start) for unit in first]
-    found: dict[str, tuple[Unit, dict[int, set[int]]]] = {}
+def _units(plan: Plan, rejects: list[dict[str, Any]], whole_items: set[tuple[str, int]]) -> Iterator[Unit]:
+    """Make a unit for each original unit that has some of the rejects."""
+    originals = sorted((unit for unit in plan.units if not unit.retries), key=lambda unit: (unit.source, unit.start))
+    starts = [(unit.source, unit.start) for unit in originals]
+    windows_by_unit: dict[str, tuple[Unit, dict[int, set[int]]]] = {}
     for row in rejects:
-        unit = first[bisect_right(starts, (row["source"], row["ordinal"])) - 1]
-        windows = found.setdefault(unit.name, (unit, {}))[1].setdefault(row["ordinal"], set())
-        if (row["source"], row["ordinal"]) not in whole:
+        unit = originals[bisect_right(starts, (row["source"], row["ordinal"])) - 1]
+        windows = windows_by_unit.setdefault(unit.name, (unit, {}))[1].setdefault(row["ordinal"], set())
+        if (row["source"], row["ordinal"]) not in whole_items:
             windows.add(row["window"])
     generation = len(plan.columns)
-    for unit, items in found.values():
+    for unit, items in windows_by_unit.values():
         retries = tuple(Retry(ordinal=o, windows=tuple(sorted(items[o]))) for o in sorted(items))
         name = unit_name(unit.name.rpartition("-")[0], unit.source, unit.start, unit.stop, generation)
         yield dataclasses.replace(unit, name=name, generation=generation, retries=retries)

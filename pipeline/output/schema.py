@@ -1,12 +1,16 @@
-"""The columns of sidecars and index: output format version 1."""
+"""The columns of unit metadata and index. README.md describes them one by one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import NAME_SEPARATOR
+from pipeline.output.members import CHECKSUM, SPAN, Member
 
 _TEXT, _INT, _LONG, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
-
-_SPAN = ("offset", "nbytes", "tensor_offset", "tensor_nbytes")
 
 GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     "identity": [
@@ -20,19 +24,10 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     ],
     "place": [
         ("shard", _TEXT),
-        *((name, _LONG) for name in _SPAN),
         ("dtype", _TEXT),
         ("store", _TEXT),
-        ("crc32c", pa.uint32()),
     ],
-    "conditioning": [
-        (f"{frame}_{name}", type_)
-        for frame in ("first", "last")
-        for name, type_ in (
-            *((name, _LONG) for name in _SPAN),
-            ("crc32c", pa.uint32()),
-        )
-    ],
+    "members": [],
     "latent": [
         (name, _INT)
         for name in (
@@ -74,14 +69,30 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
     ],
     "provenance": [("source_size", _LONG), ("source_etag", _TEXT), ("recipe", _TEXT)],
 }
-"""Columns by what they tell. User columns follow: ``meta`` and ``meta_<name>``."""
-
-OFFSETS = frozenset(["shard", *(f"{prefix}{name}" for prefix in ("", "first_", "last_") for name in _SPAN)])
-"""Columns that say where in which shard a member is: of no use inside the shard."""
-
-NAMES = [name for group in GROUPS.values() for name, _ in group]
+"""Columns by topic. ``schema`` puts those of the recipe's members in their place, and user columns at the end."""
 
 
-def schema(user_columns: pa.Schema) -> pa.Schema:
-    """Every column of a sidecar, in order, with its type."""
-    return pa.schema([*(column for group in GROUPS.values() for column in group), *user_columns])
+REJECT_COLUMNS = ("reject_stage", "reject_reason")
+"""The columns that ``reject_names`` joins."""
+
+
+def schema(members: Sequence[Member], user_columns: pa.Schema) -> pa.Schema:
+    """Every column of unit metadata and index, in order, with its type. User columns: ``meta`` and ``meta_<name>``."""
+    of_members = [column for member in members for column in _member_columns(member)]
+    groups = GROUPS | {"members": of_members}
+    return pa.schema([*(column for group in groups.values() for column in group), *user_columns])
+
+
+def shard_columns(members: Sequence[Member]) -> set[str]:
+    """Columns that say in which shard a sample is and where. Inside the shard they have no use."""
+    return {"shard", *(member.column(name) for member in members for name in SPAN)}
+
+
+def reject_names(table: pa.Table) -> pa.ChunkedArray:
+    """``Reject.name`` of every row of a table that has ``REJECT_COLUMNS``; null where a row is not a reject."""
+    stages, reasons = (table[name] for name in REJECT_COLUMNS)
+    return pc.binary_join_element_wise(stages, reasons, NAME_SEPARATOR)
+
+
+def _member_columns(member: Member) -> list[tuple[str, pa.DataType]]:
+    return [*((member.column(name), _LONG) for name in SPAN), (member.column(CHECKSUM), pa.uint32())]

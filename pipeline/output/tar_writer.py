@@ -1,4 +1,4 @@
-"""Tar archives: read strictly, written as a pure function of their members."""
+"""Writes tar archives whose bytes depend on the names and contents of their members only."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeline.sources.tar_members import BLOCK_BYTES
 
 
 def member_bytes(content_bytes: int) -> int:
-    """What a member of so many bytes takes in an archive of ``TarWriter``."""
+    """Bytes that a member of the given size takes in an archive of ``TarWriter``: a header, and content in blocks."""
     return BLOCK_BYTES + -(-content_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def archive_bytes(members_bytes: int) -> int:
-    """Size of an archive of ``TarWriter`` whose members take so much: two empty blocks end it, and it fills a record."""
+    """Size of an archive of ``TarWriter`` whose members take the given bytes. Two empty blocks end it, in whole records."""
     return -(-(members_bytes + 2 * BLOCK_BYTES) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 class TarWriter:
-    """Writes a USTAR archive whose bytes depend on names and contents only: no times, owners or host in it."""
+    """Writes a USTAR archive without times, owners or host names."""
 
     def __init__(self, path: Path) -> None:
         self._file = _HashingFile(path)
@@ -31,7 +31,7 @@ class TarWriter:
         self._offset = 0
 
     def add(self, name: str, content: bytes) -> int:
-        """Append a member; the offset of its content in the archive."""
+        """Append a member and return the offset of its content in the archive."""
         info = tarfile.TarInfo(name)
         info.size = len(content)
         self._tar.addfile(info, io.BytesIO(content))
@@ -40,7 +40,7 @@ class TarWriter:
         return start
 
     def close(self) -> tuple[str, int]:
-        """Finish the archive: its sha256 and size in bytes."""
+        """Finish the archive and return its sha256 and its size in bytes."""
         self._tar.close()
         self._file.close()
         return self._file.sha256.hexdigest(), self._file.size_bytes
@@ -55,7 +55,7 @@ class TarWriter:
 
 
 class _HashingFile:
-    """A file being written, hashed on the way."""
+    """A file that hashes what is written to it."""
 
     def __init__(self, path: Path) -> None:
         self._raw = path.open("wb")

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.index import Index
-from pipeline.output.rejects import COLUMNS as REJECT_COLUMNS
-from pipeline.output.rejects import reject_names
+from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.advice import advice, waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.progress import Progress, too_many_rejects

@@ -1,4 +1,4 @@
-"""What an output holds, counted: from its index, or from its sidecars where there is none yet.
+"""What an output holds, counted: from its index, or from the metadata of its units where there is none yet.
 
 Tables are read one by one and only their sums are kept, so memory does not grow with the output.
 """
@@ -16,11 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.dataset import Dataset, recorded_dataset
-from pipeline.output.index import Index, newest_index
+from pipeline.output.dataset import Dataset, require_dataset
+from pipeline.output.index import Index, OutputTotals, newest_index
 from pipeline.output.plan import committed_units, read_plan
-from pipeline.output.rejects import reject_names
-from pipeline.output.totals import Totals
+from pipeline.output.schema import reject_names
 from pipeline.output.unit_metadata import read_unit_metadata, unit_metadata_facts
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
 from pipeline.sources.units import Unit
@@ -84,7 +83,7 @@ class DatasetStats:
     dataset: Dataset
     units: int
     committed: int
-    totals: Totals
+    totals: OutputTotals
     latents: LatentStatistics | None = None
     buckets: defaultdict[str, BucketCount] = field(default_factory=lambda: defaultdict(BucketCount))
     sources: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
@@ -117,12 +116,12 @@ class DatasetStats:
 
 def find(store: Store) -> DatasetStats:
     """Count an output. ConfigError if there is none."""
-    dataset, plan = recorded_dataset(store), read_plan(store)
+    dataset, plan = require_dataset(store), read_plan(store)
     names = committed_units(store)
     committed = [unit for unit in plan.units if unit.name in names]
     index = newest_index(store)
-    later = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
-    totals = Totals() if index is None else index.totals
+    later = [unit for unit in reversed(committed) if index is None or unit.generation >= index.plan_generations]
+    totals = OutputTotals() if index is None else index.totals
     findings = DatasetStats(
         url=store.url, dataset=dataset, units=len(plan.units), committed=len(committed), totals=totals
     )
@@ -132,15 +131,15 @@ def find(store: Store) -> DatasetStats:
     return findings
 
 
-def _tables(store: Store, later: list[Unit], index: Index | None, totals: Totals) -> Iterator[pa.Table]:
-    """The rows of the index and of sidecars that came later, without the rejects that a later unit has tried again.
+def _tables(store: Store, later: list[Unit], index: Index | None, totals: OutputTotals) -> Iterator[pa.Table]:
+    """The rows of the index and of units that came later, without the rejects that a later unit has tried again.
 
-    What the sidecars' facts say is added to ``totals``.
+    The facts of these units are added to ``totals``.
     """
     again = pa.array([], pa.string())
-    for unit, sidecar in read_unit_metadata(store, later):
-        totals.add(unit_metadata_facts(sidecar))
-        table = sidecar.select(list(COLUMNS))
+    for unit, metadata in read_unit_metadata(store, later):
+        totals.add(unit_metadata_facts(metadata))
+        table = metadata.select(list(COLUMNS))
         yield _without(table, again)
         if unit.retries:
             again = pa.concat_arrays([again, table["id"].combine_chunks()])

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from pipeline.output.totals import Totals
+from pipeline.output.index import OutputTotals
 from stvae.card import Card
 
 JUDGED_AFTER_CLIPS = 100
@@ -47,7 +47,7 @@ class LatentStatistics:
         return json.dumps({"shift": [_short(m) for m in self.mean], "scale": [s and _short(s) for s in scale]})
 
 
-def latent_statistics(totals: Totals) -> LatentStatistics | None:
+def latent_statistics(totals: OutputTotals) -> LatentStatistics | None:
     """The statistics that sums over all latents tell; None where there is no sample.
 
     The variance is the mean of squares minus the square of the mean: its error is about 1e-16 of the mean of squares for

@@ -162,10 +162,10 @@ def notices(findings: DatasetStats, windows: int) -> list[str]:
         )
     if tiled := findings.encode_paths["tiled"]:
         found.append(f"{tiled:,} clips did not fit the memory whole and were encoded in tiles, which blends seams.")
-    if others := findings.totals.environments:
+    if others := findings.totals.other_environments:
         found.append(
             f"{others:,} units were made with other versions, threads or devices than those that began "
-            "the output: their last bits may differ. Their sidecars say which."
+            "the output: their last bits may differ. Their unit metadata says which."
         )
     return found
 

@@ -75,6 +75,15 @@ class Store:
         found = walk(self._fs, self._at(folder), partial(self._tried, folder))
         return {f"{folder}/{path}".lstrip("/"): int(info["size"] or 0) for path, info in found}
 
+    def top_level(self) -> set[str]:
+        """Names of the files and folders at the top of the output, from one listing; empty if there is no output."""
+        at = self._at("").rstrip("/")
+        try:
+            paths: list[str] = self._tried("", lambda: self._fs.ls(at, detail=False))
+        except FileNotFoundError:
+            return set()
+        return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes at each (offset, length), through one open file locally and concurrent range requests elsewhere.
 

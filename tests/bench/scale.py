@@ -1,8 +1,9 @@
 """What planning, resuming and finishing cost as an output grows: ``python -m tests.bench.scale``.
 
-Outputs are made up: sidecars, plan and tars are written by the product's own code, but every unit is a copy of the first
-under names, ids and captions of its own, and no video is ever opened. Each phase runs in a process of its own, so that its
-peak of resident memory is its own; figures are printed for each size, so that what grows faster than the size shows.
+Outputs are made up: unit metadata, plan and tars are written by the product's own code, but every unit is a copy of the
+first under names, ids and captions of its own, and no video is ever opened. Each phase runs in a process of its own, so
+that its peak of resident memory is its own; figures are printed for each size, so that what grows faster than the size
+shows.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ REPORTS = 2_000
 
 def recipe_of(unit_items: int) -> Recipe:
     card = read_card(str(TINY))
-    return Recipe(vae=card.sha256, buckets=BUCKETS, micro_batch=(1,) * len(BUCKETS), unit_clips=unit_items)
+    return Recipe(
+        vae=card.sha256,
+        buckets=BUCKETS,
+        micro_batch=(1,) * len(BUCKETS),
+        unit_clips=unit_items,
+        compute_dtype="float32",
+    )
 
 
 def run_of(folder: Path, **changes: Any) -> Run:
@@ -191,7 +198,7 @@ def resume(folder: Path, items: int, units: int) -> None:
 def finish(folder: Path, items: int, units: int) -> None:
     store = Store(str(folder))
     plan = read_plan(store)
-    index = build_index(store, plan)
+    index = build_index(store, plan, recipe_of(items // units))
     remove_orphans(store, {unit.name for unit in plan.units}, index)
     assert index.num_samples + index.num_skips + index.num_rejects == items
 

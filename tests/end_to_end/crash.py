@@ -72,7 +72,7 @@ class Scene:
 
     def litter(self, output: Path) -> None:
         """What jobs that died earlier may have left: a tar that lost, a record of an attempt, a half-written file."""
-        unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".parquet")]
+        unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".0.parquet")]
         for path in (
             f"shards/{unit}-0badc0de.tar",
             f"attempts/{unit}/deadbeef-0.json",

@@ -83,7 +83,7 @@ class Jobs(RuleBasedStateMachine):
     def begin(self, attempts: str) -> None:
         """Five videos, one of them broken, in units of two.
 
-        ``attempts`` at a unit give equal bytes, or equal tars with sidecars that name different environments, or neither.
+        ``attempts`` at a unit give equal bytes, or equal tars with metadata that names different environments, or neither.
         """
         self.attempts = attempts
         for number in range(4):

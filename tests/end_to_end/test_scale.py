@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.output import index as index_module
+from pipeline.output import index_builder
 from pipeline.output import index_parts as parts
 from pipeline.output.index import Index
 from pipeline.output.index_builder import build_index
@@ -28,7 +28,7 @@ from pipeline.storage.concurrency import in_parallel
 from pipeline.storage.store import Store
 from pipeline.storage.urls import FileFacts
 from stvae import Card
-from tests.bench.scale import make_output
+from tests.bench.scale import make_output, recipe_of
 from tests.support.oracle import ORDER
 from tests.support.painted import SIZE, painted, write_video
 
@@ -42,7 +42,7 @@ POOLS: list[pa.MemoryPool] = []
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if these few rows were millions."""
     monkeypatch.setattr(parallel, "REQUESTS", 2)
-    monkeypatch.setattr(index_module, "ROWS_AT_ONCE", 2 * ITEMS)
+    monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_WAITING", 5 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_PER_PART", 50)
 
@@ -50,7 +50,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def indexed(folder: Path, units: int) -> Index:
     make_output(folder, units * ITEMS, units)
     store = Store(str(folder))
-    return build_index(store, read_plan(store))
+    return build_index(store, read_plan(store), recipe_of(ITEMS))
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -77,7 +77,7 @@ def test_four_times_the_units_finish_and_verify_in_the_same_memory(tmp_path: Pat
         store = Store(str(folder))
         plan = read_plan(store)
         peaks[units] = [
-            peak_bytes(lambda s=store, p=plan: build_index(s, p)),
+            peak_bytes(lambda s=store, p=plan: build_index(s, p, recipe_of(ITEMS))),
             peak_bytes(lambda s=store: verify(s, lambda line: None)),
         ]
     for small, large in zip(peaks[30], peaks[120], strict=True):
@@ -103,16 +103,18 @@ def test_an_index_has_the_same_rows_however_few_are_held_at_once(
     assert len(whole.samples) == 3
     (tmp_path / "index" / "0000.json").unlink()
     request.getfixturevalue("small_limits")
-    cut = build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path))))
+    cut = build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path))), recipe_of(ITEMS))
     for a, b in ((whole.samples, cut.samples), (whole.rejects, cut.rejects), (whole.skips, cut.skips)):
         assert a != b and rows_of(tmp_path, a) == rows_of(tmp_path, b)
 
 
-def test_an_index_is_the_same_bytes_however_sidecars_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_the_same_bytes_however_unit_metadata_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = indexed(tmp_path, 12)
     (tmp_path / "index" / "0000.json").unlink()
     monkeypatch.setattr(parallel, "REQUESTS", 1)
-    assert build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path)))) == index
+    assert build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path))), recipe_of(ITEMS)) == index
 
 
 def test_a_row_of_the_index_that_differs_is_named_with_its_columns(tmp_path: Path) -> None:
@@ -134,14 +136,18 @@ def test_rows_that_move_between_parts_since_others_are_missing_are_not_said_to_b
     index = indexed(tmp_path, 12)
     store = Store(str(tmp_path))
     first = min(read_plan(store).units, key=lambda unit: unit.start)
-    rows = pq.read_table(tmp_path / "metadata" / f"{first.name}.parquet")
-    (tmp_path / "metadata" / f"{first.name}.parquet").unlink()
-    found = [(where, what) for where, what in verify(store, lambda line: None).problems if "in no sidecar" in what]
-    assert sorted(found) == sorted(("index/0000.json", f"{name} is in no sidecar") for name in rows["id"].to_pylist())
+    rows = pq.read_table(tmp_path / "metadata" / f"{first.name}.0.parquet")
+    (tmp_path / "metadata" / f"{first.name}.0.parquet").unlink()
+    found = [
+        (where, what) for where, what in verify(store, lambda line: None).problems if "in no unit metadata" in what
+    ]
+    assert sorted(found) == sorted(
+        ("index/0000.json", f"{name} is in no unit metadata") for name in rows["id"].to_pylist()
+    )
     assert len(index.samples) > 3
 
 
-def test_a_finished_output_is_looked_at_again_without_reading_a_sidecar(tmp_path: Path, tiny_card: Card) -> None:
+def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_path: Path, tiny_card: Card) -> None:
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=2)

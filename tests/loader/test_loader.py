@@ -168,7 +168,7 @@ def test_filters_act_before_any_latent_is_read(output: Path) -> None:
         LatentDataset(str(output), where="aesthetic > 2")
 
 
-def test_an_output_without_an_index_is_read_from_its_sidecars(output: Path, tmp_path: Path) -> None:
+def test_an_output_without_an_index_is_read_from_its_unit_metadata(output: Path, tmp_path: Path) -> None:
     running = tmp_path / "running"
     shutil.copytree(output, running)
     shutil.rmtree(running / "index")

@@ -1,4 +1,4 @@
-"""Rejects tried again, without touching what is committed."""
+"""Rejects are tried again without changing what is committed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_item_that_was_missing_is_tried_again_whole(folder: Path, job: Any) -
     again, lines = job(retry_rejects="not_found")
     assert "2 rejects to try again in 2 units" in lines
     assert (again.samples, again.rejects) == (first.samples + 2, {"fetch/not_found": 1})
-    assert before.items() <= tree(folder / "out").items(), "what was committed is as it was"
+    assert before.items() <= tree(folder / "out").items(), "what was committed has not changed"
     rows = assert_sound(folder / "out")
     assert_together(rows, folder / "out")
     (late,) = [row for row in rows if row["key"] == "videos/4.mp4" and row["window"] == 1]
@@ -77,7 +77,7 @@ def test_an_item_that_was_missing_is_tried_again_whole(folder: Path, job: Any) -
     assert verify(Store(str(folder / "out")), say=lambda line: None).problems == []
 
 
-def test_of_an_item_that_was_partly_fine_only_the_rejected_windows_are_tried_again(
+def test_only_rejected_windows_of_a_partly_good_item_are_tried_again(
     folder: Path, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, '{"8": "nan"}')
@@ -106,20 +106,20 @@ def test_rejects_may_be_tried_again_and_again(folder: Path, job: Any) -> None:
     assert_together(assert_sound(folder / "out", inputs), folder / "out")
 
 
-def test_a_retry_that_was_interrupted_goes_on_and_plans_nothing_twice(folder: Path, job: Any) -> None:
+def test_an_interrupted_retry_resumes_and_plans_nothing_twice(folder: Path, job: Any) -> None:
     job()
     job(retry_rejects="all")
     finished = tree(folder / "out")
     retries = [unit.name for unit in read_plan(Store(str(folder / "out"))).units if unit.retries]
     (folder / "out" / "index" / "0001.json").unlink()
-    (folder / "out" / "metadata" / f"{retries[0]}.parquet").unlink()
+    (folder / "out" / "metadata" / f"{retries[0]}.0.parquet").unlink()
     _, lines = job(retry_rejects="all")
     assert any("come first" in line for line in lines)
     assert tree(folder / "out") == finished
     assert_sound(folder / "out")
 
 
-def test_a_kind_that_nothing_was_rejected_for_is_answered_with_those_there_are(folder: Path, job: Any) -> None:
+def test_a_reason_without_rejects_is_answered_with_the_reasons_there_are(folder: Path, job: Any) -> None:
     job()
     before = tree(folder / "out")
     _, lines = job(retry_rejects="timeout")

@@ -1,4 +1,4 @@
-"""What happens to an output after it is committed is found, wherever it happens."""
+"""Damage to an output after its commit is found in every kind of file."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def second_sample(path: Path) -> tarfile.TarInfo:
 
 def test_a_sound_output_has_no_problems(output: Path, capsys: Any) -> None:
     assert problems(output) == []
-    said = capsys.readouterr().out
-    assert "2 units, 2 shards, 4 samples" in said and "no problems" in said
+    printed = capsys.readouterr().out
+    assert "2 units, 2 shards, 4 samples" in printed and "no problems" in printed
 
 
 @pytest.mark.parametrize(
@@ -99,25 +99,25 @@ def test_a_damaged_tensor_is_named(output: Path) -> None:
 
 
 def test_damage_to_metadata_and_index_is_found(output: Path) -> None:
-    sidecar = min((output / "metadata").iterdir())
-    data = sidecar.read_bytes()
-    overwrite(sidecar, 40, b"\x00\xff\x00\xff")
-    assert f"metadata/{sidecar.name}" in dict(problems(output))
-    sidecar.write_bytes(data)
+    metadata = min((output / "metadata").iterdir())
+    data = metadata.read_bytes()
+    overwrite(metadata, 40, b"\x00\xff\x00\xff")
+    assert f"metadata/{metadata.name}" in dict(problems(output))
+    metadata.write_bytes(data)
     index = json.loads((output / "index" / "0000.json").read_text())
     (output / index["samples"][0]).unlink()
     found = dict(problems(output))
     assert "missing" in found[index["samples"][0]] and "index/0000.json" in found
 
 
-def test_a_missing_sidecar_is_found(output: Path) -> None:
-    sidecar = min((output / "metadata").iterdir())
-    sidecar.unlink()
+def test_missing_unit_metadata_is_found(output: Path) -> None:
+    metadata = min((output / "metadata").iterdir())
+    metadata.unlink()
     found = dict(problems(output))
-    assert "missing" in found[f"metadata/{sidecar.name}"] and "is in no sidecar" in found["index/0000.json"]
+    assert "missing" in found[f"metadata/{metadata.name}"] and "is in no unit metadata" in found["index/0000.json"]
 
 
-def test_samples_encoded_again_are_what_is_stored(sound: Path, output: Path, capsys: Any) -> None:
+def test_samples_that_are_encoded_again_equal_what_is_stored(sound: Path, output: Path, capsys: Any) -> None:
     source = f"clips={sound.parent / 'videos'}"
     assert main([str(output), "--sample", "3", "--vae", str(TINY), "--cpus", "2", "--source", source]) == 0
     compared = json.loads((output / "verify.json").read_text())["compared"]
@@ -126,7 +126,7 @@ def test_samples_encoded_again_are_what_is_stored(sound: Path, output: Path, cap
     assert "PSNR" in capsys.readouterr().out
 
 
-def test_a_sample_whose_source_has_changed_is_not_compared_in_silence(sound: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_sample_whose_source_has_changed_is_reported(sound: Path, tmp_path: Path, capsys: Any) -> None:
     output, videos = tmp_path / "out", sound.parent / "videos"
     shutil.copytree(sound, output)
     moved = tmp_path / "moved"
@@ -147,6 +147,6 @@ def test_arguments_that_make_no_sense_are_refused(
     assert expected in capsys.readouterr().out
 
 
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_that_is_not_an_output_is_refused(tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no dataset.json" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from PIL import Image
 
 from jobs.report import main
 from pipeline.loader import LatentDataset
-from pipeline.output.totals import Totals
+from pipeline.output.index import OutputTotals
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.report.dataset_stats import BucketCount, SourceCount, find
 from pipeline.report.history import read_history
@@ -183,7 +183,7 @@ def counts(output: Path) -> dict[str, Any]:
     return found | {"lengths": lengths, "sums": sums, "counted": counted}
 
 
-def test_an_unfinished_output_is_counted_from_its_sidecars(output: Path) -> None:
+def test_an_unfinished_output_is_counted_from_its_unit_metadata(output: Path) -> None:
     whole = counts(output)
     shutil.rmtree(output / "index")
     without_index = counts(output)
@@ -230,7 +230,7 @@ def test_an_output_without_a_single_clip_has_a_report_too(
 
 
 def facts_of(latents: np.ndarray, clips: int = 1) -> dict[str, str]:
-    """A sidecar's sums of latents [C, values]."""
+    """A unit's sums of latents [C, values]."""
     return {
         "num_samples": str(clips),
         "latent_count": str(latents.shape[1]),
@@ -239,11 +239,11 @@ def facts_of(latents: np.ndarray, clips: int = 1) -> dict[str, str]:
     }
 
 
-def test_statistics_of_many_sidecars_are_those_of_all_their_values() -> None:
+def test_statistics_of_many_units_are_those_of_all_their_values() -> None:
     generator = np.random.default_rng(0)
     parts = [generator.normal([[0.0], [300.0]], [[1.0], [0.01]], (2, n)) for n in generator.integers(1, 5000, 50)]
     empty = facts_of(np.zeros((2, 0)), clips=0)
-    totals = Totals()
+    totals = OutputTotals()
     for facts in [empty, *map(facts_of, parts), empty]:
         totals.add(facts)
     statistics = latent_statistics(totals)
@@ -251,7 +251,7 @@ def test_statistics_of_many_sidecars_are_those_of_all_their_values() -> None:
     assert statistics is not None and statistics.values_per_channel == together.shape[1] and statistics.clips == 50
     assert np.allclose(statistics.mean, together.mean(axis=1), rtol=1e-12, atol=1e-12)
     assert np.allclose(statistics.std, together.std(axis=1), rtol=1e-6)
-    nothing = Totals()
+    nothing = OutputTotals()
     nothing.add(empty)
     assert latent_statistics(nothing) is None
 

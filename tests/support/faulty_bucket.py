@@ -123,6 +123,13 @@ class FaultyBucket:
 
         return self._request(found, fault_of=(Fault.STALE, lambda files: dict(list(files.items())[::2])))
 
+    def ls(self, folder: str, detail: bool) -> list[str]:
+        def names() -> list[str]:
+            below = (name.removeprefix(f"{folder}/") for name in self.objects if name.startswith(f"{folder}/"))
+            return sorted({f"{folder}/{name.partition('/')[0]}" for name in below})
+
+        return self._request(names, fault_of=(Fault.STALE, lambda paths: paths[::2]))
+
     def rm_file(self, path: str) -> None:
         def remove() -> None:
             self._get(path)

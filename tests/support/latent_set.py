@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index_builder import build_index
+from pipeline.output.members import members_of
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.item import Item
@@ -38,6 +39,7 @@ def write_latents(
         vae=card.sha256,
         buckets=tuple(sorted(set(buckets), key=str)),
         micro_batch=(1,) * len(set(buckets)),
+        compute_dtype="float32",
         store=store,  # type: ignore[arg-type]
         dtype=dtype,  # type: ignore[arg-type]
         conditioning=conditioning,  # type: ignore[arg-type]
@@ -53,8 +55,8 @@ def write_latents(
             for n in range(start, min(start + samples_per_shard, len(buckets))):
                 item = Item(ordinal=n, key=f"{n}", uri=f"{n}.mp4", caption=f"number {n}", meta={"meta_score": n / 2})
                 latents = {"latent": latent(n, buckets[n], 8 if store == "moments" else 4)}
-                for frame in recipe.conditioning_frames:
-                    latents[frame] = latent(n + 1000, Bucket(1, buckets[n].height, buckets[n].width), 8)
+                for member in members_of(recipe)[1:]:
+                    latents[member.name] = latent(n + 1000, member.bucket(buckets[n]), 8)
                 writer.add_sample(
                     item,
                     plain_facts(buckets[n].num_frames, buckets[n].height, buckets[n].width),
@@ -64,7 +66,7 @@ def write_latents(
                 )
             assert writer.commit(output, {}) == "committed"
     if index:
-        build_index(output, Plan(units=units, columns=[columns]))
+        build_index(output, Plan(units=units, columns=[columns]), recipe)
     return folder
 
 

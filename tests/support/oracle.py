@@ -32,15 +32,15 @@ def tree(output: Path) -> dict[str, str]:
 
 
 def assert_never_torn(output: Path) -> list[dict[str, Any]]:
-    """What readers may see at any moment: every sidecar and the tar it names are whole. Rows of all sidecars."""
+    """What readers may see at any moment: each unit's metadata and the tar it names are whole. Rows of all units."""
     rows: list[dict[str, Any]] = []
     for path in sorted((output / "metadata").glob("*.parquet")):
         table = pq.read_table(path)
         facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        assert facts["unit"] == path.stem
+        assert path.name == f"{facts['unit']}.0.parquet"
         if "shard" in facts:
             _check_shard(output, facts, table.to_pylist())
-        rows += [row | {"unit": path.stem} for row in table.to_pylist()]
+        rows += [row | {"unit": facts["unit"]} for row in table.to_pylist()]
     for path in (output / "index").glob("*.json"):
         index = json.loads(path.read_text())
         for part in [*index["samples"], *index["rejects"], *index["skips"]]:
@@ -55,7 +55,7 @@ def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) 
     ``inputs``: every window, as (source, ordinal, window), that the output must account for, where the test knows them.
     """
     units = [row for path in sorted((output / "plan").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert {path.stem for path in (output / "metadata").iterdir()} == {unit["name"] for unit in units}
+    assert {path.name for path in (output / "metadata").iterdir()} == {f"{unit['name']}.0.parquet" for unit in units}
     by_unit: dict[str, list[dict[str, Any]]] = {unit["name"]: [] for unit in units}
     for row in assert_never_torn(output):
         by_unit[row.pop("unit")].append(row)
@@ -77,7 +77,7 @@ def assert_sound(output: Path, inputs: set[tuple[str, int, int]] | None = None) 
     on_disk = (
         {f"shards/{path.name}" for path in (output / "shards").iterdir()} if (output / "shards").exists() else set()
     )
-    assert on_disk == shards, "a tar that no sidecar names, or one that is missing"
+    assert on_disk == shards, "a tar that no unit metadata names, or one that is missing"
     _check_index(output, rows, shards)
     assert not list((output / ".partial").glob("*")), "files of writers that no longer run"
     return rows
@@ -90,14 +90,14 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
     samples = sorted((row for row in rows if row["shard"]), key=lambda row: row["offset"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
-    frames = [name for name in ("first", "last") if samples[0][f"{name}_offset"] is not None]
-    step = 2 + len(frames)
+    others = [name.removesuffix("tensor_offset") for name in samples[0] if name.endswith("_tensor_offset")]
+    step = 2 + len(others)
     assert len(members) == step * len(samples) == step * int(facts["num_samples"])
     sums = np.zeros((2, samples[0]["latent_c"]))
     for i, row in enumerate(samples):
-        latent, *alone, text = members[step * i : step * (i + 1)]
+        latent, *further, text = members[step * i : step * (i + 1)]
         assert latent.name.startswith(f"{row['id']}.latent.") and text.name == f"{row['id']}.json"
-        for member, prefix in zip([latent, *alone], ["", *(f"{name}_" for name in frames)], strict=True):
+        for member, prefix in zip([latent, *further], ["", *others], strict=True):
             assert (member.offset_data, member.size) == (row[f"{prefix}offset"], row[f"{prefix}nbytes"])
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
             tensor = data[row[f"{prefix}tensor_offset"] :][: row[f"{prefix}tensor_nbytes"]]
@@ -119,6 +119,8 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
 def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> None:
     newest = max((output / "index").glob("*.json"))
     index = json.loads(newest.read_text())
+    assert newest.stem == f"{index['generation']:04d}"
+    assert index["plan_generations"] == len(list((output / "plan").glob("*.parquet")))
     assert (output / index["shards"]).read_text().split() == sorted(shards)
     found: list[dict[str, Any]] = []
     for name in ("samples", "rejects", "skips"):
