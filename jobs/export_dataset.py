@@ -1,0 +1,60 @@
+"""Write an output's latents in a format that other libraries read. Run it again after a crash: it finishes the rest.
+
+    python jobs/export_dataset.py s3://bucket/latents --to parquet --output s3://bucket/latents-parquet
+    python jobs/export_dataset.py demo-out/latents --to parquet --output exported --where 'num_frames == 17'
+
+An export is complete when its ``export.json`` exists.
+Exit codes: 0 complete, 1 failed (run it again), 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.errors import USER_ERRORS, exit_code
+from pipeline.progress.formatting import byte_size
+from pipeline.progress.terminal import Terminal
+from pipeline.storage.store import Store
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", metavar="URL", help="output of an encode job")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="format of the export: parquet")
+    parser.add_argument("--output", required=True, metavar="URL", help="folder or prefix of the export")
+    parser.add_argument("--where", metavar="EXPR", help="export only the samples that pass this filter")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export, report; returns the exit code."""
+    arguments = parse_arguments(argv)
+    terminal = Terminal(sys.stdout)
+    try:
+        from pipeline.export.exporter import export_dataset
+        from pipeline.export.targets import find_target
+        from pipeline.loader import LatentDataset
+        from pipeline.loader.filters import WhereError
+
+        target, store = find_target(arguments.to), Store(arguments.output)
+        try:
+            data = LatentDataset(arguments.dataset, where=arguments.where)
+        except WhereError as error:
+            terminal.say(f"error: {error}")
+            return 2
+        summary = export_dataset(data, target, store, terminal.show if terminal.rewrites else lambda line: None)
+    except USER_ERRORS as error:
+        terminal.say(f"error: {error}")
+        return exit_code(error)
+    size = byte_size(summary.size_bytes)
+    terminal.say(f"{summary.url}: {summary.samples} samples in {summary.units} units, {size} of {summary.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
