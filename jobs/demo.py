@@ -17,9 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs import encode_dataset, report
-from pipeline.environment import default_threads
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Run
+from pipeline.recipe import Run, available_cpus
 from pipeline.report.gallery import preview
 
 CLIPS = {
@@ -50,7 +49,7 @@ def main() -> int:
     print(f"\nA batch for training: latents {tuple(batch['latents'].shape)}, normalised, {batch['caption'][0]!r}, ...")
     keys = data.columns["key"].to_pylist()
     rows = [keys.index(target) for target, _ in CLIPS.values()]
-    run = Run(output=str(latents), vae="demo", sources=(), cpus=default_threads())
+    run = Run(output=str(latents), vae="demo", sources=(), cpus=available_cpus())
     picture = preview(run, rows, "previews/demo.png")
     card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
     print("\nA report of all clips, with a gallery:")

@@ -1,113 +1,123 @@
-"""Every flag of ``encode_dataset.py``, declared once: for the command line, configuration files and --print-config."""
+"""The flags of ``encode_dataset.py``, derived from the fields of ``Recipe`` and ``Run``.
+
+A field's name, type, default and docstring become the flag's name, parser, default and help; ``pipeline.recipe.Setting``
+adds what these do not say. Command line, configuration files and ``--print-config`` all use ``FLAGS``. A flag's value is
+None where its default applies, so that the default stands in the dataclass only.
+"""
 
 from __future__ import annotations
 
-import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket
+from pipeline.recipe import Bucket, Recipe, Run, Setting
 
-Read = Callable[[str], Any]
-"""The value that a text stands for; ValueError says what was expected, ConfigError the whole story."""
+Reader = Callable[[str], Any]
+"""Parses the text of one value. ValueError names what was expected; ConfigError has the whole message."""
+
+PLACES = ("sources", "output", "vae")
+"""Fields of ``Run`` that have a group of their own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:
-    """A setting: ``--name`` on the command line, ``name:`` in a file."""
+    """A field of ``Recipe`` or ``Run`` as users write it: ``--name`` on the command line, ``name:`` in a file."""
 
     name: str
-    read: Read
+    field: str
+    owner: type[Recipe] | type[Run]
+    read: Reader
+    metavar: str
+    """Placeholder of the value in the help."""
+    is_list: bool
+    """Whether it takes several values, as a tuple."""
+    default: Any
+    """Value of the field where the flag is not given; ``dataclasses.MISSING`` where it must be given."""
     help: str
-    default: Any = None
-    metavar: str | None = None
-    several: Literal["repeated", "commas"] | None = None
-    """Whether it takes several values, and how the command line gives them; files may give a list. Always a tuple."""
-    required: bool = False
+    setting: Setting
 
     @property
-    def dest(self) -> str:
-        """Its name in Python."""
-        return self.name.replace("-", "_")
+    def is_required(self) -> bool:
+        """Whether the field has no default."""
+        return self.default is dataclasses.MISSING
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is given without a value: ``--name`` or ``--no-name``."""
-        return self.read is switch
+        """Whether the command line takes it without a value: ``--name`` or ``--no-name``."""
+        return self.read is read_switch
 
-    def value(self, texts: Sequence[str], place: str) -> Any:
-        """What the texts stand for; ConfigError names ``place``, what was expected and what is there."""
-        values = tuple(self._value(text, place) for text in texts)
-        if self.several:
-            return values
-        if len(values) != 1:
-            raise ConfigError(f"{place}: expected one value, got {len(values)}")
-        return values[0]
+    @property
+    def default_text(self) -> str:
+        """The default in words, for the help; empty where there is nothing to say."""
+        if self.setting.environment:
+            return f"{self.setting.environment} if set, else {self.default}"
+        if self.setting.default_word:
+            return self.setting.default_word
+        if self.is_required or self.is_switch or self.default in (None, ()):
+            return ""
+        return ",".join(str(self.to_plain(value)) for value in _as_tuple(self.default))
 
-    def _value(self, text: str, place: str) -> Any:
+    def parse(self, texts: Sequence[str], place: str) -> Any:
+        """The field's value from its texts, or None for the default. ConfigError names ``place``, expected and got."""
+        if len(texts) != 1 and not self.is_list:
+            raise ConfigError(f"{place}: expected one value, got {len(texts)}")
+        if len(texts) == 1 and self._means_default(texts[0]):
+            return None
+        values = tuple(self._parse_one(text, place) for text in texts)
+        return values if self.is_list else values[0]
+
+    def split(self, text: str) -> list[str]:
+        """The texts of the values that one text holds."""
+        return [part.strip() for part in text.split(",")] if self.setting.comma_separated else [text]
+
+    def to_plain(self, value: Any) -> Any:
+        """One value as YAML writes it: a number, a truth value or a text."""
+        if self.setting.unit != 1:
+            return int(amount) if (amount := value / self.setting.unit) == int(amount) else amount
+        return str(value) if isinstance(value, Bucket) else value
+
+    def _means_default(self, text: str) -> bool:
+        optional_text = self.read is read_text and not self.is_required and not self.is_list
+        return text == self.setting.default_word or (optional_text and not text)
+
+    def _parse_one(self, text: str, place: str) -> Any:
         try:
             return self.read(text)
         except ValueError as error:
-            raise ConfigError(f"{place}: expected {error}, got '{text}'") from None
+            word = f" or '{self.setting.default_word}'" if self.setting.default_word else ""
+            raise ConfigError(f"{place}: expected {error}{word}, got '{text}'") from None
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from None
 
-    def add_to(self, group: argparse._ArgumentGroup) -> None:
-        """Declare it on the command line, as text; a default is no value."""
-        if self.is_switch:
-            group.add_argument(
-                f"--{self.name}",
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=self.help,
-            )
-            return
-        default = (
-            "" if self.default in (None, ()) or "(default" in self.help else f" (default {plain(self.default)})"
-        ).replace("%", "%%")
-        group.add_argument(
-            f"--{self.name}",
-            action="append" if self.several == "repeated" else "store",
-            default=argparse.SUPPRESS,
-            metavar=self.metavar or getattr(self.read, "metavar", None),
-            help=self.help + default,
-        )
 
-
-def plain(value: Any) -> Any:
-    """A flag's value as a number, a truth value, a text, a list of these, or None."""
-    if isinstance(value, tuple):
-        return [plain(part) for part in value]
-    return str(value) if isinstance(value, Bucket) else value
-
-
-def text(given: str) -> str:
+def read_text(text: str) -> str:
     """Any text but an empty one."""
-    if not given:
+    if not text:
         raise ValueError("some text")
-    return given
+    return text
 
 
-def optional(given: str) -> str | None:
-    """Any text; an empty one is none."""
-    return given or None
-
-
-def switch(given: str) -> bool:
-    """As YAML 1.1 has it: people write all of these."""
-    word = given.lower()
+def read_switch(text: str) -> bool:
+    """A truth value in any spelling of YAML 1.1."""
+    word = text.lower()
     if word not in ("true", "false", "yes", "no", "on", "off"):
         raise ValueError("true or false")
     return word in ("true", "yes", "on")
 
 
-def number(given: str) -> float:
+def read_number(text: str) -> float:
     """A finite number."""
     try:
-        value = float(given)
+        value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -115,160 +125,105 @@ def number(given: str) -> float:
     return value
 
 
-def whole(given: str) -> int:
+def read_whole_number(text: str) -> int:
     """A whole number."""
     try:
-        return int(given)
+        return int(text)
     except ValueError:
         raise ValueError("a whole number") from None
 
 
-def or_word(read: Read, word: str) -> Read:
-    """What ``read`` takes, or one word that stands for itself."""
-
-    def either(given: str) -> Any:
-        try:
-            return word if given == word else read(given)
-        except ValueError as error:
-            raise ValueError(f"{error} or '{word}'") from None
-
-    return either
-
-
-def or_none(read: Read) -> Read:
-    """What ``read`` takes, or ``none`` for None."""
-    either = or_word(read, "none")
-    return lambda given: None if given == "none" else either(given)
-
-
-def one_of(*words: str) -> Read:
-    """One of a few words."""
-
-    def word(given: str) -> str:
-        if given not in words:
-            raise ValueError(f"one of {', '.join(words)}")
-        return given
-
-    word.metavar = "{" + ",".join(words) + "}"  # type: ignore[attr-defined]
-    return word
-
-
-DATA = (
-    Flag(
-        "source",
-        text,
-        "tar, manifest (.parquet, .csv, .jsonl) or folder of videos; {00..99} and * expand; may be repeated",
-        metavar="[NAME=]URL",
-        several="repeated",
-        required=True,
-    ),
-    Flag("output", text, "folder for shards and metadata", metavar="URL", required=True),
-)
-
-RECIPE = (
-    Flag("vae", text, "checkpoint folder, or 'demo'", metavar="NAME|PATH|URL", required=True),
-    Flag(
-        "buckets",
-        Bucket.parse,
-        "clip sizes, for example 480x848x51,848x480x51",
-        metavar="HxWxT,...",
-        several="commas",
-        required=True,
-    ),
-    Flag(
-        "micro-batch",
-        whole,
-        "clips per call of the VAE, for all or for each bucket (default 1)",
-        default=(1,),
-        metavar="N,...",
-        several="commas",
-    ),
-    Flag("fps", or_word(number, "native"), "frames per second by presentation time, or 'native'", default="native"),
-    Flag("windows", one_of("first", "all", "stride"), "which clips of a video", default="first"),
-    Flag("stride-frames", or_none(whole), "frames between window starts, with --windows stride, else 'none'"),
-    Flag("remainder", one_of("skip", "shorten"), "frames that do not fill a bucket", default="skip"),
-    Flag("max-upscale", number, "largest enlargement (default 1: none)", default=1.0),
-    Flag("max-repeats", number, "largest share of repeated frames", default=0.25),
-    Flag("resize", one_of("bicubic", "opensora"), "how frames are scaled", default="bicubic"),
-    Flag("store", one_of("moments", "mean"), "mean and log-variance, or the mean alone", default="moments"),
-    Flag("dtype", one_of("float16", "bfloat16", "float32"), "of the stored latents", default="float16"),
-    Flag(
-        "compute-dtype",
-        one_of("auto", "float32", "bfloat16", "float16"),
-        "of the VAE (default auto: bfloat16 with --gpus, else float32; an output keeps what it was begun with)",
-        default="auto",
-    ),
-    Flag("compile", switch, "put the encoder through torch.compile", default=False),
-    Flag(
-        "conditioning",
-        one_of("none", "first", "first-last"),
-        "frames of every clip to encode once more, alone, for image-to-video",
-        default="none",
-    ),
-    Flag("spatial-posterior", one_of("mode", "sample"), "of Open-Sora's 2D VAE", default="mode"),
-    Flag("decoder", one_of("pyav", "decord"), "what reads videos", default="pyav"),
-    Flag("path-column", optional, "of manifests (default: path, url, uri, video or file)"),
-    Flag("caption-column", optional, "of manifests (default: caption or text)"),
-    Flag(
-        "column",
-        text,
-        "field of JSON beside items to make a column; may be repeated",
-        default=(),
-        metavar="NAME:TYPE",
-        several="repeated",
-    ),
-    Flag(
-        "allow-host",
-        text,
-        "host with a private address that manifests may name; may be repeated",
-        default=(),
-        metavar="HOST",
-        several="repeated",
-    ),
-    Flag("unit-clips", whole, "items per shard, of folders and manifests", default=128),
-)
-
-RUN = (
-    Flag("local", switch, "in this process, without Ray", default=False),
-    Flag("actors", whole, "most encoders at once, one per GPU", default=1),
-    Flag("gpus", number, "GPUs per encoder (default 0: on the CPU)", default=0.0),
-    Flag("cpus", or_word(whole, "all"), "CPUs per encoder", default="all"),
-    Flag("max-rejects", number, "stop above this share of rejects", default=0.05),
-    Flag(
-        "retry-rejects",
-        optional,
-        "try rejects of a finished output again: a kind from its summary, or all",
-        metavar="KIND",
-    ),
-    Flag("decode-timeout-s", number, "a decoder that takes longer over one request is ended", default=60.0),
-    Flag(
-        "progress-timeout-s",
-        number,
-        "on Ray, end when no unit was done for so long, for example as no node comes",
-        default=7200.0,
-    ),
-    Flag("single-writer", switch, "for stores that cannot create a file only if it is absent", default=False),
-    Flag("ray-address", optional, "of a cluster (default: RAY_ADDRESS, else a local one)"),
-)
-
-DRY_RUN = Flag(
-    "dry-run",
-    or_word(whole, "all"),
-    "encode nothing; look at so many items (default 200) and say what would become of all",
-    metavar="ITEMS|all",
-)
-CLIPS_PER_S = Flag(
-    "clips-per-s",
-    number,
-    "speed of one encoder that --dry-run reckons with, for all or for each bucket",
-    metavar="N,...",
-    several="commas",
-)
-
-GROUPS = {
-    "data": DATA,
-    "recipe (changes the output; an output keeps to one)": RECIPE,
-    "run (free to change from one run to the next)": RUN,
+READERS: dict[Any, tuple[Reader, str]] = {
+    str: (read_text, "TEXT"),
+    bool: (read_switch, ""),
+    float: (read_number, "N"),
+    int: (read_whole_number, "N"),
+    Bucket: (Bucket.parse, "HxWxT"),
 }
-"""What configuration files may hold."""
+"""The parser of one value and its placeholder, by the type of a field."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known name that is most like it, or where to find them all."""
+    matches = difflib.get_close_matches(name.replace("_", "-"), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else "; --help lists them all"
+
+
+def _derive_flags(owner: type[Recipe] | type[Run]) -> list[Flag]:
+    """One flag per field of ``owner``, in the order of the fields."""
+    hints, docs = get_type_hints(owner, include_extras=True), _field_docs(owner)
+    return [_derive_flag(owner, field, hints[field.name], docs[field.name]) for field in dataclasses.fields(owner)]
+
+
+def _derive_flag(owner: type[Recipe] | type[Run], field: dataclasses.Field[Any], hint: Any, doc: str) -> Flag:
+    setting = Setting()
+    if get_origin(hint) is Annotated:
+        hint, setting = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
+    is_list = get_origin(hint) is tuple
+    if is_list:
+        hint = get_args(hint)[0]
+    read, metavar = _reader(hint, setting.unit)
+    metavar = setting.metavar or metavar
+    return Flag(
+        name=setting.flag or field.name.replace("_", "-"),
+        field=field.name,
+        owner=owner,
+        read=read,
+        metavar=f"{metavar}|{setting.default_word}" if setting.default_word else metavar,
+        is_list=is_list,
+        default=field.default if field.default_factory is dataclasses.MISSING else None,
+        help=" ".join(doc.partition("\n\n")[0].split()),
+        setting=setting,
+    )
+
+
+def _reader(hint: Any, unit: int) -> tuple[Reader, str]:
+    """The parser of one value of type ``hint`` and its placeholder. A number is multiplied by ``unit``."""
+    if get_origin(hint) is Literal:
+        words = get_args(hint)
+        return _read_one_of(words), "{" + ",".join(words) + "}"
+    if unit == 1:
+        return READERS[hint]
+    return lambda text: round(read_number(text) * unit), "N"
+
+
+def _read_one_of(words: tuple[str, ...]) -> Reader:
+    def read_word(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return text
+
+    return read_word
+
+
+def _field_docs(owner: type) -> dict[str, str]:
+    """The docstring behind each field of a dataclass, which Python itself does not keep."""
+    tree = ast.parse(inspect.getsource(owner))
+    statements = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    docs = {}
+    for statement, following in itertools.pairwise(statements):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = inspect.cleandoc(doc)
+    return docs
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _groups() -> dict[str, list[Flag]]:
+    recipe = [flag for flag in _derive_flags(Recipe) if flag.field != "vae"]  # a hash that the job computes
+    run = _derive_flags(Run)
+    return {
+        "source, output and VAE": [flag for flag in run if flag.field in PLACES],
+        "recipe (changes the output; an output keeps to one)": recipe,
+        "run (free to change from one run to the next)": [flag for flag in run if flag.field not in PLACES],
+    }
+
+
+GROUPS = _groups()
+"""Flags by the title of their group in the help and in printed files."""
 FLAGS = {flag.name: flag for flags in GROUPS.values() for flag in flags}

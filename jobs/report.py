@@ -14,10 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
-from pipeline.recipe import Run
+from pipeline.recipe import Run, available_cpus
 from pipeline.report.page import PATH, write_page
 from pipeline.storage.store import Store
 
@@ -30,7 +29,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2, metavar="N", help="of each bucket in the gallery (default 2)")
     parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
-    parser.add_argument("--cpus", type=int, default=default_threads())
+    parser.add_argument("--cpus", type=int, default=available_cpus())
     return parser.parse_args(argv)
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size
-from pipeline.recipe import Run
+from pipeline.recipe import Run, available_cpus
 from pipeline.storage.store import Store
 
 SHOWN = 20
@@ -35,7 +34,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-cosine", type=float, default=0.999, help="of a sample encoded again (default 0.999)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to encode on a GPU")
-    parser.add_argument("--cpus", type=int, default=default_threads())
+    parser.add_argument("--cpus", type=int, default=available_cpus())
     return parser.parse_args(argv)
 
 

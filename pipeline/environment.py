@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,8 +37,3 @@ def gpu_model() -> str:
     import torch
 
     return f"cuda {torch.cuda.get_device_name()}"
-
-
-def default_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))

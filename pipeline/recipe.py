@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError, IntegrityError
 from stvae.card import OPEN_SORA_CLASS, Card
@@ -38,74 +39,133 @@ class Bucket:
         return cls(num_frames, height, width)
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a field of ``Recipe`` or ``Run`` is written by users, where its name, type and default do not say it.
+
+    ``jobs/flags.py`` derives the command line and configuration files from the fields: the first paragraph of a field's
+    docstring is the help text.
+    """
+
+    flag: str | None = None
+    """Name of the flag without its two dashes; None takes the field's name."""
+    metavar: str | None = None
+    """Placeholder of the value in the help."""
+    comma_separated: bool = False
+    """Whether one flag takes several values; otherwise a tuple's flag is repeated."""
+    default_word: str | None = None
+    """Word that users write for the default."""
+    environment: str | None = None
+    """Environment variable that overrides the default."""
+    unit: int = 1
+    """Factor from the flag's unit to the field's, for example bytes per GB."""
+
+
+def available_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """Everything that changes the bytes of the output. Two jobs with equal recipes may share an output."""
 
     vae: str
-    """sha256 of the VAE's configuration and weights."""
-    buckets: tuple[Bucket, ...]
-    micro_batch: tuple[int, ...]
-    """Clips per call of the VAE, one number per bucket."""
-    fps: float | None = None
-    """Frames per second of the clips, taken by presentation time; None takes every frame of the source."""
+    """sha256 of the VAE's configuration and weights. The job computes it from ``Run.vae``; it has no flag."""
+    buckets: Annotated[tuple[Bucket, ...], Setting(metavar="HxWxT,...", comma_separated=True)]
+    """Clip sizes in pixels and frames, for example 480x848x51,848x480x51."""
+    micro_batch: Annotated[tuple[int, ...], Setting(metavar="N,...", comma_separated=True)] = (1,)
+    """Clips per call of the VAE: one number for all buckets, or one per bucket.
+
+    After construction there is one number per bucket.
+    """
+    fps: Annotated[float | None, Setting(default_word="native")] = None
+    """Frames per second, sampled by presentation time; native keeps every frame."""
     windows: Literal["first", "all", "stride"] = "first"
-    stride_frames: int | None = None
-    """Frames between the starts of two windows, for ``windows="stride"``."""
+    """Clips to cut from a video: the first one, all in a row, or one every --stride-frames frames."""
+    stride_frames: Annotated[int | None, Setting(default_word="none")] = None
+    """Frames between the starts of two clips; goes with --windows stride."""
     remainder: Literal["skip", "shorten"] = "skip"
-    """What happens to frames that do not fill a bucket: skipped, or kept as fewer frames by the VAE's frame rule."""
+    """Frames that do not fill a bucket: skip them, or encode them as a shorter clip that the VAE can take."""
     max_upscale: float = 1.0
-    """A bucket is not used for items that would have to be enlarged more than this."""
+    """Largest enlargement of a video to fill a bucket; 1 means none."""
     max_repeats: float = 0.25
-    """A clip is skipped if a larger share of its frames merely repeats the frame before."""
+    """Largest share of a clip's frames that may repeat the frame before; clips above it are skipped."""
     resize: Literal["bicubic", "opensora"] = "bicubic"
+    """Interpolation when frames are resized; opensora is bilinear, like Open-Sora's video reader."""
     store: Literal["moments", "mean"] = "moments"
+    """What to store of the posterior: mean and log-variance, or the mean alone."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Data type of the stored latents."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto`` becomes one of the others when a job starts, before anything is recorded."""
+    """Data type in which the VAE computes; auto is bfloat16 with --gpus and float32 without.
+
+    A job replaces ``auto`` before it records anything; an output keeps the type it was started with.
+    """
     compile: bool = False
-    """Whether the encoder goes through torch.compile: faster on GPUs, other last bits."""
+    """Compile the encoder with torch.compile: faster on GPUs, with small differences in the values."""
     spatial_posterior: Literal["mode", "sample"] = "mode"
+    """Open-Sora's VAE only: pass the mode or a sample of the 2D posterior on to the temporal encoder."""
     conditioning: Literal["none", "first", "first-last"] = "none"
-    """Frames of every clip that are encoded once more, alone."""
+    """Frames of each clip that are also encoded on their own, for image-to-video training."""
     decoder: Literal["pyav", "decord"] = "pyav"
-    path_column: str | None = None
-    """Of manifests; None finds the one column named path, url, uri, video or file."""
-    caption_column: str | None = None
-    """Of manifests; None finds the one column named caption or text, if there is one."""
-    columns: tuple[str, ...] = ()
-    """Fields of JSON found beside items that become columns: ``name:type``, type in int, float, str, bool."""
+    """Library that decodes videos."""
+    path_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
+    """Manifest column with paths or URLs; by default the one named path, url, uri, video or file."""
+    caption_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
+    """Manifest column with captions; by default the one named caption or text, if there is one."""
+    columns: Annotated[tuple[str, ...], Setting("column", metavar="NAME:TYPE")] = ()
+    """Field of the items' JSON metadata to store as a column of type int, float, str or bool; may be repeated."""
     unit_clips: int = 128
-    """Items per output shard, for folders and manifests."""
-    private_hosts: tuple[str, ...] = ()
-    """Hosts with private addresses that the rows of manifests may name."""
+    """Items per output shard, for folders and manifests.
+
+    Part of the recipe because it decides which samples share a shard: another value gives other shards and other units.
+    """
+    private_hosts: Annotated[tuple[str, ...], Setting("allow-host", metavar="HOST")] = ()
+    """Host with a private address that manifests may name; may be repeated.
+
+    Part of the recipe because it decides which items become samples and which become rejects.
+    """
     max_pixels: int = 8192 * 8192
+    """Largest size of a frame in pixels (height times width); larger videos become rejects."""
     max_duration_s: float = 6 * 3600.0
-    max_item_bytes: int = 8 << 30
+    """Longest duration of a video in seconds; longer ones become rejects."""
+    max_item_bytes: Annotated[int, Setting("max-item-gb", metavar="GB", unit=1 << 30)] = 8 << 30
+    """Largest file of an item, in GB of 2^30 bytes; larger ones become rejects."""
 
     def __post_init__(self) -> None:
         if not self.buckets:
             raise ConfigError("no buckets: give at least one, for example --buckets 480x848x51")
         if len(set(self.buckets)) < len(self.buckets):
             raise ConfigError(f"a bucket is given twice: {', '.join(map(str, self.buckets))}")
+        if len(self.micro_batch) == 1:
+            object.__setattr__(self, "micro_batch", self.micro_batch * len(self.buckets))
         if len(self.micro_batch) != len(self.buckets) or min(self.micro_batch) < 1:
             raise ConfigError(
-                f"micro_batch needs one number of at least 1 for each of {len(self.buckets)} buckets, "
+                f"--micro-batch needs one number of at least 1, or one for each of {len(self.buckets)} buckets, "
                 f"got {list(self.micro_batch)}"
             )
         if (self.windows == "stride") != (self.stride_frames is not None):
             raise ConfigError("--windows stride and --stride-frames go together")
-        for name in ("fps", "stride_frames", "max_upscale", "unit_clips"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be positive, got {value}")
+        _check_positive(
+            {
+                "--fps": self.fps,
+                "--stride-frames": self.stride_frames,
+                "--max-upscale": self.max_upscale,
+                "--unit-clips": self.unit_clips,
+                "--max-pixels": self.max_pixels,
+                "--max-duration-s": self.max_duration_s,
+                "--max-item-gb": self.max_item_bytes,
+            }
+        )
         for column in self.columns:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
-
         for host in self.private_hosts:
             if not re.fullmatch(r"[^\s/@A-Z]+", host):
-                raise ConfigError(f"--allow-host takes a host's name or address alone, in small letters, got '{host}'")
+                raise ConfigError(
+                    f"--allow-host takes a host's name or address alone, in lowercase letters, got '{host}'"
+                )
 
     def check_vae(self, card: Card) -> None:
         """Refuse what the VAE cannot do; for buckets that it cannot encode, name the nearest size that fits."""
@@ -169,6 +229,13 @@ def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collectio
         )
 
 
+def _check_positive(values: dict[str, float | None]) -> None:
+    """Raise ConfigError for a value, keyed by its flag, that is zero or negative."""
+    for flag, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{flag} must be positive, got {value}")
+
+
 def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Lines ``name: recorded -> ours`` for every field that differs between two recipes' plain values."""
     names = sorted(recorded.keys() | ours.keys())
@@ -179,36 +246,49 @@ def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str
 class Run:
     """Where the work is and how it is done. Free to change when a job is run again."""
 
-    output: str
-    vae: str
-    """Name, path or URL of the VAE."""
-    sources: tuple[str, ...]
-    """As given: ``URL`` or ``NAME=URL``."""
+    sources: Annotated[tuple[str, ...], Setting("source", metavar="[NAME=]URL")]
+    """Tar, manifest (.parquet, .csv, .jsonl) or folder of videos; {00..99} and * expand; may be repeated."""
+    output: Annotated[str, Setting(metavar="URL")]
+    """Folder for the shards and their metadata."""
+    vae: Annotated[str, Setting(metavar="NAME|PATH|URL")]
+    """Checkpoint folder of the VAE, or 'demo'."""
     local: bool = False
-    """In this process, without Ray."""
-    ray_address: str = "local"
-    """Of the cluster to join; ``local`` starts one on this machine, ``auto`` joins the one that started this job."""
+    """Encode in this process, without Ray."""
+    ray_address: Annotated[str, Setting(metavar="ADDRESS", environment="RAY_ADDRESS")] = "local"
+    """Ray cluster to join; local starts one on this machine, auto joins the one that started this job."""
     actors: int = 1
-    """Most encoders at once; one per GPU."""
+    """Largest number of encoders at the same time; one per GPU."""
     gpus: float = 0.0
-    """GPUs of one encoder."""
-    cpus: int = 1
-    """CPUs of one encoder: as many children decode for it, and as many threads compute where it has no GPU."""
+    """GPUs per encoder; 0 encodes on the CPU."""
+    cpus: Annotated[int, Setting(default_word="all")] = dataclasses.field(default_factory=available_cpus)
+    """CPUs per encoder: its decoding processes, and its compute threads if it has no GPU."""
     decode_timeout_s: float = 60.0
-    """A child that takes longer over one request is killed."""
-    decode_memory_bytes: int = 4 << 30
-    """Of one decoding child, beyond what it starts with."""
+    """Seconds that one request to a decoding process may take before the process is killed."""
+    decode_memory_bytes: Annotated[int, Setting("decode-memory-gb", metavar="GB", unit=1 << 30)] = 4 << 30
+    """Memory that a decoding process may allocate after its start, in GB of 2^30 bytes."""
     max_rejects: float = 0.05
-    retry_rejects: str | None = None
-    """Rejects to try again: ``all``, a kind or ``stage/reason``."""
+    """Share of rejects above which the job fails with exit code 3."""
+    retry_rejects: Annotated[str | None, Setting(metavar="REASON|STAGE/REASON|all")] = None
+    """Rejects of a finished output to try again, as its summary names them."""
     single_writer: bool = False
     """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
     progress_timeout_s: float = 7200.0
-    """Ray gives the job up when no unit has moved for this long."""
+    """Ray only: fail after this many seconds without a finished unit, for example because no node joins."""
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            {
+                "--actors": self.actors,
+                "--cpus": self.cpus,
+                "--decode-timeout-s": self.decode_timeout_s,
+                "--decode-memory-gb": self.decode_memory_bytes,
+                "--progress-timeout-s": self.progress_timeout_s,
+            }
+        )
 
     @property
     def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:
-        """What ``auto`` stands for in a new output."""
+        """Data type that ``auto`` stands for in a new output."""
         return "bfloat16" if self.gpus else "float32"
 
     def to_json(self) -> dict[str, Any]:
