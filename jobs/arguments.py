@@ -59,18 +59,19 @@ def parse_arguments(argv: Sequence[str] | None, description: str | None) -> Argu
     for url in parsed.config:
         values |= read_config(url)
     values |= {name: _parse_given(flag, getattr(parsed, name)) for name, flag in FLAGS.items() if name in parsed}
-    missing = [f"--{name}" for name, flag in FLAGS.items() if flag.is_required and not values.get(name)]
-    if missing and not parsed.print_config:
-        raise ConfigError(f"{', '.join(missing)} must be given, on the command line or in a --config file")
     if parsed.clips_per_s and parsed.dry_run is None:
         raise ConfigError("--clips-per-s is for --dry-run only")
-    return Arguments(
+    arguments = Arguments(
         values=values,
         print_config=parsed.print_config,
         dry_run=_parse_dry_run(parsed.dry_run),
         clips_per_s=_parse_speeds(parsed.clips_per_s),
         calibrate=parsed.calibrate,
     )
+    missing = [f"--{name}" for name, flag in FLAGS.items() if flag.is_required and not values.get(name)]
+    if missing and not arguments.print_config:
+        raise ConfigError(f"{', '.join(missing)} must be given, on the command line or in a --config file")
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):

@@ -132,7 +132,7 @@ def test_no_field_of_a_run_changes_the_bytes_or_is_refused(tmp_path: Path, tiny_
     for number in range(3):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
-    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True)
+    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=1)
 
     def shards(output: Path, changes: dict[str, object]) -> dict[str, str]:
         with painted():
@@ -168,7 +168,8 @@ def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe:
     ("changes", "message"),
     [
         ({"buckets": ()}, "no buckets"),
-        ({"micro_batch": (1,)}, "each of 2 buckets"),
+        ({"micro_batch": (1, 1, 1)}, "each of 2 buckets"),
+        ({"micro_batch": (0,)}, "at least 1"),
         ({"buckets": (Bucket(17, 32, 32),) * 2}, "given twice"),
         ({"windows": "stride"}, "go together"),
         ({"fps": -1.0}, "fps must be positive"),

@@ -95,7 +95,9 @@ def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
         raise SourceChanged.between(item.uri, item.facts, facts)
     item.facts = facts
     if facts.size > recipe.max_item_bytes:
-        raise Rejected("fetch", "too_large", f"{facts.size} bytes; the limit is {recipe.max_item_bytes}")
+        raise Rejected(
+            "fetch", "too_large", f"{facts.size} bytes; the limit is {recipe.max_item_bytes} (--max-item-gb)"
+        )
 
 
 def _in_memory(content: bytes) -> int:

@@ -124,12 +124,14 @@ async def _receive(response: aiohttp.ClientResponse, fd: int, max_bytes: int) ->
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Rejected("fetch", "http_error", "the server sends the file compressed, though asked not to")
     if (response.content_length or 0) > max_bytes:
-        raise Rejected("fetch", "too_large", f"{response.content_length} bytes; the limit is {max_bytes}")
+        raise Rejected(
+            "fetch", "too_large", f"{response.content_length} bytes; the limit is {max_bytes} (--max-item-gb)"
+        )
     size_bytes = 0
     with open(fd, "wb", closefd=False) as file:
         async for chunk in response.content.iter_chunked(CHUNK_BYTES):
             size_bytes += len(chunk)
             if size_bytes > max_bytes:
-                raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes")
+                raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes (--max-item-gb)")
             file.write(chunk)
     return FileFacts.of({"size": size_bytes, "ETag": response.headers.get("ETag")})

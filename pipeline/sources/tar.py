@@ -90,7 +90,9 @@ class _Group:
             return Reject("read", "not_a_file", f"member '.{suffix[:200]}' is a link, a device or sparse")
         if is_media and self.held_bytes + info.size > recipe.max_item_bytes:
             size_bytes = self.held_bytes + info.size
-            return Reject("read", "too_large", f"{size_bytes} bytes; the limit is {recipe.max_item_bytes}")
+            return Reject(
+                "read", "too_large", f"{size_bytes} bytes; the limit is {recipe.max_item_bytes} (--max-item-gb)"
+            )
         if suffix in sidecars.SUFFIXES and info.size > sidecars.MAX_BYTES:
             return sidecars.too_large(suffix, info.size)
         return None

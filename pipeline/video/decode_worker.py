@@ -31,7 +31,7 @@ from pipeline.video.windows import Placement, VideoFacts
 from stvae import gc_paused
 
 MESSAGE_BYTES = 1 << 17
-NO_MEMORY = "decoding needs more memory than a child may take"
+NO_MEMORY = "decoding needs more memory than --decode-memory-gb allows"
 Frame = npt.NDArray[np.uint8]
 Shrink = Callable[[Frame, Placement, Any], Frame]
 

@@ -85,7 +85,7 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
     try:
         stream = best_stream(container)
         if stream.codec_context.width * stream.codec_context.height > max_pixels:
-            raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels")
+            raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")
         packets = _read_packets(container, stream)
         _check_complete(container, stream, packets)
         facts = _facts(container, stream, packets, _first_frame(file))
@@ -93,9 +93,13 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
         container.close()
     # a false sample aspect ratio would have them stretched beyond all bounds
     if max(facts.coded_width * facts.coded_height, facts.width * facts.height) > max_pixels:
-        raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels")
+        raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")
     if facts.duration_s > max_duration_s:
-        raise Rejected("probe", "too_long", f"{facts.duration_s:.0f} s of video; the limit is {max_duration_s:.0f} s")
+        raise Rejected(
+            "probe",
+            "too_long",
+            f"{facts.duration_s:.0f} s of video; the limit is {max_duration_s:.0f} s (--max-duration-s)",
+        )
     return facts
 
 

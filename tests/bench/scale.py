@@ -204,7 +204,7 @@ def finish(folder: Path, items: int, units: int) -> None:
 
 
 def summary(folder: Path, items: int, units: int) -> None:
-    store, run = Store(str(folder)), run_of(folder)
+    store, run = Store(str(folder)), run_of(folder, cpus=1)
     index = newest_index(store)
     assert index is not None
     progress = Progress(run, [], RunLog(store, "bench"), lambda line: None)

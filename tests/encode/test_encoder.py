@@ -169,7 +169,7 @@ def test_latents_that_cannot_be_stored_are_rejects_and_never_zeroed_or_clipped(
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     bucket = (Bucket(17, *SIZE),)
-    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, max_rejects=1.0)
+    run = Run(output="", vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=1, max_rejects=1.0)
     for dtype, expected in (
         ("float16", {2: "nonfinite", 3: "nonfinite", 4: "out_of_range"}),
         ("float32", {2: "nonfinite", 3: "nonfinite"}),

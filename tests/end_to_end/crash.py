@@ -66,7 +66,7 @@ class Scene:
         bucket = (Bucket(17, *SIZE),)
         recipe = Recipe(vae=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
         sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
-        run = Run(output=str(output), vae=str(TINY), sources=sources, local=True, max_rejects=1.0)
+        run = Run(output=str(output), vae=str(TINY), sources=sources, local=True, cpus=1, max_rejects=1.0)
         with painted(), mock.patch.object(records, "REPORTS_PER_PART", 2):  # some while the job goes, some at its end
             encode(recipe, run, card, say=lambda line: None)
 

@@ -46,7 +46,7 @@ def proxy(videos: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]
 
 def job(videos: str, output: str, card: Card) -> None:
     recipe = Recipe(vae=card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
-    run = Run(output=output, vae=str(TINY), sources=(f"videos={videos}",), local=True, max_rejects=1.0)
+    run = Run(output=output, vae=str(TINY), sources=(f"videos={videos}",), local=True, cpus=1, max_rejects=1.0)
     with painted():
         encode(recipe, run, card, say=lambda line: None)
 

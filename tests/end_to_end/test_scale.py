@@ -151,7 +151,7 @@ def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_
     for number in range(6):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=2)
-    run = Run(output=str(tmp_path / "out"), vae="", sources=(str(tmp_path / "videos"),), local=True)
+    run = Run(output=str(tmp_path / "out"), vae="", sources=(str(tmp_path / "videos"),), local=True, cpus=1)
     read: list[str] = []
     get = Store.get
 

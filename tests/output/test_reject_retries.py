@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 def job(folder: Path, tiny_card: Card) -> Any:
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4, windows="all")
     sources = (str(folder / "list.jsonl"), str(folder / "a.tar"))
-    run = Run(output=str(folder / "out"), vae=str(TINY), sources=sources, local=True, max_rejects=1.0)
+    run = Run(output=str(folder / "out"), vae=str(TINY), sources=sources, local=True, cpus=1, max_rejects=1.0)
 
     def encode_with(**changes: Any) -> tuple[Summary, list[str]]:
         lines: list[str] = []

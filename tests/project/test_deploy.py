@@ -121,12 +121,12 @@ def test_both_clusters_run_the_image_with_the_ray_that_is_tested() -> None:
 def test_the_kubernetes_job_asks_for_what_its_nodes_have() -> None:
     python, script, *rest = shlex.split(RAYJOB["spec"]["entrypoint"])
     assert python == "python" and script == f"{WORKDIR}/jobs/encode_dataset.py"
-    arguments = encode_dataset.parse_arguments(rest)
     (group,) = RAYJOB["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
-    assert arguments.actors == group["maxReplicas"]
-    assert arguments.cpus == int(container["resources"]["limits"]["cpu"])
-    assert arguments.gpus == int(container["resources"]["limits"]["nvidia.com/gpu"])
+    run = encode_dataset.parse_arguments(rest).run()
+    assert run.actors == group["maxReplicas"]
+    assert run.cpus == int(container["resources"]["limits"]["cpu"])
+    assert run.gpus == int(container["resources"]["limits"]["nvidia.com/gpu"])
 
 
 def shape(required: str, **properties: Any) -> dict[str, Any]:

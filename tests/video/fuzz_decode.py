@@ -184,7 +184,7 @@ def backends() -> list[str]:
 def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> DatasetStats:
     """Decode ``count`` variants of the files with every backend, and then a good clip again."""
     findings = DatasetStats()
-    run = Run(output="", vae="", sources=(), decode_timeout_s=TIMEOUT_S, decode_memory_bytes=MEMORY_BYTES)
+    run = Run(output="", vae="", sources=(), cpus=1, decode_timeout_s=TIMEOUT_S, decode_memory_bytes=MEMORY_BYTES)
     started_s = time.monotonic()
     with ExitStack() as stack:
         decoders = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}

@@ -31,7 +31,7 @@ Decode = Callable[..., list[Outcome]]
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Decoders]]:
     recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
-    run = Run(output="", vae="", sources=())
+    run = Run(output="", vae="", sources=(), cpus=1)
     found = {
         "pyav": Decoders(recipe, run),
         "decord": Decoders(dataclasses.replace(recipe, decoder="decord"), run),
@@ -280,7 +280,7 @@ def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Deco
 
 def test_limits_on_pixels_and_duration_are_checked_before_decoding(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 48)
-    run = Run(output="", vae="", sources=())
+    run = Run(output="", vae="", sources=(), cpus=1)
     for changes, kind in (({"max_pixels": 1000}, "too_large"), ({"max_duration_s": 1.0}, "too_long")):
         recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,), **changes)  # type: ignore[arg-type]
         decoders = Decoders(recipe, run)
@@ -312,7 +312,7 @@ class Child:
 @pytest.fixture
 def one_child() -> Iterator[tuple[Decoders, Recipe]]:
     recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,), windows="all")
-    decoders = Decoders(recipe, Run(output="", vae="", sources=(), decode_timeout_s=2.0))
+    decoders = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1, decode_timeout_s=2.0))
     yield decoders, recipe
     decoders.close()
 
@@ -388,7 +388,7 @@ def test_a_child_sees_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "CANARY")
     before = Child.pids()
     recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
-    decoders = Decoders(recipe, Run(output="", vae="", sources=()))
+    decoders = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
     path = make_clip(tmp_path / "clip.mp4", 20)
     with path.open("rb") as f:
         list(decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY)))
@@ -401,7 +401,7 @@ def test_a_child_sees_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_closing_ends_every_child(tmp_path: Path) -> None:
     before = Child.pids()
     recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
-    decoders = Decoders(recipe, Run(output="", vae="", sources=()))
+    decoders = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
     with make_clip(tmp_path / "clip.mp4", 20).open("rb") as f:
         list(decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY)))
     assert Child.pids() - before

@@ -29,7 +29,7 @@ CANARY = "CANARY-7f3a91"
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[dict[str, Decoders]]:
-    run = Run(output="", vae="", sources=(), decode_memory_bytes=2 << 30, decode_timeout_s=20.0)
+    run = Run(output="", vae="", sources=(), cpus=1, decode_memory_bytes=2 << 30, decode_timeout_s=20.0)
     found = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}
     yield found
     for each in found.values():
@@ -224,7 +224,7 @@ def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[st
     recipe = dataclasses.replace(RECIPE, fps=2.0, max_duration_s=24 * 3600.0)
     with path.open("rb") as f:
         assert reject(decoders["pyav"], f.read()).reject.reason == "too_long"
-    patient = Decoders(recipe, Run(output="", vae="", sources=()))
+    patient = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
     try:
         with path.open("rb") as f:
             found = [o for _, o in patient.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]

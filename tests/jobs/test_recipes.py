@@ -1,0 +1,121 @@
+"""The recipes that ship with the project: they fit their VAEs, and every command of their page runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import diffusers
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.encode_dataset import main, parse_arguments
+from pipeline.recipe import Recipe
+from stvae import conventions
+from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
+from tests.sources.test_sources import write_tar
+from tests.support import tiny_vaes
+from tests.support.clips_maker import make_clip
+from tests.support.golden import TINY
+from tests.support.paths import ROOT
+
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+URLS = ["--source", "videos", "--output", "out", "--vae", "demo"]
+
+
+def read_recipe(path: Path) -> Recipe:
+    return parse_arguments(["--config", str(path), *URLS]).recipe(vae_sha256="0" * 64)
+
+
+PUBLISHED_OPEN_SORA = {"vae_2d": {}, "vae_temporal": {"type": "VAE_Temporal_SD"}, "micro_frame_size": 17}
+CLASSES = {"opensora": OPEN_SORA_CLASS, "wan": "AutoencoderKLWan", "ltx": "AutoencoderKLLTXVideo"}
+
+
+def full_size_card(class_name: str, tiny: Card) -> Card:
+    """The card of a published model, with the geometry of its full configuration and no weights."""
+    if class_name == OPEN_SORA_CLASS:
+        return dataclasses.replace(tiny, geometry=open_sora_geometry(PUBLISHED_OPEN_SORA))
+    with torch.device("meta"):
+        model_config = dict(getattr(diffusers, class_name)().config)
+    full = conventions.geometry(conventions.complete(model_config | {"_class_name": class_name}))
+    return dataclasses.replace(tiny, class_name=class_name, geometry=full)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_fits_its_vae(path: Path, tiny_card: Card) -> None:
+    (class_name,) = (name for start, name in CLASSES.items() if path.stem.startswith(start))
+    recipe = read_recipe(path)
+    card = full_size_card(class_name, tiny_card)
+    recipe.check_vae(card)
+    geometry = card.geometry
+    for bucket in recipe.buckets:
+        if bucket.num_frames > 1:
+            assert geometry.rule_frames(bucket.num_frames) == bucket.num_frames, "the VAE would drop frames"
+    assert f"{len(recipe.buckets)} buckets" in path.read_text()
+
+
+def test_frame_counts_are_those_of_the_models_training(tiny_card: Card) -> None:
+    counts = {}
+    for path in RECIPES:
+        buckets = read_recipe(path).buckets
+        counts[path.stem] = sorted({bucket.num_frames for bucket in buckets})
+    assert counts == {
+        "ltx-video": [97, 121],
+        "opensora-1.2-240p": [1, 51, 102, 204, 408],
+        "opensora-1.2-480p": [1, 51, 102, 204],
+        "opensora-1.2-720p": [1, 51, 102],
+        "wan-2.1-480p": [81],
+    }
+
+
+PAGE = (ROOT / "jobs" / "guides" / "recipes.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def test_every_command_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, except for the URLs, and with --local instead of the GPUs."""
+    make_clip(tmp_path / "videos" / "a.mp4", 20)
+    write_tar(tmp_path / "00000.tar", [("a.mp4", (tmp_path / "videos" / "a.mp4").read_bytes())])
+    pq.write_table(pa.table({"path": ["videos/a.mp4"]}), tmp_path / "clips.parquet")
+    replacements = {
+        "jobs/recipes": str(ROOT / "jobs" / "recipes"),
+        "s3://bucket/videos/{00000..00999}.tar": str(tmp_path / "{00000..00000}.tar"),
+        "s3://bucket/": "",
+        "/models/OpenSora-VAE-v1.2": str(TINY),
+        "/models/Wan2.1-T2V-1.3B-Diffusers": str(tiny_vaes.save("AutoencoderKLWan", tmp_path / "wan")),
+        "/models/LTX-Video": str(tiny_vaes.save("AutoencoderKLLTXVideo", tmp_path / "ltx")),
+        "--gpus 1 --actors 8 --cpus 8": "--local",
+    }
+    assert len(COMMANDS) == 4 and all(any(text in command for command in COMMANDS) for text in replacements)
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for command in COMMANDS:
+        for text, replacement in replacements.items():
+            command = command.replace(text, replacement)
+        program, script, *arguments = shlex.split(command.partition(" > ")[0])
+        assert (program, script) == ("python", "jobs/encode_dataset.py")
+        assert main(arguments) == 0, command
+        printed.append(capsys.readouterr().out)
+        if " > " in command:
+            (tmp_path / command.partition(" > ")[2]).write_text(printed[-1])
+    assert "dry run: nothing was written" in printed[0] and "1 units planned, 0 committed, 1 to do" in printed[1]
+    assert "windows: first" in printed[2] and "dry run: nothing was written" in printed[3]
+    assert sorted(path.name for path in tmp_path.glob("*latents*")) == ["latents.yaml", "wan-latents"]
+
+
+def test_the_page_names_every_recipe_and_its_buckets() -> None:
+    rows = dict(re.findall(r"\| `([\w.-]+\.yaml)` \|.*\| (\d+) \|", PAGE))
+    assert rows.keys() == {path.name for path in RECIPES}
+    for path in RECIPES:
+        buckets = read_recipe(path).buckets
+        assert len(buckets) == int(rows[path.name])
