@@ -1,17 +1,18 @@
-# What every node of a cluster runs: `docker build --tag latentmill:0.1.0 .`
+# The image that every node of a cluster runs: `docker build --tag latentmill:0.1.0 .`
 #
-# A plain Python image, not nvidia/cuda: PyPI's torch brings the CUDA libraries it was built with, the driver comes from
-# the machine, and a second copy of CUDA would only be larger. `@sha256:...` behind the tag pins it to the byte.
+# The base is a plain Python image and not nvidia/cuda: PyPI's torch includes the CUDA libraries it was built with, and the
+# driver comes from the machine, so a second copy of CUDA would only add size. To pin the image to the byte, add
+# `@sha256:...` after the tag.
 FROM python:3.11.14-slim-bookworm
 
-# gcc: --compile builds with it. rsync: Ray's cluster launcher copies files into the container with it.
-# wget: KubeRay before 1.6 asks with it whether a node is well.
+# gcc builds the kernels of --compile. Ray's cluster launcher copies files into the container with rsync. KubeRay before
+# 1.6 checks the health of a node with wget.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev rsync wget \
     && rm -rf /var/lib/apt/lists/*
 
-# The launcher mounts and copies files as user 1000 of its machines, and reads HOME from the image.
+# Ray's cluster launcher mounts and copies files as user 1000 of its machines, and reads HOME from the image.
 RUN useradd --create-home --uid 1000 mill
 ENV HOME=/home/mill \
     NVIDIA_VISIBLE_DEVICES=all \
@@ -19,7 +20,8 @@ ENV HOME=/home/mill \
     PYTHONUNBUFFERED=1
 WORKDIR /home/mill/latentmill
 
-# Packages first: this layer of gigabytes stays as it is when only code changes. boto3 is for the launcher's autoscaler.
+# Install the packages first, so that this layer of several gigabytes stays cached when only code changes. The
+# autoscaler on the head needs boto3.
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY stvae/__init__.py stvae/
 COPY pipeline/__init__.py pipeline/

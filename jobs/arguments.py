@@ -18,7 +18,7 @@ DRY_RUN_ITEMS = "200"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arguments:
-    """What a user asked for."""
+    """The parsed command line and configuration files."""
 
     values: dict[str, Any]
     """Values by flag name; None or absent where the default applies."""

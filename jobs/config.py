@@ -111,7 +111,7 @@ def _read_text(node: yaml.Node, place: str) -> str:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    """Whether a value is missing or an unquoted word for null."""
+    """True if a value is missing or an unquoted word for null."""
     return isinstance(node, yaml.ScalarNode) and node.tag == NULL and node.style is None
 
 
@@ -147,7 +147,7 @@ def _print_scalar(flag: Flag, value: Any) -> str:
 
 
 def _has_secret(url: str) -> bool:
-    """Whether a URL, perhaps after ``NAME=``, has a user, a password or a query that may be a signature."""
+    """True if a URL, perhaps after ``NAME=``, has a user, a password or a query that may be a signature."""
     parts = urlsplit(_without_name(url))
     if not parts.scheme or not parts.netloc:
         return False

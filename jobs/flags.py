@@ -39,7 +39,7 @@ class Flag:
     metavar: str
     """Placeholder of the value in the help."""
     is_list: bool
-    """Whether it takes several values, as a tuple."""
+    """True if the field is a tuple."""
     default: Any
     """Value of the field where the flag is not given; ``dataclasses.MISSING`` where it must be given."""
     help: str
@@ -47,12 +47,12 @@ class Flag:
 
     @property
     def is_required(self) -> bool:
-        """Whether the field has no default."""
+        """True if the field has no default."""
         return self.default is dataclasses.MISSING
 
     @property
     def is_switch(self) -> bool:
-        """Whether the command line takes it without a value: ``--name`` or ``--no-name``."""
+        """True if the command line takes it without a value: ``--name`` or ``--no-name``."""
         return self.read is read_switch
 
     @property

@@ -1,4 +1,4 @@
-"""Make an output's report.html again; with the VAE also its gallery, frames of sources above frames decoded back.
+"""Write an output's report.html again. With the VAE, also make its gallery: source frames above decoded frames.
 
     python jobs/report.py s3://bucket/latents
     python jobs/report.py s3://bucket/latents --vae /models/opensora-vae-v1.2 --samples 3
@@ -22,19 +22,19 @@ from pipeline.storage.store import Store
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", metavar="URL")
-    parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE: makes the gallery")
-    parser.add_argument("--samples", type=int, default=2, metavar="N", help="of each bucket in the gallery (default 2)")
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
+    parser.add_argument("output", metavar="URL", help="the output of an encode job")
+    parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE; adds the gallery")
+    parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples per bucket in the gallery (default: 2)")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source; may be repeated")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
-    parser.add_argument("--cpus", type=int, default=available_cpus())
+    parser.add_argument("--cpus", type=int, default=available_cpus(), help="CPUs to use (default: all)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the gallery if asked to, then the page; the exit code."""
+    """Make the gallery if there is a VAE, then the page; return the exit code."""
     arguments = parse_arguments(argv)
     try:
         store = Store(arguments.output)

@@ -1,9 +1,9 @@
-"""Check that an output is what was committed: every byte of its shards, its index, and samples encoded again.
+"""Check that an output is intact: every byte of its shards and its index, and samples that are encoded again.
 
     python jobs/verify_dataset.py s3://bucket/latents
     python jobs/verify_dataset.py s3://bucket/latents --sample 20 --vae /models/opensora-vae-v1.2
 
-Exit codes: 0 sound, 1 problems (listed, and in verify.json beside the output), 2 wrong arguments.
+Exit codes: 0 intact, 1 problems (printed, and listed in the output's verify.json), 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from pipeline.recipe import Run, available_cpus
 from pipeline.storage.store import Store
 
 SHOWN = 20
+"""Number of problems to print."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", metavar="URL")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="samples to decode and encode again")
+    parser.add_argument("output", metavar="URL", help="the output of an encode job")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="number of samples to decode and encode again")
     parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE, for --sample")
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="where sources are now")
-    parser.add_argument("--min-cosine", type=float, default=0.999, help="of a sample encoded again (default 0.999)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source; may be repeated")
+    parser.add_argument("--min-cosine", type=float, default=0.999, help="smallest cosine between a stored sample and the one encoded again (default: 0.999)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that selects the samples")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to encode on a GPU")
-    parser.add_argument("--cpus", type=int, default=available_cpus())
+    parser.add_argument("--cpus", type=int, default=available_cpus(), help="CPUs to use (default: all)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Verify, compare, report; the exit code."""
+    """Verify, compare and print the result; return the exit code."""
     arguments = parse_arguments(argv)
     try:
         if arguments.sample and not arguments.vae:
-            raise ConfigError("--sample encodes again, so it needs --vae")
+            raise ConfigError("--sample encodes samples again, so it needs --vae")
         store = Store(arguments.output)
         require_dataset(store)
         verdict = verify(store, say=print)
@@ -75,7 +76,7 @@ def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
         )
         if sample.cosine < arguments.min_cosine:
             verdict.problems.append(
-                (sample.id, f"encoded again it has a cosine of {sample.cosine:.4f} to what is stored")
+                (sample.id, f"when encoded again, it has a cosine of {sample.cosine:.4f} to the stored sample")
             )
 
 

@@ -1,4 +1,4 @@
-"""What a job does: ``Recipe`` (changes the bytes of the output, fingerprinted) and ``Run`` (does not)."""
+"""The description of a job: ``Recipe`` (changes the bytes of the output, fingerprinted) and ``Run`` (does not)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Setting:
     metavar: str | None = None
     """Placeholder of the value in the help."""
     comma_separated: bool = False
-    """Whether one flag takes several values; otherwise a tuple's flag is repeated."""
+    """True if one flag takes several values; otherwise the flag of a tuple is repeated."""
     default_word: str | None = None
     """Word that users write for the default."""
     environment: str | None = None
@@ -94,7 +94,7 @@ class Recipe:
     resize: Literal["bicubic", "opensora"] = "bicubic"
     """Interpolation when frames are resized; opensora is bilinear, like Open-Sora's video reader."""
     store: Literal["moments", "mean"] = "moments"
-    """What to store of the posterior: mean and log-variance, or the mean alone."""
+    """Part of the posterior to store: mean and log-variance, or the mean alone."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Data type of the stored latents."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -147,17 +147,9 @@ class Recipe:
             )
         if (self.windows == "stride") != (self.stride_frames is not None):
             raise ConfigError("--windows stride and --stride-frames go together")
-        _check_positive(
-            {
-                "--fps": self.fps,
-                "--stride-frames": self.stride_frames,
-                "--max-upscale": self.max_upscale,
-                "--unit-clips": self.unit_clips,
-                "--max-pixels": self.max_pixels,
-                "--max-duration-s": self.max_duration_s,
-                "--max-item-gb": self.max_item_bytes,
-            }
-        )
+        _check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
+        _check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
+        _check_positive(max_item_gb=self.max_item_bytes)
         for column in self.columns:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
@@ -229,11 +221,11 @@ def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collectio
         )
 
 
-def _check_positive(values: dict[str, float | None]) -> None:
-    """Raise ConfigError for a value, keyed by its flag, that is zero or negative."""
-    for flag, value in values.items():
+def _check_positive(**values: float | None) -> None:
+    """Raise ConfigError for a value, named like its flag, that is zero or negative."""
+    for name, value in values.items():
         if value is not None and value <= 0:
-            raise ConfigError(f"{flag} must be positive, got {value}")
+            raise ConfigError(f"--{name.replace('_', '-')} must be positive, got {value}")
 
 
 def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -276,15 +268,8 @@ class Run:
     """Ray only: fail after this many seconds without a finished unit, for example because no node joins."""
 
     def __post_init__(self) -> None:
-        _check_positive(
-            {
-                "--actors": self.actors,
-                "--cpus": self.cpus,
-                "--decode-timeout-s": self.decode_timeout_s,
-                "--decode-memory-gb": self.decode_memory_bytes,
-                "--progress-timeout-s": self.progress_timeout_s,
-            }
-        )
+        _check_positive(actors=self.actors, cpus=self.cpus, progress_timeout_s=self.progress_timeout_s)
+        _check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
 
     @property
     def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:
