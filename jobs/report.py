@@ -26,8 +26,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL", help="the output of an encode job")
     parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE; adds the gallery")
-    parser.add_argument("--samples", type=int, default=2, metavar="N", help="samples per bucket in the gallery (default: 2)")
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source; may be repeated")
+    parser.add_argument(
+        "--samples", type=int, default=2, metavar="N", help="samples per bucket in the gallery (default: 2)"
+    )
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
     parser.add_argument("--cpus", type=int, default=available_cpus(), help="CPUs to use (default: all)")
     return parser.parse_args(argv)

