@@ -54,7 +54,7 @@ def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Re
 DEFAULTS: dict[str, object] = {
     "vae": dataclasses.MISSING,
     "buckets": dataclasses.MISSING,
-    "micro_batch": dataclasses.MISSING,
+    "micro_batch": (1,),
     "fps": None,
     "windows": "first",
     "stride_frames": None,
