@@ -25,7 +25,7 @@ from pipeline.output.reject_retries import plan_retries
 from pipeline.output.unit_metadata import unit_metadata_path, unit_of
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
-from pipeline.progress.summary import Summary, stopped, summarize
+from pipeline.progress.summary import Summary, summarize, summarize_stopped
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
 from pipeline.sources.discovery import find_sources
@@ -67,7 +67,7 @@ def encode(
             if progress.too_many_rejects():
                 break
     if progress.too_many_rejects():
-        summary = stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
+        summary = summarize_stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
     else:
         index = _finish(store, plan, recipe)
         summary = summarize(store, index, run, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)

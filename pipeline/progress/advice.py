@@ -1,91 +1,90 @@
-"""Advice for people: about each reason for a reject, about encoders that wait, and what each skip means."""
+"""Advice about rejects, by stage and reason, and the meaning of each skip."""
 
 from __future__ import annotations
 
 from pipeline.errors import Reject
 
-_AGAIN = "then --retry-rejects {reason}"
+_RETRY = "then --retry-rejects {name}"
+_FETCH_AGAIN = "fetch the file again, or leave it out: it is damaged"
+_RAISE_ITEM_LIMIT = "make the file smaller or leave it out; a higher --max-item-gb, in a new output, accepts it"
+_RAISE_DECODER_MEMORY = f"give each decoder process more memory with --decode-memory-gb, {_RETRY}"
+_REENCODE = "re-encode it (H.264 in MP4)"
+_REMUX = "remux it (ffmpeg -i in -c copy out.mp4)"
 
 ADVICE: dict[str, str] = {
-    "not_found": f"bring the file back, or correct the manifest's path, {_AGAIN}",
-    "not_readable": f"give this user the right to read it, {_AGAIN}",
-    "http_error": f"see that the server answers and signed URLs have not expired, {_AGAIN}",
-    "timeout": f"a slow or busy machine, server or file: give more --decode-timeout-s, {_AGAIN}",
-    "forbidden_url": "use a public URL, an object store or a path beside the manifest; --allow-host for your own",
-    "no_path": "fill in the manifest's path column for this row",
-    "no_media": "the tar has no video or image under this key: see what made it",
-    "several_media": "keep one video per key in the tar",
+    "not_found": f"restore the file, or correct its path in the manifest, {_RETRY}",
+    "not_readable": f"give this user permission to read it, {_RETRY}",
+    "http_error": f"check that the server responds and that signed URLs have not expired, {_RETRY}",
+    "fetch/timeout": f"the server is too slow: copy the file to faster storage, or wait until the server is less busy, {_RETRY}",
+    "timeout": f"the file, its storage or the machine is slow: raise --decode-timeout-s, {_RETRY}",
+    "forbidden_url": "use a public URL, an object store or a path next to the manifest; "
+    "--allow-host, in a new output, permits a private host",
+    "no_path": "fill in the path column of this row in the manifest",
+    "no_media": "the tar has no video or image under this key: check the program that wrote it",
+    "several_media": "keep one video or image per key in the tar",
     "too_many_members": "keep one sample per key in the tar",
-    "not_a_file": "put the file itself where a link, device or folder is",
-    "bad_key": "rename the tar's member in UTF-8",
+    "not_a_file": "replace the link, device or folder with the file itself",
+    "bad_key": "rename the member of the tar in UTF-8",
     "bad_sidecar": "make the .txt plain UTF-8 and the .json one strict JSON object",
-    "damaged_tar": "copy the tar again from where it is whole, under a new name: it is a new source",
+    "damaged_tar": "copy the tar from an intact original to a new name: it becomes a new source",
     "empty": "fetch the file again: it has no bytes",
     "truncated": "fetch the file again: it ends early",
-    "damaged_container": "fetch the file again: it was cut or never finished",
-    "corrupt_packet": "fetch the file again, or leave it out: it is damaged",
-    "corrupt_frame": "fetch the file again, or leave it out: it is damaged",
-    "invalid_data": "fetch the file again, or leave it out: it is damaged",
-    "missing_frame": "fetch the file again, or leave it out: it is damaged",
-    "disordered": "remux it (ffmpeg -i in -c copy out.mp4): its times are out of order",
-    "extra_frames": "remux it (ffmpeg -i in -c copy out.mp4): its index does not fit its frames",
-    "size_changed": "cut or re-encode it: its frames change their size",
-    "decoder_error": "re-encode it (H.264 in MP4), or leave it out",
-    "unknown_format": "re-encode it (H.264 in MP4), or leave it out: perhaps it is a web page or a playlist",
-    "unknown_codec": "re-encode it (H.264 in MP4)",
+    "damaged_container": "fetch the file again: it was cut off or never finished",
+    "corrupt_packet": _FETCH_AGAIN,
+    "corrupt_frame": _FETCH_AGAIN,
+    "invalid_data": _FETCH_AGAIN,
+    "missing_frame": _FETCH_AGAIN,
+    "disordered": f"{_REMUX}: its timestamps are out of order",
+    "extra_frames": f"{_REMUX}: its index does not match its frames",
+    "size_changed": "cut or re-encode it: its frames change size",
+    "decoder_error": f"{_REENCODE}, or leave it out",
+    "unknown_format": f"{_REENCODE}, or leave it out: it may be a web page or a playlist",
+    "unknown_codec": _REENCODE,
     "encrypted": "decrypt it first",
-    "no_video": "leave it out: it has no picture",
+    "no_video": "leave it out: it has no video stream",
     "no_frames": "fetch the file again: it has no frames",
-    "mirrored": "re-encode it as it should be seen",
+    "mirrored": "re-encode it without the mirroring in its metadata",
     "rotated": "re-encode it upright",
-    "too_large": "make it smaller, or leave it out",
-    "too_long": "cut it into shorter videos",
-    "changed": f"the video is not the one of the first attempt; {_AGAIN} when it is back",
-    "memory": f"smaller buckets or fewer --cpus leave more memory to each; {_AGAIN}",
-    "crash": f"look at the machine's memory and the job's log, {_AGAIN}: a clip that does it again is the cause",
-    "nonfinite": "--compute-dtype float32, in a new output: the VAE overflows on it",
-    "out_of_range": "--dtype bfloat16 or float32, in a new output: float16 cannot hold the latent",
+    "read/too_large": _RAISE_ITEM_LIMIT,
+    "fetch/too_large": _RAISE_ITEM_LIMIT,
+    "probe/too_large": "scale the frames down or leave it out; a higher --max-pixels, in a new output, accepts it",
+    "too_long": "cut it into shorter videos; a higher --max-duration-s, in a new output, accepts it",
+    "changed": f"the video differs from the one of the first attempt: restore that one, {_RETRY}",
+    "probe/memory": _RAISE_DECODER_MEMORY,
+    "decode/memory": _RAISE_DECODER_MEMORY,
+    "encode/memory": f"use a device with more memory, {_RETRY}; or use smaller buckets, in a new output",
+    "crash": f"check the machine's memory and the job's log, {_RETRY}; if it crashes again, leave the file out",
+    "nonfinite": "use --compute-dtype float32, in a new output: the VAE overflows on it",
+    "out_of_range": "use --dtype bfloat16 or float32, in a new output: float16 cannot hold the latent",
 }
-"""By reason. Where trying again may help, the text says so."""
+"""Advice by ``stage/reason``, or by the reason alone where it is the same for every stage.
 
-UNKNOWN_REASON = f"another version of this program gave this reason: read the message of its rows, {_AGAIN}"
+``{name}`` stands for the key: the text names ``--retry-rejects`` only where a retry can help.
+"""
 
-SKIPS: dict[str, str] = {
+UNKNOWN_REASON = f"another version of this program recorded this reason: read the messages of its rows, {_RETRY}"
+
+SKIP_MEANINGS: dict[str, str] = {
     "too_short": "fewer frames than every bucket: --remainder shorten or a shorter bucket would keep them",
-    "too_small": "would have to be enlarged: a smaller bucket or a larger --max-upscale would keep them",
-    "remainder": "frames left over behind the last whole clip: --remainder shorten keeps as many as the VAE can take",
-    "repeated_frames": "frame times repeat, as where --fps is above the source's rate: see --max-repeats",
-    "frozen_frames": "decoded frames are the same picture again, as in stills: see --max-repeats",
+    "too_small": "smaller than every bucket: a smaller bucket or a larger --max-upscale would keep them",
+    "remainder": "frames left over after the last full clip: --remainder shorten keeps as many as the VAE accepts",
+    "repeated_frames": "frames repeat, for example because --fps exceeds the source's rate: see --max-repeats",
+    "frozen_frames": "the decoded picture does not change, as in a still: see --max-repeats",
 }
-"""By reason; all need a new output, since another recipe makes other latents."""
+"""Meaning by skip reason. To keep what was skipped, change the recipe and start a new output."""
+
+UNKNOWN_SKIP = "another version of this program recorded this reason"
 
 
-def advice(name: str) -> str:
-    """What to do about rejects with this ``Reject.name``; a general sentence for a reason of another version."""
+def reject_advice(name: str) -> str:
+    """Return what to do about rejects with this ``Reject.name``; never raises, also for reasons of other versions."""
     _, reason = Reject.parse_name(name)
-    return ADVICE.get(reason, UNKNOWN_REASON).format(reason=reason)
+    for key in (name, reason):
+        if key in ADVICE:
+            return ADVICE[key].format(name=key)
+    return UNKNOWN_REASON.format(name=name)
 
 
-WORTH_A_WORD, AFTER_S = 0.1, 60.0
-"""Share of the encoders' time, and how much of it must have been seen."""
-WAITS = {
-    "fetch": "the bytes of the sources: put them nearer (the same region, a faster disk), give each encoder more --cpus "
-    "to read ahead with, or fewer --actors if they share one link",
-    "decode": "decoded clips: give each encoder more --cpus (machines with more CPUs per GPU), or make the sources "
-    "smaller than they are for these buckets",
-    "pack": "our own work beside the VAE: its CPUs are overloaded; give each encoder more --cpus, or a larger "
-    "--micro-batch in a new output",
-    "commit": "the output's store: put it nearer, or make units larger (--unit-clips or larger tars, in a new output)",
-    "unit": "units: fewer --actors, or smaller units, so that there is work for all of them to the end",
-    "device": "each other's calls of the VAE: the machine is overloaded",
-}
-"""By cause of idle time: see ``pipeline.encode.utilization``."""
-
-
-def waiting_advice(encoder_s: float, idle_s: dict[str, float]) -> str:
-    """What to do about encoders that waited ``idle_s`` of ``encoder_s`` by cause; empty where that is not worth it."""
-    waited_s = sum(idle_s.values())
-    if encoder_s < AFTER_S or waited_s < WORTH_A_WORD * encoder_s:
-        return ""
-    cause = max(idle_s, key=lambda name: idle_s[name])
-    return f"the encoders waited {waited_s / encoder_s:.0%} of the time, mostly for {WAITS[cause]}"
+def skip_meaning(reason: str) -> str:
+    """Return what a skip reason means; never raises, also for reasons of other versions."""
+    return SKIP_MEANINGS.get(reason, UNKNOWN_SKIP)

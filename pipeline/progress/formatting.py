@@ -1,15 +1,15 @@
-"""Numbers as people read them: in the summary, the bill, the line of progress and the report alike."""
+"""Numbers as text for people, the same in the progress line, the summary, the dry run and the report."""
 
 from __future__ import annotations
 
 
 def number(count: int, noun: str = "") -> str:
-    """A count, and of what."""
+    """Format a count, with its noun in the right number: ``1 clip``, ``1,200 clips``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}" if noun else f"{count:,}"
 
 
 def byte_size(num_bytes: float) -> str:
-    """Bytes with three digits and a decimal unit."""
+    """Format bytes with three digits and a decimal unit: ``1.5 kB``."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             break
@@ -18,7 +18,7 @@ def byte_size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
+    """Format seconds in the most readable of s, min and h."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{round(seconds, 1):g} s"
     if seconds < 5400:
@@ -27,10 +27,10 @@ def duration(seconds: float) -> str:
 
 
 def elapsed(seconds: float) -> str:
-    """How long something takes or took; days where it is many hours."""
+    """Format the time that a job takes: like ``duration``, but in days from two days on."""
     return f"{seconds / 86400:.1f} days" if seconds >= 2 * 86400 else duration(seconds)
 
 
 def percent(share: float) -> str:
-    """A share, with a digit more where it is small."""
+    """Format a share between 0 and 1 as a percentage, with one decimal below 10 %."""
     return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"

@@ -1,4 +1,4 @@
-"""What people see while a job runs: one line, from what encoders report and what they say in between."""
+"""Progress of a running job: one line for people, from unit reports and from heartbeats in between."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.encode.unit_report import Heartbeat, UnitReport
-from pipeline.progress.advice import waiting_advice
+from pipeline.progress.activities import idle_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
 from pipeline.sources.units import Unit
 
-LINE_EVERY_S = 10.0
-"""In logs; on a terminal the line is rewritten every second."""
-MOMENT_EVERY_S = 5.0
-UNITS_TO_JUDGE, SHARE_TO_JUDGE = 3, 0.05
-"""Units done, or share of the work, before the time left is told."""
-UNITS_REMEMBERED = 10_000
-"""As reported, for when an encoder has last been heard of before it did."""
-ADVISE_AFTER_S, ADVISE_EVERY_S = 180.0, 900.0
-SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 60.0, 3600.0
-"""Rates are of the last half of the job, within these."""
-REJECTS_JUDGED_AFTER = 200
+LOG_INTERVAL_S = 10.0
+"""Time between two lines in a log."""
+TERMINAL_INTERVAL_S = 1.0
+"""Time after which the line on a terminal is rewritten."""
+SNAPSHOT_INTERVAL_S = 5.0
+"""Time between two snapshots that rates are computed from."""
+MAX_SNAPSHOTS = 1000
+MIN_RATE_SPAN_S, MAX_RATE_SPAN_S = 60.0, 3600.0
+"""Rates cover the last half of the job, but at least and at most this much time."""
+ETA_MIN_UNITS, ETA_MIN_SHARE = 3, 0.05
+"""Finished units, or share of the work, that an estimate of the time left needs."""
+MAX_REPORTED_UNITS = 10_000
+"""Number of reported units to remember: a heartbeat sent before the report may still list such a unit as in flight."""
+FIRST_ADVICE_S, ADVICE_INTERVAL_S = 180.0, 900.0
+"""Time before the first advice about idle encoders, and between two of them."""
+MIN_WINDOWS_TO_STOP = 200
+"""Number of windows before the share of rejects may stop the job."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moment:
-    """Where a job was at a time."""
+class Snapshot:
+    """State of a job at one time."""
 
-    at_s: float
+    time_s: float
+    """Monotonic time in seconds."""
     work: float = 0.0
-    """In units of average size."""
+    """Work done so far, where a unit of average size is 1."""
     samples: int = 0
     frames: int = 0
     size_bytes: int = 0
@@ -44,64 +51,65 @@ class Moment:
 
 
 class Progress:
-    """Counts what the units of this job report, and says so. While it is entered, a thread says so now and then too.
+    """Counts the outcomes of a job's units and reports them in one line; a context manager, with a thread of its own.
 
-    ``show`` gets a line every second that replaces the one before; without it ``say`` gets one every ten seconds.
+    With ``show``, the line is shown every second in place of the one before. Without it, ``say`` gets the line every ten
+    seconds, for logs.
     """
 
     def __init__(
         self,
         run: Run,
         todo: list[Unit],
-        records: RunLog,
+        run_log: RunLog,
         say: Callable[[str], None],
         show: Callable[[str], None] | None = None,
     ) -> None:
         self._max_rejects = run.max_rejects
-        self._records, self._say, self._show = records, say, show
-        self._work_of = work_of_units(todo)
-        self._total_work = sum(self._work_of.values())
-        self._started_s = self._said_s = time.monotonic()
-        self._advised_s = self._started_s + ADVISE_AFTER_S - ADVISE_EVERY_S
-        self._ask: Callable[[], Iterable[Heartbeat]] = tuple
-        self._pulses: list[Heartbeat] = []
-        self._just_reported: dict[str, None] = {}
-        self._encoders: dict[str, tuple[float, dict[str, float]]] = {}
-        self._moments: deque[Moment] = deque(maxlen=1000)
+        self._run_log, self._say, self._show = run_log, say, show
+        self._work_by_unit = work_by_unit(todo)
+        self._total_work = sum(self._work_by_unit.values())
+        self._started_s = self._logged_s = time.monotonic()
+        self._advised_s = self._started_s + FIRST_ADVICE_S - ADVICE_INTERVAL_S
+        self._read_heartbeats: Callable[[], Iterable[Heartbeat]] = tuple
+        self._heartbeats: list[Heartbeat] = []
+        self._reported_units: dict[str, None] = {}  # a set that keeps its order
+        self._encoders: dict[str, tuple[float, dict[str, float]]] = {}  # encoder_s and idle_s by encoder
+        self._snapshots: deque[Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._work = 0.0
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._report_periodically, name="progress", daemon=True)
         self.units = self.windows = self.samples = self.frames = self.size_bytes = 0
         self.skips: Counter[str] = Counter()
         self.rejects: Counter[str] = Counter()
 
     def __enter__(self) -> Progress:
-        self._ticker.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._ticker.join()
-        if self.units and self.units < len(self._work_of):
+        self._finished.set()
+        self._thread.join()
+        if self.units and self.units < len(self._work_by_unit):
             self._say(self.line())
-        self._records.write()
+        self._run_log.write()
 
-    def watch(self, pulses: Callable[[], Iterable[Heartbeat]]) -> None:
-        """``pulses`` tells what encoders say between reports."""
-        self._ask = pulses
+    def watch(self, read_heartbeats: Callable[[], Iterable[Heartbeat]]) -> None:
+        """Set the function that returns the newest heartbeat of every encoder."""
+        self._read_heartbeats = read_heartbeats
 
-    def look(self) -> None:
-        """See what the encoders are at."""
-        pulses = list(self._ask())
+    def poll(self) -> None:
+        """Read the encoders' newest heartbeats."""
+        heartbeats = list(self._read_heartbeats())
         with self._lock:
-            self._pulses = pulses
-            for pulse in pulses:
-                self._hear(pulse["encoder"], pulse["encoder_s"], pulse["idle_s"])
+            self._heartbeats = heartbeats
+            for heartbeat in heartbeats:
+                self._update_encoder(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
 
     def add(self, report: UnitReport) -> None:
-        """One more unit is done."""
-        self._records.add(report)
+        """Count a unit that has ended."""
+        self._run_log.add(report)
         with self._lock:
             self.units += 1
             self.windows += report.windows
@@ -110,87 +118,87 @@ class Progress:
             self.size_bytes += report.size_bytes
             self.skips.update(report.skips)
             self.rejects.update(report.rejects)
-            self._work += self._work_of[report.unit]
-            self._just_reported[report.unit] = None
-            if len(self._just_reported) > UNITS_REMEMBERED:
-                self._just_reported.pop(next(iter(self._just_reported)))
-            self._hear(report.encoder, report.encoder_s, report.idle_s)
-        if self.units == len(self._work_of):
-            self._over.set()  # what encoders do from now on is not waiting
-        if self._over.is_set() or (self.units == 1 and not self._show):
+            self._work += self._work_by_unit[report.unit]
+            self._reported_units[report.unit] = None
+            if len(self._reported_units) > MAX_REPORTED_UNITS:
+                self._reported_units.pop(next(iter(self._reported_units)))
+            self._update_encoder(report.encoder, report.encoder_s, report.idle_s)
+        if self.units == len(self._work_by_unit):
+            self._finished.set()  # encoders without work are not idle from now on
+        if self._finished.is_set() or (self.units == 1 and not self._show):
             self._say(self.line())
-            self._said_s = time.monotonic()
+            self._logged_s = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
-        """Since the job began to encode."""
+        """Seconds since the job began to encode."""
         return max(time.monotonic() - self._started_s, 1e-3)
 
     def too_many_rejects(self) -> bool:
-        """Whether this job should stop rather than reject everything."""
+        """Whether so large a share of the windows is rejected that the job should stop."""
         return too_many_rejects(self.rejects.total(), self.windows, self._max_rejects)
 
-    def waiting(self) -> tuple[float, dict[str, float]]:
-        """Seconds that encoders were ready in, all together, and in which their devices were idle, by cause."""
+    def idle_time(self) -> tuple[float, dict[str, float]]:
+        """Return the seconds since each encoder was ready, summed over encoders, and the idle seconds by cause."""
         with self._lock:
-            return self._waiting()
+            return self._idle_time()
 
     def line(self) -> str:
-        """Units, clips, rejects, bytes, what the encoders waited for, and how much longer it may take."""
-        now, then = self._window()
-        took_s = max(now.at_s - then.at_s, 1e-3)
+        """Return the progress line: units, clips, rejects, bytes, idle time of the encoders, time left."""
+        before, now = self._recent_snapshots()
+        span_s = max(now.time_s - before.time_s, 1e-3)
         with self._lock:
             rejects, common = self.rejects.total(), self.rejects.most_common(2)
-        kinds = ", ".join(f"{kind} {count}" for kind, count in common)
+        reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
-            f"{self.units}/{len(self._work_of)} units",
-            f"{now.samples} clips ({max(0, now.samples - then.samples) / took_s:.1f}/s, "
-            f"{max(0, now.frames - then.frames) / took_s:.0f} frames/s)",
-            f"{rejects} rejects{kinds and f' ({kinds})'}",
+            f"{self.units}/{len(self._work_by_unit)} units",
+            f"{now.samples} clips ({max(0, now.samples - before.samples) / span_s:.1f}/s, "
+            f"{max(0, now.frames - before.frames) / span_s:.0f} frames/s)",
+            f"{rejects} rejects{reasons and f' ({reasons})'}",
             byte_size(now.size_bytes),
-            self._waited(now, then),
-            self._left(now, then),
+            _idle_text(before, now),
+            self._time_left(before, now),
         ]
         return "  ".join(part for part in parts if part)
 
-    def _tick(self) -> None:
-        while not self._over.wait(1.0 if self._show else LINE_EVERY_S / 10):
-            self.look()
+    def _report_periodically(self) -> None:
+        while not self._finished.wait(TERMINAL_INTERVAL_S if self._show else LOG_INTERVAL_S / 10):
+            self.poll()
             now_s = time.monotonic()
             if self._show:
                 self._show(self.line())
-            elif now_s - self._said_s >= LINE_EVERY_S and self._encoders:
-                self._said_s = now_s
+            elif now_s - self._logged_s >= LOG_INTERVAL_S and self._encoders:
+                self._logged_s = now_s
                 self._say(self.line())
-            if now_s - self._advised_s >= ADVISE_EVERY_S and (advice := self._advice()):
+            if now_s - self._advised_s >= ADVICE_INTERVAL_S and (advice := self._advice()):
                 self._advised_s = now_s
                 self._say(advice)
 
-    def _hear(self, encoder: str, encoder_s: float, idle_s: dict[str, float]) -> None:
-        if not self._moments:
-            self._moments.append(Moment(at_s=time.monotonic() - encoder_s))
+    def _update_encoder(self, encoder: str, encoder_s: float, idle_s: dict[str, float]) -> None:
+        if not self._snapshots:  # rates begin when the first encoder is ready
+            self._snapshots.append(Snapshot(time_s=time.monotonic() - encoder_s))
         if encoder_s > self._encoders.get(encoder, (0.0, {}))[0]:
             self._encoders[encoder] = encoder_s, idle_s
 
-    def _waiting(self) -> tuple[float, dict[str, float]]:
+    def _idle_time(self) -> tuple[float, dict[str, float]]:
         idle_s: defaultdict[str, float] = defaultdict(float)
         for _, causes in self._encoders.values():
             for cause, seconds in causes.items():
                 idle_s[cause] += seconds
         return sum(total_s for total_s, _ in self._encoders.values()), dict(idle_s)
 
-    def _window(self) -> tuple[Moment, Moment]:
-        """The job now, and where it was at the beginning of what counts as recent."""
+    def _recent_snapshots(self) -> tuple[Snapshot, Snapshot]:
+        """Return the snapshots at the beginning and the end of the span that rates are computed over."""
         with self._lock:
             samples, frames, work = self.samples, self.frames, self._work
-            for pulse in self._pulses:
-                for name, unit in pulse["units"].items():
-                    if name not in self._just_reported and name in self._work_of:
+            for heartbeat in self._heartbeats:
+                for name, unit in heartbeat["units"].items():
+                    if name not in self._reported_units and name in self._work_by_unit:
                         samples, frames = samples + unit["samples"], frames + unit["frames"]
-                        work += self._begun_work(name, unit)
-            encoder_s, idle_s = self._waiting()
-            now = Moment(
-                at_s=time.monotonic(),
+                        work += self._work_in_flight(name, unit)
+            encoder_s, idle_s = self._idle_time()
+            now = Snapshot(
+                time_s=time.monotonic(),
                 work=work,
                 samples=samples,
                 frames=frames,
@@ -198,44 +206,35 @@ class Progress:
                 encoder_s=encoder_s,
                 idle_s=idle_s,
             )
-            if not self._moments:
+            if not self._snapshots:
                 return now, now
-            window_s = min(max(SHORTEST_WINDOW_S, (now.at_s - self._moments[0].at_s) / 2), LONGEST_WINDOW_S)
-            then = next((m for m in self._moments if now.at_s - m.at_s <= window_s), self._moments[-1])
-            if now.at_s - self._moments[-1].at_s >= MOMENT_EVERY_S:
-                self._moments.append(now)
-            return now, then
+            span_s = min(max(MIN_RATE_SPAN_S, (now.time_s - self._snapshots[0].time_s) / 2), MAX_RATE_SPAN_S)
+            before = next((s for s in self._snapshots if now.time_s - s.time_s <= span_s), self._snapshots[-1])
+            if now.time_s - self._snapshots[-1].time_s >= SNAPSHOT_INTERVAL_S:
+                self._snapshots.append(now)
+            return before, now
 
-    def _begun_work(self, name: str, unit: dict[str, Any]) -> float:
-        """Of a unit in flight: by its items, or for tars by its windows, as units that are done had windows."""
-        work = self._work_of[name]
+    def _work_in_flight(self, name: str, unit: dict[str, Any]) -> float:
+        """Return the work done on a unit in flight: by its items, or for tars by its windows compared with finished units."""
+        work = self._work_by_unit[name]
         if unit["share"] is not None:
             return work * float(unit["share"])
         return min(work, unit["windows"] * self._work / self.windows) if self.windows else 0.0
 
-    def _waited(self, now: Moment, then: Moment) -> str:
-        total_s, idle_s = _recent(now, then)
-        if total_s < 1:
-            return ""
-        causes = sorted(((seconds / total_s, cause) for cause, seconds in idle_s.items()), reverse=True)
-        shown = ", ".join(f"{cause} {share:.0%}" for share, cause in causes[:3] if share >= 0.01)
-        return f"encoders waited {sum(share for share, _ in causes):.0%}{shown and f' ({shown})'}"
-
-    def _left(self, now: Moment, then: Moment) -> str:
-        if self.units >= len(self._work_of):
+    def _time_left(self, before: Snapshot, now: Snapshot) -> str:
+        if self.units >= len(self._work_by_unit):
             return f"in {elapsed(self.elapsed_s)}"
-        rate = (now.work - then.work) / max(now.at_s - then.at_s, 1e-3)
-        if rate <= 0 or (self.units < UNITS_TO_JUDGE and now.work < SHARE_TO_JUDGE * self._total_work):
+        rate = (now.work - before.work) / max(now.time_s - before.time_s, 1e-3)
+        if rate <= 0 or (self.units < ETA_MIN_UNITS and now.work < ETA_MIN_SHARE * self._total_work):
             return "time left not known yet"
         return f"about {elapsed((self._total_work - now.work) / rate)} left"
 
     def _advice(self) -> str:
-        now, then = self._window()
-        return waiting_advice(*_recent(now, then))
+        return idle_advice(*_idle_between(*self._recent_snapshots()))
 
 
-def work_of_units(units: list[Unit]) -> dict[str, float]:
-    """How much work each unit is, where the average of its kind is 1: bytes and rows cannot be compared."""
+def work_by_unit(units: list[Unit]) -> dict[str, float]:
+    """Return the work of each unit by name, where the average of its source format is 1: bytes and rows do not compare."""
     costs: defaultdict[str, list[int]] = defaultdict(list)
     for unit in units:
         costs[unit.format].append(unit.cost)
@@ -244,10 +243,21 @@ def work_of_units(units: list[Unit]) -> dict[str, float]:
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
-    """Whether the share of rejects is above the limit; not judged before a few hundred windows."""
-    return windows >= REJECTS_JUDGED_AFTER and rejects / windows > max_rejects
+    """Whether the share of rejects exceeds ``max_rejects``; always False for the first few hundred windows."""
+    return windows >= MIN_WINDOWS_TO_STOP and rejects / windows > max_rejects
 
 
-def _recent(now: Moment, then: Moment) -> tuple[float, dict[str, float]]:
-    idle_s = {cause: max(0.0, seconds - then.idle_s.get(cause, 0.0)) for cause, seconds in now.idle_s.items()}
-    return now.encoder_s - then.encoder_s, idle_s
+def _idle_between(before: Snapshot, now: Snapshot) -> tuple[float, dict[str, float]]:
+    """Return the encoder time and the idle seconds by cause between two snapshots."""
+    idle_s = {cause: max(0.0, seconds - before.idle_s.get(cause, 0.0)) for cause, seconds in now.idle_s.items()}
+    return now.encoder_s - before.encoder_s, idle_s
+
+
+def _idle_text(before: Snapshot, now: Snapshot) -> str:
+    """Format the share of idle time with its three largest causes; empty before the first second of encoder time."""
+    encoder_s, idle_s = _idle_between(before, now)
+    if encoder_s < 1:
+        return ""
+    causes = sorted(((seconds / encoder_s, cause) for cause, seconds in idle_s.items()), reverse=True)
+    largest = ", ".join(f"{cause} {share:.0%}" for share, cause in causes[:3] if share >= 0.01)
+    return f"encoders waited {sum(share for share, _ in causes):.0%}{largest and f' ({largest})'}"

@@ -1,4 +1,4 @@
-"""What became of each unit, kept as a job goes."""
+"""The record of a job in its output: one JSON line per unit that it worked on."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from pipeline.encode.unit_report import UnitReport
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
-REPORTS_PER_PART, PART_EVERY_S = 500, 300.0
-"""Reports are written when there are so many, or the last were written so long ago."""
+REPORTS_PER_PART = 500
+"""Number of reports after which a part is written."""
+PART_INTERVAL_S = 300.0
+"""Age of the last part after which the next is written."""
 
 
 class RunLog:
-    """A job's reports as ``runs/<job>-<n>.jsonl``, written in parts as the job goes; what is written is not kept here."""
+    """Writes a job's unit reports to ``runs/<job>-<part>.jsonl`` while the job runs.
+
+    A killed driver loses only the reports of the last part. Reports that are written are no longer held in memory.
+    """
 
     def __init__(self, store: Store, job: str) -> None:
         self._store = store
         self._job = job
-        self._parts = 0
+        self._num_parts = 0
         self._lines: list[str] = []
         self._written_s = time.monotonic()
 
     def add(self, report: UnitReport) -> None:
-        """One more; writes a part when it is time."""
+        """Add a report, and write a part if one is due."""
         self._lines.append(json.dumps(dataclasses.asdict(report)) + "\n")
-        if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_EVERY_S:
+        if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_INTERVAL_S:
             self.write()
 
     def write(self) -> None:
-        """Write what has not been written."""
+        """Write the reports that no part has yet."""
         if self._lines:
-            self._store.put_new(f"runs/{self._job}-{self._parts:05d}.jsonl", "".join(self._lines).encode())
-            self._lines, self._parts = [], self._parts + 1
+            self._store.put_new(f"runs/{self._job}-{self._num_parts:05d}.jsonl", "".join(self._lines).encode())
+            self._lines, self._num_parts = [], self._num_parts + 1
             failpoint(Failpoint.RUN_RECORDED)
         self._written_s = time.monotonic()
 
 
-def job_of(path: str) -> str:
-    """Name of the job that a part's path names."""
+def job_name(path: str) -> str:
+    """Return the name of the job that wrote a part."""
     return path.removeprefix("runs/").removesuffix(".jsonl").partition("-")[0]

@@ -1,4 +1,4 @@
-"""What an output holds when a job ends, and why a job stopped."""
+"""Summary of a job: the contents of its output, and what to do next."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.index import Index
-from pipeline.output.schema import REJECT_COLUMNS, reject_names
-from pipeline.progress.advice import advice, waiting_advice
+from pipeline.output.rejects import COLUMNS as REJECT_COLUMNS
+from pipeline.output.rejects import reject_names
+from pipeline.progress.activities import idle_advice
+from pipeline.progress.advice import reject_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
@@ -21,12 +23,14 @@ from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
 from pipeline.storage.store import Store
 
-EXAMPLES = 8
+MAX_EXAMPLES = 8
+"""Number of rejects whose messages are listed."""
+MAX_EXAMPLE_CHARACTERS = 160
 
 
 @dataclass(kw_only=True, slots=True)
 class Summary:
-    """What an output holds after a job, or why the job stopped."""
+    """Contents of an output after a job, or the counts of a job that stopped because of rejects."""
 
     output: str
     recipe: str
@@ -43,22 +47,22 @@ class Summary:
     rejects: dict[str, int] = field(default_factory=dict)
     reject_examples: list[str] = field(default_factory=list)
     encoder_s: float = 0.0
-    """Of this run: seconds that its encoders were ready in, all together,"""
+    """Seconds since each encoder of this run was ready, summed over encoders."""
     idle_s: dict[str, float] = field(default_factory=dict)
-    """and what of it their devices were idle, by cause: see ``pipeline.encode.utilization``."""
+    """Seconds of ``encoder_s`` in which the device was idle, by cause: see ``pipeline.encode.utilization``."""
 
     @property
     def windows(self) -> int:
-        """Planned windows accounted for."""
+        """Number of planned windows with an outcome."""
         return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
 
     def save(self, store: Store) -> None:
-        """Write ``summary.json``, over that of an earlier job."""
+        """Write ``summary.json``; replaces that of an earlier job."""
         store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
         failpoint(Failpoint.SUMMARY_WRITTEN)
 
     def __str__(self) -> str:
-        """A table for people."""
+        """Format the summary as a table for people."""
         state = (
             "finished" if self.finished else "stopped: too many rejects; run again with a higher --max-rejects to go on"
         )
@@ -73,27 +77,27 @@ class Summary:
             for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
-        lines += [f"  {name}: {advice(name)}" for name in sorted(self.rejects)]
-        if waited := waiting_advice(self.encoder_s, self.idle_s):
-            lines.append(f"  {waited}")
+        lines += [f"  {name}: {reject_advice(name)}" for name in sorted(self.rejects)]
+        if advice := idle_advice(self.encoder_s, self.idle_s):
+            lines.append(f"  {advice}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
         return "\n".join(lines)
 
 
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
-    """The summary of a finished output, from its index."""
-    summary = _of_run(store, recipe, units, progress)
+    """Return the summary of a finished output, from its index."""
+    summary = _run_summary(store, recipe, units, progress)
     summary.finished, summary.exit_code, summary.samples = True, 0, index.num_samples
     buckets, skips, rejects = Counter[str](), Counter[str](), Counter[str]()
-    for table in _tables(store, index.samples, ["bucket", "num_frames"]):
+    for table in _read_tables(store, index.samples, ["bucket", "num_frames"]):
         summary.frames += pc.sum(table["num_frames"]).as_py()
         buckets.update(value_counts(table["bucket"]))
-    for table in _tables(store, index.skips, ["skip_reason"]):
+    for table in _read_tables(store, index.skips, ["skip_reason"]):
         skips.update(value_counts(table["skip_reason"]))
-    for table in _tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
+    for table in _read_tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
         rejects.update(value_counts(reject_names(table)))
-        some = table.slice(0, EXAMPLES - len(summary.reject_examples)).to_pylist()
-        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
+        some = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
+        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in some]
     summary.buckets, summary.skips, summary.rejects = dict(buckets), dict(skips), dict(rejects)
     summary.size_bytes = sum(store.list_files("shards").values())
     if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
@@ -101,17 +105,17 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
     return summary
 
 
-def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
-    """The summary of a job that found too many rejects; counts are this job's."""
-    summary = _of_run(store, recipe, units, progress)
+def summarize_stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
+    """Return the summary of a job that stopped because of too many rejects; it counts this job's units only."""
+    summary = _run_summary(store, recipe, units, progress)
     summary.samples, summary.frames, summary.size_bytes = progress.samples, progress.frames, progress.size_bytes
     summary.skips, summary.rejects = dict(progress.skips), dict(progress.rejects)
     return summary
 
 
-def _of_run(store: Store, recipe: str, units: int, progress: Progress) -> Summary:
-    """What is said of a run however it ended; until more is known, as stopped."""
-    encoder_s, idle_s = progress.waiting()
+def _run_summary(store: Store, recipe: str, units: int, progress: Progress) -> Summary:
+    """Return the fields that every summary of a run has; the rest stays as for a job that stopped."""
+    encoder_s, idle_s = progress.idle_time()
     return Summary(
         output=store.url,
         recipe=recipe,
@@ -125,5 +129,5 @@ def _of_run(store: Store, recipe: str, units: int, progress: Progress) -> Summar
     )
 
 
-def _tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
+def _read_tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
     return (read_parquet(store.get(part), names) for part in parts)

@@ -1,4 +1,4 @@
-"""Lines on a terminal, below which one line is rewritten."""
+"""Output on a terminal: lines that stay, above one line that is rewritten."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 class Terminal:
-    """Writes to a stream, from any thread; where that is not a terminal there is no line that is rewritten."""
+    """Writes lines to a stream, from any thread."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
-        self._shown = False
+        self._has_status_line = False
         self.rewrites = stream.isatty()
+        """Whether ``show`` may be used: only a terminal can rewrite a line."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Write a line that stays; it replaces the line of ``show``, if there is one."""
         with self._lock:
-            self._stream.write(f"{CLEAR_LINE if self._shown else ''}{line}\n")
+            self._stream.write(f"{CLEAR_LINE if self._has_status_line else ''}{line}\n")
             self._stream.flush()
-            self._shown = False
+            self._has_status_line = False
 
     def show(self, line: str) -> None:
-        """A line in the place of the last shown one, cut to the terminal's width."""
+        """Replace the line that was shown last; cut to the terminal's width."""
         width = shutil.get_terminal_size().columns
         with self._lock:
             self._stream.write(CLEAR_LINE + line[: width - 1])
             self._stream.flush()
-            self._shown = True
+            self._has_status_line = True

@@ -12,21 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.progress.run_log import job_of
+from pipeline.progress.run_log import job_name
 from pipeline.storage.store import Store
 
 SLOWEST = 5
 POINTS = 60
-ACTIVITIES = {
-    "encode": "in the VAE",
-    "decode": "waiting for decoded clips",
-    "device": "waiting for the other unit on the device",
-    "fetch": "fetching videos",
-    "pack": "packing pixels and latents",
-    "commit": "uploading and committing",
-}
-"""What people call the activities of a report."""
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -77,7 +67,7 @@ def read_history(store: Store) -> list[Job]:
     """Every job that left records, in the order in which they began. A killed one lacks those of its last minutes."""
     jobs: dict[str, Job] = {}
     for path in store.list_files("runs"):
-        name = job_of(path)
+        name = job_name(path)
         for report in _reports(store.get(path)):
             _add(jobs.setdefault(name, Job(name=name)), report)
     return sorted(jobs.values(), key=lambda job: (job.started_s or 0.0, job.name))

@@ -23,11 +23,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.progress.advice import SKIPS, advice
+from pipeline.progress.activities import activity_label
+from pipeline.progress.advice import reject_advice, skip_meaning
 from pipeline.progress.formatting import byte_size, duration, number, percent
 from pipeline.report import charts
 from pipeline.report.dataset_stats import DURATION_EDGES_S, Counts, DatasetStats, find
-from pipeline.report.history import ACTIVITIES, SLOWEST, Job, read_history
+from pipeline.report.history import SLOWEST, Job, read_history
 from pipeline.report.latent_stats import JUDGED_AFTER_CLIPS, LatentStatistics
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
@@ -107,7 +108,6 @@ def render(findings: DatasetStats, history: Sequence[Job], gallery: Sequence[Pic
         sources=_most(findings.sources, lambda source: source.num_items),
         skips=_most(findings.skips, lambda group: group.count),
         rejects=_most(findings.rejects, lambda group: group.count),
-        skip_meaning=SKIPS,
         durations=[
             (name, _durations(c))
             for name, c in (("Videos", findings.item_durations), ("Clips", findings.clip_durations))
@@ -136,7 +136,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter_ in (shown, number, byte_size, duration, percent, when, advice):
+    for filter_ in (shown, number, byte_size, duration, percent, when, reject_advice, skip_meaning):
         environment.filters[filter_.__name__] = filter_
     return environment.get_template("page.html")
 
@@ -243,5 +243,5 @@ def _activities(history: Sequence[Job]) -> list[tuple[str, float]]:
     for job in history:
         total.update(job.activities)
     rest = total.pop("rest", 0.0)
-    named = [(ACTIVITIES.get(name, name), seconds) for name, seconds in total.most_common()]
+    named = [(activity_label(name), seconds) for name, seconds in total.most_common()]
     return [*named, ("everything else", rest)] if named else []

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.progress.formatting import byte_size, duration, elapsed
         (4e6, "1,111 h"),
     ],
 )
-def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
+def test_durations_have_the_most_readable_unit(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
 
 
@@ -32,5 +32,5 @@ def test_sizes_have_three_digits(num_bytes: float, expected: str) -> None:
     assert byte_size(num_bytes) == expected
 
 
-def test_what_takes_days_is_said_in_days() -> None:
+def test_elapsed_time_of_two_days_or_more_is_in_days() -> None:
     assert [elapsed(s) for s in (3, 600, 9000, 400_000)] == ["3 s", "10 min", "2.5 h", "4.6 days"]

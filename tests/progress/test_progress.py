@@ -1,4 +1,4 @@
-"""What people see while a job runs, and what an encoder's idle time is put down to."""
+"""The progress line of a running job, its run log, and the causes of idle time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import pytest
 from pipeline.encode.device_queue import DeviceQueue
 from pipeline.encode.unit_report import UnitReport
 from pipeline.encode.utilization import NO_UNIT, Activity, Utilization
-from pipeline.progress import advice, progress
-from pipeline.progress import run_log as records
-from pipeline.progress.advice import WAITS, waiting_advice
-from pipeline.progress.progress import Progress, work_of_units
+from pipeline.progress import activities, progress, run_log
+from pipeline.progress.activities import ACTIVITY_TEXTS, activity_label, idle_advice
+from pipeline.progress.progress import Progress, work_by_unit
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
@@ -31,7 +30,7 @@ from tests.support.painted import PaintingDecoders, painted, write_video
 
 
 class Clock:
-    """A time that moves when it is told to."""
+    """A clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -40,7 +39,7 @@ class Clock:
         return self.now_s
 
 
-def test_idle_seconds_go_to_what_the_units_were_at_and_add_up() -> None:
+def test_idle_seconds_are_shared_by_the_units_activities_and_add_up() -> None:
     clock = Clock()
     occupancy = Utilization(clock)
     clock.now_s += 1  # no unit yet
@@ -63,7 +62,17 @@ def test_idle_seconds_go_to_what_the_units_were_at_and_add_up() -> None:
     assert a.seconds == {"commit": 2, "decode": 12, "encode": 16, "fetch": 32}
     assert b.seconds == {"commit": 8, "device": 16, "encode": 32}
     assert sum(a.seconds.values()) == 62 and stages_s["encode"] == 48
-    assert {*map(str, Activity), NO_UNIT} - {"encode"} == set(WAITS), "there is advice for every cause"
+
+
+def test_every_activity_has_a_label_and_every_cause_of_idle_time_has_advice() -> None:
+    assert {*map(str, Activity), NO_UNIT} == set(ACTIVITY_TEXTS)
+    for name, text in ACTIVITY_TEXTS.items():
+        assert text.label and bool(text.awaited) == bool(text.remedy) == (name != Activity.ENCODE)
+
+
+def test_an_activity_of_another_version_gets_its_name_as_label_and_no_traceback() -> None:
+    assert activity_label("teleport") == "teleport"
+    assert idle_advice(100, {"teleport": 50.0}) == "the encoders waited 50% of the time, mostly for teleport"
 
 
 def test_a_device_makes_one_call_at_a_time_and_those_of_the_oldest_unit_first() -> None:
@@ -101,8 +110,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def begin(units: list[Unit], run: Run, said: list[str]) -> Progress:
-    return Progress(run, units, RunLog(Store(run.output), "job"), said.append)
+def begin(units: list[Unit], run: Run, lines: list[str]) -> Progress:
+    return Progress(run, units, RunLog(Store(run.output), "job"), lines.append)
 
 
 def report(unit: Unit, encoder_s: float, **fields: Any) -> UnitReport:
@@ -111,69 +120,75 @@ def report(unit: Unit, encoder_s: float, **fields: Any) -> UnitReport:
 
 def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run: Run, clock: Clock) -> None:
     units = units_of(400, 100, 100, 100, 100, 100, 100)
-    jobs = begin(units, run, [])
-    assert "time left not known yet" in jobs.line() and jobs.line().startswith("0/7 units  0 clips (0.0/s")
-    clock.now_s += 40  # the encoder was ready after ten of them
-    jobs.add(
+    job_progress = begin(units, run, [])
+    assert "time left not known yet" in job_progress.line() and job_progress.line().startswith(
+        "0/7 units  0 clips (0.0/s"
+    )
+    clock.now_s += 40  # the encoder was ready after ten seconds
+    job_progress.add(
         report(units[0], 30.0, samples=60, frames=600, size_bytes=3_000_000, idle_s={"decode": 6.0, "commit": 3.0})
     )
-    assert "time left not known yet" not in jobs.line(), "40 % of the work is done"
-    line = jobs.line()
+    assert "time left not known yet" not in job_progress.line(), "40 % of the work is done"
+    line = job_progress.line()
     assert "1/7 units  60 clips (2.0/s, 20 frames/s)  0 rejects  3 MB" in line
     assert "encoders waited 30% (decode 20%, commit 10%)" in line and line.endswith("about 45 s left")
 
 
 def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(run: Run, clock: Clock) -> None:
     units = units_of(100, 100, format="manifest") + units_of(10, 30)
-    assert work_of_units(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
-    jobs = begin(units, run, [])
-    pulse = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
-    flying = {"samples": 5, "frames": 50, "windows": 5}
-    pulse["units"] = {"manifest1": flying | {"share": 0.5}, "tar1": flying | {"share": None}, "stranger": flying}
-    jobs.watch(lambda: [pulse])
+    assert work_by_unit(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
+    job_progress = begin(units, run, [])
+    heartbeat = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
+    in_flight = {"samples": 5, "frames": 50, "windows": 5}
+    heartbeat["units"] = {
+        "manifest1": in_flight | {"share": 0.5},
+        "tar1": in_flight | {"share": None},
+        "stranger": in_flight,
+    }
+    job_progress.watch(lambda: [heartbeat])
     clock.now_s += 20
-    jobs.look()
-    assert "10 clips" in jobs.line(), "two units in flight"
-    now, _ = jobs._window()
-    assert now.work == 0.5, "nobody knows yet how many windows a tar has"
-    jobs.add(report(units[0], 10.0, samples=10))
-    now, _ = jobs._window()
+    job_progress.poll()
+    assert "10 clips" in job_progress.line(), "two units in flight"
+    _, now = job_progress._recent_snapshots()
+    assert now.work == 0.5, "the number of windows of a tar is not known yet"
+    job_progress.add(report(units[0], 10.0, samples=10))
+    _, now = job_progress._recent_snapshots()
     assert now.work == 1 + 0.5 + 0.5, "ten windows are one unit of work"
-    jobs.add(report(units[1], 10.0, samples=10))
-    assert "25 clips" in jobs.line(), "what has been reported is no longer in flight"
+    job_progress.add(report(units[1], 10.0, samples=10))
+    assert "25 clips" in job_progress.line(), "a reported unit is no longer in flight"
 
 
 def test_a_log_gets_a_line_first_and_last_and_every_ten_seconds_and_a_terminal_one_a_second(
     run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAINTED", json.dumps(dict.fromkeys(range(12), "slow")))
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
-    said: list[str] = []
-    shown: list[str] = []
+    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 1.0)
+    log_lines: list[str] = []
+    shown_lines: list[str] = []
     for number in range(12):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
-    for show in (None, shown.append):
+    for show in (None, shown_lines.append):
         run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), output=str(tmp_path / f"out{show is None}"))
         with painted():
-            encode(recipe, run, tiny_card, said.append, show)
-    second = next(n for n, line in enumerate(said) if n and "planned" in line)
-    plain, terminal = said[:second], said[second:]
+            encode(recipe, run, tiny_card, log_lines.append, show)
+    second = next(n for n, line in enumerate(log_lines) if n and "planned" in line)
+    plain, terminal = log_lines[:second], log_lines[second:]
     assert any("1/3 units" in line for line in plain) and "3/3 units" in plain[-1] and 4 <= len(plain) <= 20
-    assert len(shown) >= 4 and all(re.match(r"\d/3 units  \d+ clips \(", line) for line in shown)
+    assert len(shown_lines) >= 4 and all(re.match(r"\d/3 units  \d+ clips \(", line) for line in shown_lines)
     assert [line[:9] for line in terminal[1:]] == ["3/3 units"], "only the last line stays"
 
 
 def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "REPORTS_PER_PART", 3)
+    monkeypatch.setattr(run_log, "REPORTS_PER_PART", 3)
     units = units_of(*[10] * 8)
     output = Path(run.output)
-    with begin(units, run, []) as jobs:
+    with begin(units, run, []) as job_progress:
         for n, unit in enumerate(units[:5]):
-            jobs.add(report(unit, n + 1.0, ended_s=1e9, activities={"encode": 1.0}))
+            job_progress.add(report(unit, n + 1.0, ended_s=1e9, activities={"encode": 1.0}))
         assert [path.name for path in (output / "runs").iterdir()] == ["job-00000.jsonl"], "what a killed driver leaves"
         clock.now_s += 301
-        jobs.add(report(units[5], 7.0))
-        jobs.add(report(units[6], 8.0))
+        job_progress.add(report(units[5], 7.0))
+        job_progress.add(report(units[6], 8.0))
     parts = sorted((output / "runs").iterdir())
     lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
     assert [path.name for path in parts] == [f"job-{n:05d}.jsonl" for n in range(3)]
@@ -182,7 +197,7 @@ def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monke
 
 
 class SlowDecoders(PaintingDecoders):
-    """Takes longer over each video than the VAE does."""
+    """Decoders that take longer for each video than the VAE does."""
 
     def clips(self, fd: int, plan: Any) -> Iterator[Any]:
         time.sleep(0.5)
@@ -193,13 +208,13 @@ class SlowDecoders(PaintingDecoders):
 def test_a_bottleneck_is_named_with_what_to_do(
     slow: str, word: str, run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(advice, "AFTER_S", 0.5)
-    monkeypatch.setattr(progress, "ADVISE_AFTER_S", 0.5)
+    monkeypatch.setattr(activities, "MIN_ENCODER_S", 0.5)
+    monkeypatch.setattr(progress, "FIRST_ADVICE_S", 0.5)
     for number in range(8):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), cpus=1)
     encoders = "pipeline.encode.encoder"
-    with painted(), pytest.MonkeyPatch.context() as patch:  # undone before what it lies on
+    with painted(), pytest.MonkeyPatch.context() as patch:  # undone before painted(), which it builds on
         if slow == "decode":
             patch.setattr(f"{encoders}.Decoders", SlowDecoders)
         elif slow == "commit":
@@ -210,26 +225,25 @@ def test_a_bottleneck_is_named_with_what_to_do(
 
             fetch = encode_module.fetch
             patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.5) or fetch(*a))  # type: ignore[func-returns-value]
-        said: list[str] = []
-        summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, said.append)
+        summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, say=lambda line: None)
     assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
     assert sum(summary.idle_s.values()) <= summary.encoder_s
     assert "mostly for" in str(summary) and word in str(summary)
-    activities: dict[str, float] = {}
+    activity_s: dict[str, float] = {}
     for path in (Path(run.output) / "runs").iterdir():
         for line in path.read_text().splitlines():
             values = json.loads(line)
             assert sum(values["activities"].values()) == pytest.approx(values["wall_s"])
             assert values["ended_s"] == pytest.approx(time.time(), abs=120)
             for name, seconds in values["activities"].items():
-                activities[name] = activities.get(name, 0.0) + seconds
-    assert max(activities, key=lambda name: activities[name]) == slow
+                activity_s[name] = activity_s.get(name, 0.0) + seconds
+    assert max(activity_s, key=lambda name: activity_s[name]) == slow
 
 
-def test_waiting_that_does_not_matter_gets_no_advice() -> None:
-    assert waiting_advice(1000, {"decode": 40.0, "commit": 20.0}) == ""
-    assert waiting_advice(20, {"decode": 15.0}) == "", "too early to tell"
-    assert waiting_advice(1000, {"decode": 300.0, "commit": 80.0}).startswith(
+def test_little_idle_time_gets_no_advice() -> None:
+    assert idle_advice(1000, {"decode": 40.0, "commit": 20.0}) == ""
+    assert idle_advice(20, {"decode": 15.0}) == "", "too early to tell"
+    assert idle_advice(1000, {"decode": 300.0, "commit": 80.0}).startswith(
         "the encoders waited 38% of the time, mostly for decoded clips: give each encoder more --cpus"
     )
 
