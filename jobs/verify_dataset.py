@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
-    from pipeline.report.round_trip import compare
+    from pipeline.report.round_trip import compare_samples
 
     run = Run(
         output=arguments.output,
@@ -75,7 +75,7 @@ def _compare(arguments: argparse.Namespace, verdict: Verdict) -> None:
         gpus=arguments.gpus,
         cpus=arguments.cpus,
     )
-    for sample in compare(run, arguments.sample, arguments.seed):
+    for sample in compare_samples(run, arguments.sample, arguments.seed):
         verdict.compared.append(sample)
         print(
             f"{sample.id}  max difference {sample.max_abs:.2g}  cosine {sample.cosine:.6f}  "

@@ -15,7 +15,7 @@ ADVICE: dict[str, str] = {
     "not_found": f"restore the file, or correct its path in the manifest, {_RETRY}",
     "not_readable": f"give this user permission to read it, {_RETRY}",
     "http_error": f"check that the server responds and that signed URLs have not expired, {_RETRY}",
-    "fetch/timeout": f"the server is too slow: copy the file to faster storage, or wait until the server is less busy, {_RETRY}",
+    "fetch/timeout": f"the server is too slow: copy the file to faster storage, or wait until it is less busy, {_RETRY}",
     "timeout": f"the file, its storage or the machine is slow: raise --decode-timeout-s, {_RETRY}",
     "forbidden_url": "use a public URL, an object store or a path next to the manifest; "
     "--allow-host, in a new output, permits a private host",

@@ -215,7 +215,7 @@ class Progress:
             return before, now
 
     def _work_in_flight(self, name: str, unit: dict[str, Any]) -> float:
-        """Return the work done on a unit in flight: by its items, or for tars by its windows compared with finished units."""
+        """Return the work done on a unit in flight: by its items, or for a tar by its windows, as in finished units."""
         work = self._work_by_unit[name]
         if unit["share"] is not None:
             return work * float(unit["share"])

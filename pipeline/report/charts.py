@@ -1,6 +1,6 @@
-"""Small charts as inline SVG. Colours come from the page's style sheet, so that they follow its light and dark themes.
+"""Small charts as inline SVG, colored by the page's style sheet, which has a light and a dark theme.
 
-Every chart is drawn 400 units wide and scales with the column it stands in. Texts are escaped.
+Every chart is 400 units wide and scales with its column. All texts are escaped.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 38, 8, 16, 26
-COLOURS = 6
-"""Series that the style sheet has colours for: classes c0 to c5."""
+NUM_COLORS = 6
+"""Number of series colors in the style sheet: classes c0 to c5."""
 
 
 def histogram(counts: Sequence[int], edges: Sequence[str], title: str) -> Markup:
-    """Bars between labelled edges, of which there is one more than bars, with their counts above them."""
+    """Draw one bar per count, with the count above it. ``edges`` labels the bounds of the bars: one more than counts."""
     top = max(counts, default=0) or 1
     margin = 20  # half a label
     step = (WIDTH - 2 * margin) / max(1, len(counts))
@@ -35,12 +35,12 @@ def histogram(counts: Sequence[int], edges: Sequence[str], title: str) -> Markup
 
 
 def steps(edges: Sequence[float], values: Sequence[float], ticks: Sequence[tuple[float, str]], title: str) -> Markup:
-    """An area of one value between each two edges, over labelled ticks of the horizontal axis."""
+    """Draw a step function as a filled area: one value between each two edges. ``ticks`` are (x, label)."""
     top, levels = _levels(max(values, default=0.0))
     span = edges[-1] - edges[0] or 1.0
 
-    def x(at: float) -> float:
-        return LEFT + (at - edges[0]) / span * (WIDTH - LEFT - RIGHT)
+    def x(position: float) -> float:
+        return LEFT + (position - edges[0]) / span * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM)
@@ -55,16 +55,16 @@ def steps(edges: Sequence[float], values: Sequence[float], ticks: Sequence[tuple
             " ".join(outline), " ".join(outline[1:-1])
         )
     )
-    for at, label in ticks:
-        anchor = "start" if at == edges[0] else "middle" if x(at) < WIDTH - 30 else "end"
-        parts.append(_text(x(at), HEIGHT - BOTTOM + 15, label, anchor))
+    for tick, label in ticks:
+        anchor = "start" if tick == edges[0] else "middle" if x(tick) < WIDTH - 30 else "end"
+        parts.append(_text(x(tick), HEIGHT - BOTTOM + 15, label, anchor))
     return _chart(parts, title)
 
 
 def whiskers(mean: Sequence[float], std: Sequence[float], title: str) -> Markup:
-    """One upright line per channel from mean - std to mean + std, beside the band from -1 to 1 where they should be."""
-    reach = max(1.0, *(abs(m) + s for m, s in zip(mean, std, strict=True)))
-    top, levels = _levels(reach, at_most=3)
+    """Draw a vertical bar from mean - std to mean + std per channel, over the band from -1 to 1 where it should be."""
+    extent = max(1.0, *(abs(m) + s for m, s in zip(mean, std, strict=True)))
+    top, levels = _levels(extent, max_levels=3)
 
     def y(value: float) -> float:
         return (HEIGHT - BOTTOM + TOP) / 2 - value / top * (HEIGHT - TOP - BOTTOM) / 2
@@ -88,19 +88,19 @@ def whiskers(mean: Sequence[float], std: Sequence[float], title: str) -> Markup:
 
 
 def stack(shares: Sequence[float], title: str) -> Markup:
-    """One bar of coloured parts, as wide as its column and as high as the style sheet says."""
+    """Draw one bar of colored parts; the style sheet sets its height."""
     total = sum(shares) or 1.0
     parts, x = [], 0.0
     for i, share in enumerate(shares):
         width = share / total * WIDTH
-        parts.append(_rect(x, 0, max(0.0, width - 1), 10, f"c{i % COLOURS}"))
+        parts.append(_rect(x, 0, max(0.0, width - 1), 10, f"c{i % NUM_COLORS}"))
         x += width
     return _stretched("stack", Markup('role="img" aria-label="{}"').format(title), parts)
 
 
-def bar(share: float, colour: int = 0) -> Markup:
-    """A bar for a table's cell; the cell beside it says the number."""
-    filled = _rect(0, 0, max(2.0, share * WIDTH), 10, f"c{colour}")
+def bar(share: float, color: int = 0) -> Markup:
+    """Draw a bar for a table cell; hidden from screen readers, since the cell beside it has the number."""
+    filled = _rect(0, 0, max(2.0, share * WIDTH), 10, f"c{color}")
     return _stretched("bar", Markup('aria-hidden="true"'), [_rect(0, 0, WIDTH, 10, "track"), filled])
 
 
@@ -133,16 +133,16 @@ def _text(x: float, y: float, text: str, anchor: str, name: str = "label") -> Ma
 
 
 def _grid(levels: Sequence[float], y: Callable[[float], float]) -> list[Markup]:
-    """A labelled line across the chart at each level."""
+    """Draw a labeled line across the chart at each level."""
     lines = [_line(LEFT, y(level), WIDTH - RIGHT, y(level), "grid") for level in levels]
     return lines + [_text(LEFT - 5, y(level) + 4, f"{level:g}", "end") for level in levels]
 
 
-def _levels(most: float, at_most: int = 5) -> tuple[float, list[float]]:
-    """A round number from ``most`` up, and at most so many round numbers up to it to draw lines at, beside 0."""
-    if most <= 0:
+def _levels(maximum: float, max_levels: int = 5) -> tuple[float, list[float]]:
+    """Return a round number of at least ``maximum``, and 0 plus up to ``max_levels`` round numbers to draw lines at."""
+    if maximum <= 0:
         return 1.0, [0.0, 1.0]
-    step = 10 ** math.floor(math.log10(most))
-    step = next(s for s in (step / 5, step / 2, step, step * 2, step * 5) if most / s <= at_most)
-    count = math.ceil(most / step - 1e-9)
+    step = 10 ** math.floor(math.log10(maximum))
+    step = next(s for s in (step / 5, step / 2, step, step * 2, step * 5) if maximum / s <= max_levels)
+    count = math.ceil(maximum / step - 1e-9)
     return count * step, [round(i * step, 12) for i in range(count + 1)]

@@ -1,6 +1,6 @@
-"""What an output holds, counted: from its index, or from the metadata of its units where there is none yet.
+"""Statistics of an output, from its index and from the metadata of units that the index does not cover yet.
 
-Tables are read one by one and only their sums are kept, so memory does not grow with the output.
+Tables are read one by one and only sums are kept, so memory use does not grow with the output.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from pipeline.sources.units import Unit
 from pipeline.storage.parquet import parquet_batches, value_counts
 from pipeline.storage.store import Store
 
-EXAMPLES = 5
-"""Of each kind of reject and skip."""
-ROWS_FOR_EXAMPLES = 100
-"""Of one table and kind that are looked at: many may be windows of one item."""
+MAX_EXAMPLES = 5
+"""Number of example items per reason of a reject or skip."""
+MAX_EXAMPLE_ROWS = 100
+"""Number of rows per table and reason to search for examples: many rows may be windows of one item."""
 DURATION_EDGES_S = (0, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, float("inf"))
-ROWS_AT_ONCE = 1 << 17
+BATCH_ROWS = 1 << 17
+"""Number of rows of an index part that are read at once."""
 COLUMNS = (
     *("id", "source", "key", "window", "shard", "skip_reason", "reject_stage", "reject_reason", "reject_message"),
     *("bucket", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
@@ -39,26 +40,27 @@ COLUMNS = (
     *("src_width", "src_height", "src_num_frames", "src_duration_s", "src_codec"),
 )
 
-Counts = npt.NDArray[np.int64]
+BinCounts = npt.NDArray[np.int64]
+"""Number of clips or items in each bin of ``DURATION_EDGES_S``."""
 
 
 @dataclass(kw_only=True, slots=True)
-class BucketCount:
-    """What a bucket holds."""
+class BucketStats:
+    """Contents of one bucket."""
 
     clips: int = 0
     frames: int = 0
     seconds: float = 0.0
     size_bytes: int = 0
     pixel_bytes: int = 0
-    """Of its frames as raw RGB."""
+    """Size of its frames as raw RGB."""
     latent_shape: tuple[int, ...] = ()
-    """C, t, h, w."""
+    """Shape (C, t, h, w); the smallest where shortened clips differ."""
 
 
 @dataclass(kw_only=True, slots=True)
-class SourceCount:
-    """What became of a source's windows."""
+class SourceStats:
+    """Outcomes of the windows of one source."""
 
     num_items: int = 0
     clips: int = 0
@@ -67,45 +69,67 @@ class SourceCount:
 
 
 @dataclass(kw_only=True, slots=True)
-class Group:
-    """Windows with one reason not to be samples."""
+class ReasonStats:
+    """Windows that were skipped or rejected for one reason."""
 
     count: int = 0
     examples: dict[str, str] = field(default_factory=dict)
-    """Keys of a few items, and what is said of them."""
+    """Message by key, for a few items."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DatasetStats:
-    """Everything that can be said of an output without reading a latent."""
+    """Everything that the report knows about an output; no latent is read for it."""
 
     url: str
     dataset: Dataset
-    units: int
-    committed: int
-    totals: OutputTotals
+    num_units: int
+    """Number of planned units."""
+    num_committed: int
+    totals: Totals
     latents: LatentStatistics | None = None
-    buckets: defaultdict[str, BucketCount] = field(default_factory=lambda: defaultdict(BucketCount))
-    sources: defaultdict[str, SourceCount] = field(default_factory=lambda: defaultdict(SourceCount))
-    skips: defaultdict[str, Group] = field(default_factory=lambda: defaultdict(Group))
-    rejects: defaultdict[str, Group] = field(default_factory=lambda: defaultdict(Group))
-    """By ``stage/reason``."""
+    buckets: defaultdict[str, BucketStats] = field(default_factory=lambda: defaultdict(BucketStats))
+    sources: defaultdict[str, SourceStats] = field(default_factory=lambda: defaultdict(SourceStats))
+    skips: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
+    rejects: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
+    """Rejects by ``stage/reason``."""
     codecs: Counter[str] = field(default_factory=Counter)
-    """Items by the codec of their video."""
+    """Number of items by the codec of their video."""
     encode_paths: Counter[str] = field(default_factory=Counter)
-    clip_durations: Counts = field(default_factory=lambda: np.zeros(len(DURATION_EDGES_S) - 1, dtype=np.int64))
-    item_durations: Counts = field(default_factory=lambda: np.zeros(len(DURATION_EDGES_S) - 1, dtype=np.int64))
+    """Number of samples by how their micro-batch was encoded, for example whole or in tiles."""
+    clip_durations: BinCounts = field(default_factory=lambda: np.zeros(len(DURATION_EDGES_S) - 1, dtype=np.int64))
+    item_durations: BinCounts = field(default_factory=lambda: np.zeros(len(DURATION_EDGES_S) - 1, dtype=np.int64))
 
     @property
     def finished(self) -> bool:
         """Whether every planned unit is committed."""
-        return self.committed == self.units
+        return self.num_committed == self.num_units
 
     @property
-    def total(self) -> BucketCount:
-        """All buckets together."""
+    def num_items(self) -> int:
+        """Number of items whose unit is committed."""
+        return sum(source.num_items for source in self.sources.values())
+
+    @property
+    def num_skips(self) -> int:
+        """Number of skipped windows."""
+        return sum(reason.count for reason in self.skips.values())
+
+    @property
+    def num_rejects(self) -> int:
+        """Number of rejected windows; an item that is rejected as a whole counts as one."""
+        return sum(reason.count for reason in self.rejects.values())
+
+    @property
+    def num_windows(self) -> int:
+        """Number of windows with an outcome."""
+        return self.total.clips + self.num_skips + self.num_rejects
+
+    @property
+    def total(self) -> BucketStats:
+        """Sums over all buckets."""
         counts = self.buckets.values()
-        return BucketCount(
+        return BucketStats(
             clips=sum(b.clips for b in counts),
             frames=sum(b.frames for b in counts),
             seconds=sum(b.seconds for b in counts),
@@ -114,66 +138,69 @@ class DatasetStats:
         )
 
 
-def find(store: Store) -> DatasetStats:
-    """Count an output. ConfigError if there is none."""
-    dataset, plan = require_dataset(store), read_plan(store)
+def collect_stats(store: Store) -> DatasetStats:
+    """Collect the statistics of an output. Raises ConfigError if there is none at this URL."""
+    dataset, plan = recorded_dataset(store), read_plan(store)
     names = committed_units(store)
     committed = [unit for unit in plan.units if unit.name in names]
     index = newest_index(store)
-    later = [unit for unit in reversed(committed) if index is None or unit.generation >= index.plan_generations]
-    totals = OutputTotals() if index is None else index.totals
-    findings = DatasetStats(
-        url=store.url, dataset=dataset, units=len(plan.units), committed=len(committed), totals=totals
+    newer = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
+    totals = Totals() if index is None else index.totals
+    stats = DatasetStats(
+        url=store.url, dataset=dataset, num_units=len(plan.units), num_committed=len(committed), totals=totals
     )
-    for table in _tables(store, later, index, totals):
-        _add(findings, table)
-    findings.latents = latent_statistics(totals)
-    return findings
+    for table in _read_tables(store, newer, index, totals):
+        _add_rows(stats, table)
+    stats.latents = latent_statistics(totals)
+    return stats
 
 
-def _tables(store: Store, later: list[Unit], index: Index | None, totals: OutputTotals) -> Iterator[pa.Table]:
-    """The rows of the index and of units that came later, without the rejects that a later unit has tried again.
+def _read_tables(store: Store, newer: list[Unit], index: Index | None, totals: Totals) -> Iterator[pa.Table]:
+    """Yield the rows of units that are newer than the index, newest unit first, then those of the index.
 
-    The facts of these units are added to ``totals``.
+    Rejects that a newer unit has tried again are left out. Adds the facts of the newer units' metadata to ``totals``.
     """
-    again = pa.array([], pa.string())
-    for unit, metadata in read_unit_metadata(store, later):
+    retried_ids = pa.array([], pa.string())
+    for unit, metadata in read_unit_metadata(store, newer):
         totals.add(unit_metadata_facts(metadata))
         table = metadata.select(list(COLUMNS))
-        yield _without(table, again)
+        yield _drop_ids(table, retried_ids)
         if unit.retries:
-            again = pa.concat_arrays([again, table["id"].combine_chunks()])
+            retried_ids = pa.concat_arrays([retried_ids, table["id"].combine_chunks()])
     for part in [] if index is None else [*index.samples, *index.skips, *index.rejects]:
-        for table in parquet_batches(store.get(part), list(COLUMNS), ROWS_AT_ONCE):
-            yield _without(table, again)
+        for table in parquet_batches(store.get(part), list(COLUMNS), BATCH_ROWS):
+            yield _drop_ids(table, retried_ids)
 
 
-def _without(table: pa.Table, ids: pa.Array) -> pa.Table:
+def _drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["id"], ids))) if len(ids) else table
 
 
-def _add(findings: DatasetStats, table: pa.Table) -> None:
+def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
+    """Add a table with one row per window; every item has exactly one row whose window is 0."""
     samples = table.filter(pc.field("shard").is_valid())
-    first = table.filter(pc.field("window") == 0)  # one row of each item
-    _add_buckets(findings.buckets, samples)
-    _add_sources(findings.sources, table, first)
-    _add_groups(findings.skips, table.filter(pc.field("skip_reason").is_valid()), "skip_reason", _video)
+    items = table.filter(pc.field("window") == 0)
+    _add_buckets(stats.buckets, samples)
+    _add_sources(stats.sources, table, items)
+    _add_reasons(stats.skips, table.filter(pc.field("skip_reason").is_valid()), "skip_reason", _describe_video)
     rejects = table.filter(pc.field("reject_reason").is_valid())
-    _add_groups(
-        findings.rejects,
+    _add_reasons(
+        stats.rejects,
         rejects.append_column("name", reject_names(rejects)),
         "name",
         lambda row: row["reject_message"],
     )
-    findings.codecs.update(value_counts(first["src_codec"]))
-    findings.encode_paths.update(value_counts(samples["encode_path"]))
-    findings.clip_durations += _histogram(_seconds(samples))
-    findings.item_durations += _histogram(first["src_duration_s"])
+    stats.codecs.update(value_counts(items["src_codec"]))
+    stats.encode_paths.update(value_counts(samples["encode_path"]))
+    stats.clip_durations += _count_lengths(_clip_lengths(samples))
+    stats.item_durations += _count_lengths(items["src_duration_s"])
 
 
-def _add_buckets(buckets: dict[str, BucketCount], samples: pa.Table) -> None:
+def _add_buckets(buckets: dict[str, BucketStats], samples: pa.Table) -> None:
     pixels = pc.multiply(pc.multiply(samples["height"].cast(pa.int64()), samples["width"]), samples["num_frames"])
-    samples = samples.append_column("pixel_bytes", pc.multiply(pixels, 3)).append_column("seconds", _seconds(samples))
+    samples = samples.append_column("pixel_bytes", pc.multiply(pixels, 3)).append_column(
+        "seconds", _clip_lengths(samples)
+    )
     sums = ("num_frames", "nbytes", "pixel_bytes", "seconds")
     shape = ("latent_c", "latent_t", "latent_h", "latent_w")
     columns = [("id", "count"), *((name, "sum") for name in sums), *((name, "min") for name in shape)]
@@ -187,36 +214,40 @@ def _add_buckets(buckets: dict[str, BucketCount], samples: pa.Table) -> None:
         bucket.latent_shape = tuple(row[f"{name}_min"] for name in shape)
 
 
-def _add_sources(sources: dict[str, SourceCount], table: pa.Table, first: pa.Table) -> None:
+def _add_sources(sources: dict[str, SourceStats], table: pa.Table, items: pa.Table) -> None:
     columns = [(name, "count") for name in ("shard", "skip_reason", "reject_reason")]
     for row in table.group_by("source").aggregate(columns).to_pylist():
         source = sources[row["source"]]
         source.clips += row["shard_count"]
         source.skips += row["skip_reason_count"]
         source.rejects += row["reject_reason_count"]
-    for name, count in value_counts(first["source"]).items():
+    for name, count in value_counts(items["source"]).items():
         sources[name].num_items += count
 
 
-def _add_groups(groups: dict[str, Group], rows: pa.Table, by: str, message: Callable[[dict[str, Any]], str]) -> None:
+def _add_reasons(
+    reasons: dict[str, ReasonStats], rows: pa.Table, by: str, message: Callable[[dict[str, Any]], str]
+) -> None:
+    """Count ``rows`` by the column ``by``, and keep the messages of a few items of each value."""
     for name, count in value_counts(rows[by]).items():
-        group = groups[name]
-        group.count += count
-        if len(group.examples) < EXAMPLES:
-            for row in rows.filter(pc.field(by) == name).slice(0, ROWS_FOR_EXAMPLES).to_pylist():
-                group.examples.setdefault(row["key"], message(row))
-            group.examples = dict(itertools.islice(group.examples.items(), EXAMPLES))
+        reason = reasons[name]
+        reason.count += count
+        if len(reason.examples) < MAX_EXAMPLES:
+            for row in rows.filter(pc.field(by) == name).slice(0, MAX_EXAMPLE_ROWS).to_pylist():
+                reason.examples.setdefault(row["key"], message(row))
+            reason.examples = dict(itertools.islice(reason.examples.items(), MAX_EXAMPLES))
 
 
-def _video(row: dict[str, Any]) -> str:
+def _describe_video(row: dict[str, Any]) -> str:
     return f"{row['src_width']}x{row['src_height']} pixels, {row['src_num_frames']} frames"
 
 
-def _seconds(samples: pa.Table) -> pa.ChunkedArray:
-    """Lengths of clips; null for images."""
+def _clip_lengths(samples: pa.Table) -> pa.ChunkedArray:
+    """Return the lengths of clips in seconds; null for images."""
     lengths = pc.subtract(samples["end_s"], samples["start_s"])
     return pc.if_else(samples["fps"].is_valid(), lengths, pa.scalar(None, pa.float64()))
 
 
-def _histogram(seconds: pa.ChunkedArray) -> Counts:
+def _count_lengths(seconds: pa.ChunkedArray) -> BinCounts:
+    """Count lengths in the bins of ``DURATION_EDGES_S``; nulls are left out."""
     return np.histogram(seconds.drop_null().to_numpy(), DURATION_EDGES_S)[0]

@@ -1,14 +1,9 @@
-"""Pictures for the report: a few samples of every bucket, frames of the source above the same frames decoded back.
-
-They are kept in the output, so that reports that are made without the VAE show them too.
-"""
+"""Pictures of samples: frames of the source above the same frames decoded from the latent."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
-import json
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,30 +16,31 @@ from PIL import Image, ImageDraw
 from pipeline.errors import ConfigError, LatentmillError, Rejected
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Run
-from pipeline.report.page import GALLERY, Picture
-from pipeline.report.round_trip import SourceFrames, decode_back, psnr_db, source_frames
+from pipeline.report.pictures import Picture, write_pictures
+from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, source_frames
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Frames
 from stvae import load_vae
 from stvae.vae import VAE
 
-FRAMES_SHOWN = 6
-
-LABEL_PIXELS = 22
-
-GAP_PIXELS = 4
-
-
-MOST_BUCKETS = 12
-MOST_WIDTH = 1440
-QUALITY = 80
+NUM_FRAMES = 6
+"""Number of frames of a clip in its picture."""
+LABEL_PIXELS, GAP_PIXELS = 22, 4
+"""Height of a label, and the gap below a strip, in the picture of ``preview``."""
+MAX_BUCKETS = 12
+"""Number of buckets in the gallery, those with the most samples."""
+MAX_WIDTH = 1440
+WEBP_QUALITY = 80
+DRAWS_PER_PICTURE = 8
+"""Number of samples to draw for each picture, so that pictures of different videos can be chosen from them."""
 
 
 def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
-    """Decode random samples of the fullest buckets back and keep their pictures in the output.
+    """Decode ``per_bucket`` random samples of the largest buckets and write their pictures to the output.
 
-    ConfigError if ``run.VAE`` is not the output's VAE. A sample whose source cannot be opened any more says why.
+    A sample whose source can no longer be read gets its error in place of a picture. Raises ConfigError if ``run.vae`` is
+    not the output's VAE.
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.gpus else "cpu"
@@ -54,40 +50,40 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     pictures = []
-    with SourceFrames(run, data) as sources:
-        for row in _chosen(data, per_bucket):
-            pictures.append(_picture(sources, vae, data, row))
-            say(f"{pictures[-1].bucket}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded back'}")
-    data.store.put(GALLERY, json.dumps([dataclasses.asdict(picture) for picture in pictures]).encode())
+    with SourceFrameReader(run, data) as reader:
+        for row in _choose_rows(data, per_bucket):
+            pictures.append(_make_picture(reader, vae, data, row))
+            say(f"{pictures[-1].bucket}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded'}")
+    write_pictures(data.store, pictures)
 
 
-def _chosen(data: LatentDataset, per_bucket: int) -> list[int]:
-    """Rows at random, always the same; as far as possible of different videos."""
+def _choose_rows(data: LatentDataset, per_bucket: int) -> list[int]:
+    """Draw rows of each bucket at random with a fixed seed; of different videos where possible."""
     column = data.columns["bucket"]
     counts = value_counts(column)
     rows: list[int] = []
-    for bucket in sorted(counts, key=lambda name: (-counts[name], name))[:MOST_BUCKETS]:
-        found = np.flatnonzero(pc.equal(column, bucket).to_numpy())
-        drawn = random.Random(0).sample(found.tolist(), min(len(found), 8 * per_bucket))
+    for bucket in sorted(counts, key=lambda name: (-counts[name], name))[:MAX_BUCKETS]:
+        of_bucket = np.flatnonzero(pc.equal(column, bucket).to_numpy()).tolist()
+        drawn = random.Random(0).sample(of_bucket, min(len(of_bucket), DRAWS_PER_PICTURE * per_bucket))
         videos = data.columns.select(["source", "ordinal"]).take(drawn).to_pylist()
-        first = {tuple(video.values()): row for row, video in zip(reversed(drawn), reversed(videos), strict=True)}
-        different = list(first.values())
+        by_video = {tuple(video.values()): row for row, video in zip(reversed(drawn), reversed(videos), strict=True)}
+        different = list(by_video.values())
         rows += (different + [row for row in drawn if row not in different])[:per_bucket]
     return rows
 
 
-def _picture(sources: SourceFrames, vae: VAE, data: LatentDataset, row: int) -> Picture:
+def _make_picture(reader: SourceFrameReader, vae: VAE, data: LatentDataset, row: int) -> Picture:
     columns = ["id", "bucket", "key", "source", "caption", "start_s", "end_s", "num_frames"]
     facts: dict[str, Any] = data.columns.select(columns).slice(row, 1).to_pylist()[0]
     try:
-        frames = sources.frames(row)
+        frames = reader.read(row)
     except (LatentmillError, Rejected) as error:
         return Picture(**facts, error=str(error))
     decoded = decode_back(vae, data, row)
     picture = Image.fromarray(side_by_side(frames, decoded))
-    picture.thumbnail((MOST_WIDTH, MOST_WIDTH))
+    picture.thumbnail((MAX_WIDTH, MAX_WIDTH))
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=QUALITY)
+    picture.save(buffer, format="WEBP", quality=WEBP_QUALITY)
     return Picture(
         **facts,
         psnr_db=psnr_db(frames, decoded),
@@ -98,9 +94,9 @@ def _picture(sources: SourceFrames, vae: VAE, data: LatentDataset, row: int) -> 
 
 
 def preview(run: Run, rows: Sequence[int], path: str) -> str:
-    """Decode samples (by their row in the index) back and write one picture of them; its URL.
+    """Decode samples, given by their rows in the index, and write one picture of all of them as PNG.
 
-    ``path`` is relative to the output.
+    ``path`` is relative to the output. Returns the picture's URL.
     """
     data = LatentDataset(run.output)
     vae = load_vae(run.vae, half="decoder")
@@ -117,9 +113,9 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
 
 
 def side_by_side(source: Frames, decoded: Frames) -> Frames:
-    """A few frames of a clip in a row above the same frames decoded: uint8 [2H, n W, 3]."""
-    picked = np.linspace(0, len(source) - 1, min(FRAMES_SHOWN, len(source))).round().astype(int)
-    rows = [np.concatenate(list(frames[picked]), axis=1) for frames in (source, decoded)]
+    """Put n frames of a clip in a row above the same frames decoded: uint8 [2 * H, n * W, 3]."""
+    frame_numbers = np.linspace(0, len(source) - 1, min(NUM_FRAMES, len(source))).round().astype(int)
+    rows = [np.concatenate(list(frames[frame_numbers]), axis=1) for frames in (source, decoded)]
     return np.concatenate(rows, axis=0)
 
 

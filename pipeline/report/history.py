@@ -1,4 +1,4 @@
-"""How an output came about: the reports of its units in ``runs/*.jsonl``, job by job."""
+"""History of an output: the unit reports in ``runs/*.jsonl``, summed per job."""
 
 from __future__ import annotations
 
@@ -15,83 +15,90 @@ import numpy.typing as npt
 from pipeline.progress.run_log import job_name
 from pipeline.storage.store import Store
 
-SLOWEST = 5
-POINTS = 60
+MAX_SLOWEST = 5
+"""Number of slowest units to keep."""
+NUM_SPANS = 60
+"""Number of spans that a job's throughput is computed for."""
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    """What one job did. Times are Unix times; ``timed`` units say when they ended, ``staged`` ones where their time went."""
+    """What one job did. Times are Unix times. Reports of older versions lack end times and activities."""
 
     name: str
     units: int = 0
     samples: int = 0
-    staged: int = 0
+    units_with_activities: int = 0
     activities: Counter[str] = field(default_factory=Counter)
-    """Seconds of the staged units, by stage, with what is left as ``rest``."""
+    """Seconds of those units by activity; the remainder of their time is ``rest``."""
     slowest: list[tuple[float, str, int]] = field(default_factory=list)
-    """Seconds, unit and samples of the units that took longest."""
+    """Heap of (seconds, unit, samples) of the units that took longest."""
     timed: list[tuple[float, float, int]] = field(default_factory=list)
-    """Begin, end and samples of units."""
+    """(begin, end, samples) of every unit whose report has an end time."""
 
     @property
     def started_s(self) -> float | None:
-        """When its first unit began, if it says."""
-        return min((begun for begun, _, _ in self.timed), default=None)
+        """Time at which its first unit began; None if no report says so."""
+        return min((began for began, _, _ in self.timed), default=None)
 
     @property
     def elapsed_s(self) -> float | None:
-        """From the begin of its first unit to the end of its last, if it says."""
+        """Seconds from the begin of its first unit to the end of its last; None if no report says so."""
         return max(ended for _, ended, _ in self.timed) - min(b for b, _, _ in self.timed) if self.timed else None
 
     @property
     def clips_per_s(self) -> float | None:
-        """Over all of its time, if that is known of all its units."""
+        """Clips per second over the whole job; None unless every unit has an end time."""
         return self.samples / self.elapsed_s if self.elapsed_s and len(self.timed) == self.units else None
 
     def throughput(self) -> tuple[Floats, Floats]:
-        """Edges of ``POINTS`` spans, in seconds since the begin, and samples per second in each.
+        """Return the edges of ``NUM_SPANS`` equal spans, in seconds since the begin, and the samples per second in each.
 
-        A unit's samples count as made evenly from its begin to its end.
+        The samples of a unit are spread evenly over its time. Shapes: edges [NUM_SPANS + 1], rates [NUM_SPANS].
+        Invariant: rates times span lengths add up to all samples.
+        Example: 60 samples in 60 s beside 30 samples in the first 30 s give rates of 2.0, then 1.0.
         """
-        begun, ended, samples = np.array(self.timed, dtype=np.float64).T
-        begun, ended = begun - begun.min(), ended - begun.min()
-        edges = np.linspace(0.0, ended.max(), POINTS + 1)
-        lengths = np.maximum(ended - begun, 1e-3)
-        made = np.array([(np.clip((edge - begun) / lengths, 0, 1) * samples).sum() for edge in edges])
-        return edges, np.diff(made) / np.maximum(np.diff(edges), 1e-9)
+        began, ended, samples = np.array(self.timed, dtype=np.float64).T
+        began, ended = began - began.min(), ended - began.min()
+        edges = np.linspace(0.0, ended.max(), NUM_SPANS + 1)
+        lengths = np.maximum(ended - began, 1e-3)
+        done_at_edges = np.array([(np.clip((edge - began) / lengths, 0, 1) * samples).sum() for edge in edges])
+        return edges, np.diff(done_at_edges) / np.maximum(np.diff(edges), 1e-9)
 
 
 def read_history(store: Store) -> list[Job]:
-    """Every job that left records, in the order in which they began. A killed one lacks those of its last minutes."""
+    """Return every job that left records, in the order in which they began.
+
+    A job that was killed lacks the reports of its last minutes.
+    """
     jobs: dict[str, Job] = {}
     for path in store.list_files("runs"):
         name = job_name(path)
-        for report in _reports(store.get(path)):
-            _add(jobs.setdefault(name, Job(name=name)), report)
+        for report in _read_reports(store.get(path)):
+            _add_report(jobs.setdefault(name, Job(name=name)), report)
     return sorted(jobs.values(), key=lambda job: (job.started_s or 0.0, job.name))
 
 
-def _reports(content: bytes) -> Iterator[dict[str, Any]]:
+def _read_reports(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.splitlines():
         report = json.loads(line)
-        if report["outcome"] in ("committed", "lost"):  # the others cost nothing
+        if report["outcome"] in ("committed", "lost"):  # other outcomes took no time
             yield report
 
 
-def _add(job: Job, report: dict[str, Any]) -> None:
-    """One more unit. Reports of older versions do not say when it ended, nor where its time went."""
+def _add_report(job: Job, report: dict[str, Any]) -> None:
+    """Add a unit; reports of older versions lack ``ended_s`` and ``activities``."""
     wall_s, ended_s, activities = report["wall_s"], report.get("ended_s"), report.get("activities")
     samples = report["samples"] if report["outcome"] == "committed" else 0
     job.units += 1
     job.samples += samples
     heapq.heappush(job.slowest, (wall_s, report["unit"], samples))
-    if len(job.slowest) > SLOWEST:
+    if len(job.slowest) > MAX_SLOWEST:
         heapq.heappop(job.slowest)
     if ended_s:
         job.timed.append((ended_s - wall_s, ended_s, samples))
     if activities:
-        job.staged += 1
+        job.units_with_activities += 1
         job.activities.update(activities)
         job.activities["rest"] += max(wall_s - sum(activities.values()), 0.0)

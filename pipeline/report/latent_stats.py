@@ -1,4 +1,4 @@
-"""Mean and standard deviation of an output's latents per channel, from its totals."""
+"""Mean and standard deviation of an output's latents per channel, from the sums in its metadata."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from pipeline.output.index import OutputTotals
 from stvae.card import Card
 
-JUDGED_AFTER_CLIPS = 100
-MOST_MEAN, LEAST_STD, MOST_STD = 1.0, 0.5, 2.0
-"""Normalised latents of published models are within these on ordinary video; a wrong shift or scale is not."""
+MIN_CLIPS_TO_JUDGE = 100
+"""Number of clips below which statistics say too little about a VAE's shift and scale."""
+MAX_ABS_MEAN, MIN_STD, MAX_STD = 1.0, 0.5, 2.0
+"""Normalised latents of published models stay within these limits on ordinary video; with a wrong shift or scale they
+do not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentStatistics:
-    """Of the stored mean of the posterior, raw, over every sample. The posterior's own variance is not in it."""
+    """Statistics per channel of the stored posterior means, not normalised, over every sample.
+
+    The posterior's own variance is not included.
+    """
 
     clips: int
     values_per_channel: int
@@ -24,7 +29,10 @@ class LatentStatistics:
     std: tuple[float, ...]
 
     def normalised(self, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation after ``(raw - shift) * scale``; None where the VAE has those per latent frame."""
+        """Return mean and standard deviation after ``(raw - shift) * scale``.
+
+        None if the VAE's shift or scale differs from latent frame to latent frame.
+        """
         pairs = list(zip(card.shift, card.scale, strict=True))
         if any(isinstance(shift, tuple) or isinstance(scale, tuple) for shift, scale in pairs):
             return None
@@ -33,25 +41,30 @@ class LatentStatistics:
         return mean, std
 
     def odd_channels(self, card: Card) -> list[int]:
-        """Channels whose normalised latents are far from mean 0 and standard deviation 1; none where too few clips tell."""
+        """Return the channels whose normalised latents are far from mean 0 and standard deviation 1.
+
+        Empty for fewer than ``MIN_CLIPS_TO_JUDGE`` clips.
+        """
         normalised = self.normalised(card)
-        if normalised is None or self.clips < JUDGED_AFTER_CLIPS:
+        if normalised is None or self.clips < MIN_CLIPS_TO_JUDGE:
             return []
         pairs = enumerate(zip(*normalised, strict=True))
-        return [c for c, (mean, std) in pairs if abs(mean) > MOST_MEAN or not LEAST_STD <= std <= MOST_STD]
+        return [c for c, (mean, std) in pairs if abs(mean) > MAX_ABS_MEAN or not MIN_STD <= std <= MAX_STD]
 
     @property
     def shift_and_scale(self) -> str:
-        """JSON of the shift and scale that would give every channel mean 0 and standard deviation 1 on this set."""
+        """JSON of the shift and scale that would give every channel mean 0 and standard deviation 1 on this dataset."""
         scale = [1 / std if std else None for std in self.std]
-        return json.dumps({"shift": [_short(m) for m in self.mean], "scale": [s and _short(s) for s in scale]})
+        return json.dumps(
+            {"shift": [_six_digits(m) for m in self.mean], "scale": [s and _six_digits(s) for s in scale]}
+        )
 
 
-def latent_statistics(totals: OutputTotals) -> LatentStatistics | None:
-    """The statistics that sums over all latents tell; None where there is no sample.
+def latent_statistics(totals: Totals) -> LatentStatistics | None:
+    """Return the statistics that follow from sums over all latents; None if there is no sample.
 
-    The variance is the mean of squares minus the square of the mean: its error is about 1e-16 of the mean of squares for
-    each unit that was added.
+    The variance is the mean of squares minus the square of the mean. Each added unit contributes a relative error of
+    about 1e-16 of the mean of squares.
     """
     count = totals.latent_count
     if not count:
@@ -66,5 +79,5 @@ def latent_statistics(totals: OutputTotals) -> LatentStatistics | None:
     )
 
 
-def _short(value: float) -> float:
+def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")

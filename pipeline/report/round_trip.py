@@ -1,4 +1,4 @@
-"""Samples as people see them: frames of the source above the same frames decoded from the latent."""
+"""The round trip of samples: source frames read again, latents decoded back, clips encoded once more and compared."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ Array = npt.NDArray[np.float32]
 
 
 def source_frames(run: Run, data: LatentDataset, rows: Sequence[int]) -> Iterator[Frames]:
-    """The frames uint8 [T,H,W,3] that samples were encoded from, decoded again from their sources."""
-    with SourceFrames(run, data) as sources:
+    """Yield the frames uint8 [T,H,W,3] that each sample was encoded from, decoded again from its source."""
+    with SourceFrameReader(run, data) as reader:
         for row in rows:
-            yield sources.frames(row)
+            yield reader.read(row)
 
 
-class SourceFrames:
-    """What samples were encoded from: where it was, or where ``run.sources`` says that it is now."""
+class SourceFrameReader:
+    """Decodes the source frames of samples again; a context manager, which ends the decoder processes.
+
+    ``run.sources`` gives new locations of sources that have moved, as ``NAME=URL``.
+    """
 
     def __init__(self, run: Run, data: LatentDataset) -> None:
         plan = read_plan(data.store)
@@ -47,38 +50,40 @@ class SourceFrames:
         self._urls = {source.name: source.url for source in find_sources(run.sources)} if run.sources else {}
         self._decoders = Decoders(data.recipe, run)
 
-    def frames(self, row: int) -> Frames:
-        """The frames uint8 [T,H,W,3] of a sample. LatentmillError or Rejected if they can no longer be had."""
-        found = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
-        unit = self._units[unit_of(found["shard"])]
-        for item in items(
-            unit, self._urls.get(unit.source, unit.source), self._data.recipe, self._columns[unit.generation]
-        ):
-            if item.ordinal == found["ordinal"]:
-                return self._clip(item, found).frames_THWC
-        raise _changed(found)
+    def read(self, row: int) -> Frames:
+        """Return the frames uint8 [T,H,W,3] of the sample in this row of the index.
 
-    def _clip(self, item: Item, row: dict[str, Any]) -> Clip:
+        Raises LatentmillError or Rejected if the source is gone, changed or damaged.
+        """
+        sample = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
+        unit = self._units[unit_of(sample["shard"])]
+        url = self._urls.get(unit.source, unit.source)
+        for item in items(unit, url, self._data.recipe, self._columns[unit.generation]):
+            if item.ordinal == sample["ordinal"]:
+                return self._decode(item, sample).frames_THWC
+        raise _source_changed(sample)
+
+    def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
         plan = partial(select_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)
         with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
             for _, outcome in self._decoders.clips(file.fileno(), plan):
-                if isinstance(outcome, Clip) and outcome.window.index == row["window"]:
+                if isinstance(outcome, Clip) and outcome.window.index == sample["window"]:
                     return outcome
-        raise _changed(row)
+        raise _source_changed(sample)
 
-    def __enter__(self) -> SourceFrames:
+    def __enter__(self) -> SourceFrameReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._decoders.close()
 
 
-def _changed(row: dict[str, Any]) -> ConfigError:
-    return ConfigError(f"the source of this sample is no longer what it was: {row['uri']}")
+def _source_changed(sample: dict[str, Any]) -> ConfigError:
+    return ConfigError(f"the source of this sample has changed since it was encoded: {sample['uri']}")
 
 
 def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
-    """A sample's frames uint8 [T,H,W,3] as the VAE restores them from the stored mean."""
+    """Decode the stored mean of a sample: frames uint8 [T,H,W,3]."""
     latent = torch.from_numpy(data.read(np.array([row]))[0].astype(np.float32))
     pixels = vae.decode(latent[None], data.columns["num_frames"][row].as_py())
     frames: Frames = pixels[0].permute(1, 2, 3, 0).cpu().numpy()
@@ -86,16 +91,16 @@ def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
 
 
 def psnr_db(a: Frames, b: Frames) -> float:
-    """Peak signal-to-noise ratio of 8-bit frames in decibels."""
+    """Return the peak signal-to-noise ratio of 8-bit frames in decibels; infinity if they are equal."""
     error = np.square(a.astype(np.float64) - b).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
-    """Decode and encode ``count`` random samples again, with the micro-batch and the type that the recipe fixed.
+def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
+    """Encode ``count`` random samples again, with the recipe's micro-batch and dtype, and compare them with the output.
 
-    On the kind of device that made them they are equal but for the rounding of the stored type. ConfigError if
-    ``run.VAE`` is not the output's VAE, or a source is not what it was.
+    On the same kind of device the results differ only by the rounding of the stored dtype. Raises ConfigError if
+    ``run.vae`` is not the output's VAE, or if a source has changed.
     """
     data = LatentDataset(run.output)
     recipe = data.recipe
@@ -109,13 +114,14 @@ def compare(run: Run, count: int, seed: int) -> Iterator[Comparison]:
         bucket = Bucket.parse(data.columns["bucket"][row].as_py())
         pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
         pixels[0] = frames
-        again = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0, : vae.card.latent_channels]
+        moments = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0]
+        mean = moments[: vae.card.latent_channels].cpu().numpy()
         stored = data.read(np.array([row]))[0].astype(np.float32)
         yield Comparison(
             id=data.columns["id"][row].as_py(),
             key=data.columns["key"][row].as_py(),
-            max_abs=float(np.abs(again.cpu().numpy() - stored).max()),
-            cosine=_cosine(again.cpu().numpy(), stored),
+            max_abs=float(np.abs(mean - stored).max()),
+            cosine=_cosine(mean, stored),
             psnr_db=psnr_db(frames, decode_back(vae, data, row)),
         )
 

@@ -1,4 +1,4 @@
-"""A page as a browser shows it: Chromium without a window, asked through its own debugging protocol."""
+"""Opens a page in headless Chromium and reports what it does, through Chromium's debugging protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,50 +21,52 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 )
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian's package: chromium)")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian package: chromium)")
 
 
 @dataclass
-class Sight:
-    """What a browser made of a page."""
+class PageView:
+    """What a browser did with a page."""
 
     requests: list[str] = field(default_factory=list)
-    """URLs that it asked for beside the page itself."""
-    complaints: list[str] = field(default_factory=list)
-    """Messages of its console, errors of scripts, dialogs."""
-    answers: list[Any] = field(default_factory=list)
-    """Values of the expressions."""
+    """URLs that it requested, without the page itself."""
+    errors: list[str] = field(default_factory=list)
+    """Console messages, script errors and dialogs."""
+    values: list[Any] = field(default_factory=list)
+    """Results of the expressions."""
 
 
-def look(path: Path, *, width: int, expressions: list[str], screenshot: Path) -> Sight:
-    """Open a file in a window of ``width`` pixels (as on a phone below 600), evaluate JavaScript expressions in it, and
-    take a picture of what is seen then."""
-    return asyncio.run(asyncio.wait_for(_look(path, width, expressions, screenshot), PATIENCE_S))
+def open_page(path: Path, *, width: int, expressions: list[str], screenshot: Path) -> PageView:
+    """Open a file in a window of ``width`` pixels, evaluate JavaScript expressions in it, and take a screenshot.
+
+    Windows below 600 pixels behave like those of a phone.
+    """
+    return asyncio.run(asyncio.wait_for(_open_page(path, width, expressions, screenshot), TIMEOUT_S))
 
 
-async def _look(path: Path, width: int, expressions: list[str], screenshot: Path) -> Sight:
-    sight = Sight()
+async def _open_page(path: Path, width: int, expressions: list[str], screenshot: Path) -> PageView:
+    view = PageView()
     loaded = asyncio.Event()
     url = path.resolve().as_uri()
 
-    def notice(event: dict[str, Any]) -> None:
+    def record(event: dict[str, Any]) -> None:
         name, values = event["method"], event["params"]
         if name == "Network.requestWillBeSent" and values["request"]["url"] != url:
-            sight.requests.append(values["request"]["url"])
+            view.requests.append(values["request"]["url"])
         elif name in (
             "Log.entryAdded",
             "Runtime.consoleAPICalled",
             "Runtime.exceptionThrown",
             "Page.javascriptDialogOpening",
         ):
-            sight.complaints.append(json.dumps(values)[:500])
+            view.errors.append(json.dumps(values)[:500])
         elif name == "Page.loadEventFired":
             loaded.set()
 
-    async with _page() as socket:
-        session = _Session(socket, notice)
+    async with _new_page() as socket:
+        session = _Session(socket, record)
         for domain in ("Network", "Log", "Runtime", "Page"):
             await session.call(f"{domain}.enable")
         await session.call(
@@ -74,17 +76,19 @@ async def _look(path: Path, width: int, expressions: list[str], screenshot: Path
         while not loaded.is_set():
             await session.read()
         for expression in expressions:
-            found = await session.call("Runtime.evaluate", expression=expression, returnByValue=True)
-            assert "exceptionDetails" not in found, found
-            sight.answers.append(found["result"].get("value"))
+            reply = await session.call("Runtime.evaluate", expression=expression, returnByValue=True)
+            assert "exceptionDetails" not in reply, reply
+            view.values.append(reply["result"].get("value"))
         picture = await session.call("Page.captureScreenshot", format="png")
         screenshot.write_bytes(base64.b64decode(picture["data"]))
-    return sight
+    return view
 
 
 class _Session:
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, notice: Any) -> None:
-        self._socket, self._notice, self._number = socket, notice, 0
+    """Calls of the debugging protocol; events that arrive in between go to ``on_event``."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self._socket, self._on_event, self._number = socket, on_event, 0
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
@@ -98,13 +102,13 @@ class _Session:
     async def read(self) -> dict[str, Any]:
         message: dict[str, Any] = await self._socket.receive_json()
         if "method" in message:
-            self._notice(message)
+            self._on_event(message)
         return message
 
 
 @contextlib.asynccontextmanager
-async def _page() -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    """The debugging socket of a new browser's empty page."""
+async def _new_page() -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """Start a browser, and yield the debugging socket of its empty page."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
@@ -112,7 +116,7 @@ async def _page() -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         try:
             port = Path(profile) / "DevToolsActivePort"
             while not (port.exists() and port.read_text().count("\n")):
-                assert process.poll() is None, "chromium ended at once"
+                assert process.poll() is None, "Chromium exited at once"
                 await asyncio.sleep(0.05)
             async with aiohttp.ClientSession() as client:
                 async with client.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json") as reply:

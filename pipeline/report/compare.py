@@ -1,3 +1,0 @@
-"""Samples encoded again from their sources, beside what an output holds."""
-
-from __future__ import annotations

@@ -1,0 +1,40 @@
+"""Notices at the top of the report: what to look at before trusting an output."""
+
+from __future__ import annotations
+
+from pipeline.progress.formatting import percent
+from pipeline.report.dataset_stats import DatasetStats
+
+MAX_REJECT_SHARE = 0.05
+"""Share of rejected windows above which the report has a notice."""
+
+
+def list_notices(stats: DatasetStats) -> list[str]:
+    """Return one sentence or two for every reason to look closer."""
+    notices = []
+    if not stats.finished:
+        notices.append(
+            f"Not finished: {stats.num_committed:,} of {stats.num_units:,} units are committed. Run the same encode "
+            "command again to continue. This page counts what is committed."
+        )
+    if stats.num_rejects > MAX_REJECT_SHARE * stats.num_windows:
+        notices.append(
+            f"{percent(stats.num_rejects / stats.num_windows)} of all windows were rejected. "
+            "The section on rejects below says what to do about each reason."
+        )
+    channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
+    if channels:
+        notices.append(
+            f"Normalised latents of channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))} are far from "
+            "mean 0 and standard deviation 1. Compare the VAE's shift and scale with those of this dataset."
+        )
+    if tiled := stats.encode_paths["tiled"]:
+        notices.append(
+            f"{tiled:,} clips did not fit in memory as a whole and were encoded in tiles, which blends seams."
+        )
+    if units := stats.totals.environments:
+        notices.append(
+            f"{units:,} units were encoded with other versions, threads or devices than those that began the output, so "
+            "the last bits of their latents may differ. The metadata of each unit names its environment."
+        )
+    return notices

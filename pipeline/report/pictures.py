@@ -1,0 +1,51 @@
+"""The gallery's pictures, kept in the output: a report that is made without the VAE shows them too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.storage.store import Store
+
+PATH = "previews/gallery.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One sample of the gallery: its picture, or the reason why there is none."""
+
+    id: str
+    bucket: str
+    key: str
+    source: str
+    caption: str | None
+    start_s: float
+    end_s: float
+    num_frames: int
+    psnr_db: float = 0.0
+    webp: str = ""
+    """The picture as WebP in base64."""
+    width: int = 0
+    height: int = 0
+    error: str = ""
+
+    @property
+    def psnr_text(self) -> str:
+        """PSNR for people; a picture without any difference has none."""
+        return "identical" if math.isinf(self.psnr_db) else f"{self.psnr_db:.1f} dB"
+
+
+def write_pictures(store: Store, pictures: Sequence[Picture]) -> None:
+    """Write the gallery's pictures; replaces earlier ones."""
+    store.put(PATH, json.dumps([dataclasses.asdict(picture) for picture in pictures]).encode())
+
+
+def read_pictures(store: Store) -> list[Picture]:
+    """Read the pictures that were written last; empty if there are none."""
+    try:
+        return [Picture(**values) for values in json.loads(store.get(PATH))]
+    except FileNotFoundError:
+        return []
