@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.progress.activities import idle_advice
-from pipeline.progress.formatting import byte_size, elapsed
+from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
 from pipeline.sources.units import Unit
@@ -154,7 +154,7 @@ class Progress:
             f"{self.units}/{len(self._work_by_unit)} units",
             f"{now.samples} clips ({max(0, now.samples - before.samples) / span_s:.1f}/s, "
             f"{max(0, now.frames - before.frames) / span_s:.0f} frames/s)",
-            f"{rejects} rejects{reasons and f' ({reasons})'}",
+            f"{number(rejects, 'reject')}{reasons and f' ({reasons})'}",
             byte_size(now.size_bytes),
             _idle_text(before, now),
             self._time_left(before, now),

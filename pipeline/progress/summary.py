@@ -15,8 +15,8 @@ from pipeline.output.index import Index
 from pipeline.output.rejects import COLUMNS as REJECT_COLUMNS
 from pipeline.output.rejects import reject_names
 from pipeline.progress.activities import idle_advice
-from pipeline.progress.advice import reject_advice
-from pipeline.progress.formatting import byte_size, elapsed
+from pipeline.progress.advice import reject_advice, skip_meaning
+from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
 from pipeline.storage.failpoints import Failpoint, failpoint
@@ -69,14 +69,15 @@ class Summary:
         lines = [
             f"{self.output}  {state}",
             f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
-            f"  windows  {self.windows} = {self.samples} samples + {sum(self.skips.values())} skips "
-            f"+ {sum(self.rejects.values())} rejects",
-            f"  latents  {self.frames} frames, {byte_size(self.size_bytes)} of shards",
+            f"  windows  {number(self.windows)} = {number(self.samples, 'sample')} + "
+            f"{number(sum(self.skips.values()), 'skip')} + {number(sum(self.rejects.values()), 'reject')}",
+            f"  latents  {number(self.frames, 'frame')}, {byte_size(self.size_bytes)} of shards",
         ]
         for title, counts in (("buckets", self.buckets), ("skips", self.skips), ("rejects", self.rejects)):
             for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
+        lines += [f"  {reason}: {skip_meaning(reason)}" for reason in sorted(self.skips)]
         lines += [f"  {name}: {reject_advice(name)}" for name in sorted(self.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {advice}")

@@ -57,11 +57,20 @@ class SourceFrameReader:
         """
         sample = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
         unit = self._units[unit_of(sample["shard"])]
-        url = self._urls.get(unit.source, unit.source)
-        for item in items(unit, url, self._data.recipe, self._columns[unit.generation]):
+        for item in items(unit, self._url(unit.source), self._data.recipe, self._columns[unit.generation]):
             if item.ordinal == sample["ordinal"]:
                 return self._decode(item, sample).frames_THWC
         raise _source_changed(sample)
+
+    def _url(self, source: str) -> str:
+        """Return where a source is: the location given in ``run.sources``, or its name, if that is a URL."""
+        if source in self._urls:
+            return self._urls[source]
+        if "://" not in source:
+            raise ConfigError(
+                f"the output does not record where source '{source}' is: give the same --source NAME=URL as for encoding"
+            )
+        return source
 
     def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
         plan = partial(select_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)

@@ -99,7 +99,9 @@ def test_a_summary_survives_reasons_and_activities_of_another_version() -> None:
         idle_s={"teleport": 50.0},
     )
     text = str(summary)
-    assert "decode/cursed: another version" in text and "boring" in text and "mostly for teleport" in text
+    assert (
+        "decode/cursed: another version" in text and "boring: another version" in text and "mostly for teleport" in text
+    )
 
 
 def test_every_reason_of_a_skip_is_explained() -> None:

@@ -55,3 +55,9 @@ def test_a_report_without_the_vae_keeps_the_gallery(output_with_gallery: Path) -
     before = page_of(output_with_gallery).count("data:image/webp")
     assert main([str(output_with_gallery)]) == 0
     assert before == (output_with_gallery / "report.html").read_text().count("data:image/webp") == 4
+
+
+def test_a_named_source_needs_its_location(output: Path) -> None:
+    assert main([str(output), "--vae", str(TINY), "--cpus", "2", "--samples", "1"]) == 0
+    errors = {picture.error for picture in read_pictures(Store(str(output))) if picture.source == "films"}
+    assert len(errors) == 1 and "where source 'films' is: give the same --source NAME=URL" in errors.pop()
