@@ -1,4 +1,4 @@
-"""Which micro-batch a VAE is fastest with on a device, by trying."""
+"""Measures the speed of a VAE on a device, and finds the micro-batch that is fastest."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from stvae import Card, load_vae
 from stvae.memory import is_out_of_memory, release_memory
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Sizes of micro-batches to try."""
 REPEATS = 3
-WORTHWHILE = 1.05
-"""A larger micro-batch must be this much faster to be proposed, or to go on trying."""
+MIN_SPEEDUP = 1.05
+"""A larger micro-batch must be this many times as fast to be proposed, and for larger ones to be tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One size of micro-batch, measured."""
+    """Measurement of one size of micro-batch."""
 
     clips_per_s: float
     peak_bytes: int | None
-    """Of GPU memory."""
+    """Peak use of GPU memory; None on a CPU."""
 
 
 def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> str:
-    """Try micro-batches of every bucket where the encoders would be; the ``--micro-batch`` to give.
+    """Try micro-batches for every bucket on the device of the encoders; returns the ``--micro-batch`` flag to use.
 
     Writes nothing. Raises ConfigError for buckets that the VAE cannot encode.
     """
@@ -39,13 +40,13 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
-        trials = _tried(run, bucket, dtype, recipe.compile, SIZES)
+        trials = _try_on_encoder_device(run, bucket, dtype, recipe.compile, SIZES)
         for size, trial in trials.items():
             memory = "" if trial.peak_bytes is None else f", peak {trial.peak_bytes / 2**30:.1f} GiB"
             say(f"{bucket}: {size:2d} clips at once  {trial.clips_per_s:8.2f} clips/s{memory}")
-        best.append(proposal(trials) if trials else 1)
+        best.append(choose_size(trials) if trials else 1)
         if not trials:
-            say(f"{bucket}: not even one clip fits the memory beside the VAE")
+            say(f"{bucket}: not even one clip fits in memory beside the VAE")
     flag = f"--micro-batch {','.join(map(str, best))}"
     say(f"propose: {flag}  ({dtype}, {card.class_name})")
     return flag
@@ -54,26 +55,30 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
 def measure_speed(
     recipe: Recipe, run: Run, buckets: Sequence[Bucket], say: Callable[[str], None]
 ) -> dict[Bucket, float | None]:
-    """Clips per second of the recipe's micro-batch in some of its buckets, where the encoders would be.
+    """Measure the clips per second of the recipe's micro-batches in some of its buckets, on the device of the encoders.
 
-    ``recipe``: ``compute_dtype`` must not be ``auto``. The time of every member counts. None for a bucket with a member
-    that does not fit the memory.
+    None for a micro-batch that does not fit in memory. The time of frames that are encoded alone (``conditioning``) is
+    included. ``recipe.compute_dtype`` must not be ``auto``.
     """
     speeds: dict[Bucket, float | None] = {}
     for bucket in buckets:
         size = recipe.clips_per_call[bucket]
-        shapes = Counter(member.bucket(bucket) for member in members_of(recipe))
-        trials = {
-            shape: _tried(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size) for shape in shapes
-        }
-        times_s = [shapes[shape] / trial.clips_per_s for shape, trial in trials.items() if trial]
-        speeds[bucket] = speed = 1 / sum(times_s) if len(times_s) == len(trials) else None
-        say(f"{bucket}: {size} at once  " + ("do not fit the memory" if speed is None else f"{speed:.2f} clips/s"))
+        single_frame = Bucket(1, bucket.height, bucket.width)
+        trials = [
+            _try_on_encoder_device(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
+            for shape in [bucket, *([single_frame] if recipe.conditioning_frames else [])]
+        ]
+        times_s = [1 / trial.clips_per_s for trial in trials if trial]
+        conditioning_s = sum(times_s[1:]) * len(recipe.conditioning_frames)
+        speeds[bucket] = speed = 1 / (times_s[0] + conditioning_s) if len(times_s) == len(trials) else None
+        say(f"{bucket}: {size} at once  " + ("do not fit in memory" if speed is None else f"{speed:.2f} clips/s"))
     return speeds
 
 
-def _tried(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int]) -> dict[int, Trial]:
-    """``try_sizes`` where the encoders would be."""
+def _try_on_encoder_device(
+    run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int]
+) -> dict[int, Trial]:
+    """Run ``try_sizes`` in this process, or on Ray if the encoders would be there with a GPU."""
     if run.local or not run.gpus:
         return try_sizes(run, bucket, dtype, compiled, sizes)
     ray = connect(run)
@@ -84,7 +89,10 @@ def _tried(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence
 
 
 def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int] = SIZES) -> dict[int, Trial]:
-    """Clips per second for growing micro-batches of random pixels, until memory ends or speed no longer grows."""
+    """Measure growing micro-batches of random pixels, until one does not fit in memory or is not faster.
+
+    Returns the measurements by size; empty if not even the first size fits.
+    """
     import torch
 
     if not run.gpus:
@@ -96,7 +104,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         try:
-            vae.encode(pixels)  # the first call plans, compiles and warms caches
+            vae.encode(pixels)  # the first call compiles and fills caches
             if run.gpus:
                 torch.cuda.reset_peak_memory_stats()
             times_s = []
@@ -110,14 +118,14 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
             release_memory()
             break
         peak_bytes = torch.cuda.max_memory_allocated() if run.gpus else None
-        before = max((trial.clips_per_s for trial in trials.values()), default=0.0)
+        fastest = max((trial.clips_per_s for trial in trials.values()), default=0.0)
         trials[size] = Trial(clips_per_s=size / statistics.median(times_s), peak_bytes=peak_bytes)
-        if trials[size].clips_per_s < before * WORTHWHILE:
+        if trials[size].clips_per_s < fastest * MIN_SPEEDUP:
             break
     return trials
 
 
-def proposal(trials: dict[int, Trial]) -> int:
-    """The smallest size about as fast as the fastest."""
+def choose_size(trials: dict[int, Trial]) -> int:
+    """Return the smallest size that is about as fast as the fastest."""
     fastest = max(trial.clips_per_s for trial in trials.values())
-    return min(size for size, trial in trials.items() if trial.clips_per_s * WORTHWHILE >= fastest)
+    return min(size for size, trial in trials.items() if trial.clips_per_s * MIN_SPEEDUP >= fastest)

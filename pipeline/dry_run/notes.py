@@ -1,4 +1,4 @@
-"""What somebody should know before a job starts: sentences about an estimate, each with what to do."""
+"""Notes on an estimate: sentences about what to change before a job starts, each with what to do."""
 
 from __future__ import annotations
 
@@ -6,63 +6,86 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 
-from pipeline.dry_run.estimate import Estimate, Look, Speeds
+from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
+from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.prefetch import CLIPS_AHEAD
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.progress import too_many_rejects
 from pipeline.recipe import Bucket
 
-MANY = 0.2
-"""A share of items or clips that is worth a sentence."""
+MIN_SHARE = 0.2
+"""Share of items or clips above which something is worth a note."""
 LARGE_CROP = 0.4
-"""A share of the picture."""
+"""Share of the picture whose loss is worth a note."""
 SMALL_SHARD_BYTES, GOOD_SHARD_BYTES, LARGE_SHARD_BYTES = 10e6, 500e6, 5e9
-MOST_UNIT_CLIPS = 4096
-"""Of one unit, which is what a failure costs."""
+MAX_UNIT_CLIPS = 4096
+"""Largest unit to propose: a failure costs up to one unit of work."""
+MAX_LISTED_BUCKETS = 6
 RGB_BYTES = 3
-COPIES_IN_A_CHILD = 2
-"""Of a clip's frames, when they are put together."""
+COPIES_IN_DECODER = 2
+"""Number of times that a decoder process holds the frames of a clip while it stacks them."""
 
 
-def concerns(estimate: Estimate, speeds: Speeds | None) -> list[str]:
-    """Every sentence that an estimate gives cause for."""
-    found = [_rejects, _short, _small, _repeated, _cropped, _pictures, _unused, _places, _shards]
-    sentences = [sentence for concern in found for sentence in concern(estimate)]
-    return sentences + list(_memory(estimate)) + list(_too_large(estimate, speeds))
+def list_notes(estimate: Estimate, speeds: EncoderSpeeds | None) -> list[str]:
+    """Return every note that applies to an estimate."""
+    checks = [
+        _check_rejects,
+        _check_short_items,
+        _check_small_items,
+        _check_repeated_frames,
+        _check_crops,
+        _check_single_frames,
+        _check_unused_buckets,
+        _check_micro_batches,
+        _check_shard_sizes,
+        _check_decoder_memory,
+        _check_clip_memory,
+    ]
+    notes = [note for check in checks for note in check(estimate)]
+    return notes + list(_check_device_memory(estimate, speeds))
 
 
-def _share(estimate: Estimate, part: Callable[[Look], float], whole: Callable[[Look], float]) -> float:
-    all_of_it = estimate.total(whole).value
-    return estimate.total(part).value / all_of_it if all_of_it else 0.0
+def _share(estimate: Estimate, part: Callable[[ItemEstimate], float], whole: Callable[[ItemEstimate], float]) -> float:
+    """Return the total of ``part`` divided by that of ``whole``, over all items; 0 if there is nothing."""
+    whole_total = estimate.total(whole).value
+    return estimate.total(part).value / whole_total if whole_total else 0.0
 
 
-def _rejects(estimate: Estimate) -> Iterator[str]:
-    rejects = estimate.total(_num_rejects).value
-    windows = rejects + estimate.total(lambda look: look.num_clips + look.skips.total()).value
+def _count_item(item: ItemEstimate) -> float:
+    return 1.0
+
+
+def _count_clips(item: ItemEstimate) -> float:
+    return item.num_clips
+
+
+def _check_rejects(estimate: Estimate) -> Iterator[str]:
+    rejects = estimate.total(lambda item: item.rejects.total()).value
+    windows = rejects + estimate.total(lambda item: item.num_clips + item.skips.total()).value
     if too_many_rejects(round(rejects), round(windows), estimate.run.max_rejects):
         yield (
             f"{rejects / windows:.0%} of the windows are rejects, above --max-rejects {estimate.run.max_rejects:g}: "
-            "the job would stop with exit 3"
+            "the job would stop with exit code 3"
         )
 
 
-def _short(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda look: "too_short" in look.skips, _one)
-    frames = [look.num_frames for look in estimate.sample.found if "too_short" in look.skips]
-    if share > MANY:
-        shorter = "" if estimate.recipe.remainder == "shorten" else ", or --remainder shorten"
+def _check_short_items(estimate: Estimate) -> Iterator[str]:
+    share = _share(estimate, lambda item: "too_short" in item.skips, _count_item)
+    num_frames = [item.num_frames for item in estimate.sample.observations if "too_short" in item.skips]
+    if share > MIN_SHARE:
+        shorten = "" if estimate.recipe.remainder == "shorten" else ", or use --remainder shorten"
         yield (
             f"{share:.0%} of the items are shorter than the shortest bucket of their size; half of those have at most "
-            f"{statistics.median_low(frames)} frames: add a bucket with fewer frames{shorter}"
+            f"{statistics.median_low(num_frames)} frames: add a bucket with fewer frames{shorten}"
         )
 
 
-def _small(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda look: "too_small" in look.skips, _one)
-    needed = sorted(look.enlargement for look in estimate.sample.found if "too_small" in look.skips)
-    if share > MANY:
-        half, most = (_up(needed[int(part * (len(needed) - 1))]) for part in (0.5, 0.9))
+def _check_small_items(estimate: Estimate) -> Iterator[str]:
+    share = _share(estimate, lambda item: "too_small" in item.skips, _count_item)
+    upscales = sorted(item.upscale for item in estimate.sample.observations if "too_small" in item.skips)
+    if share > MIN_SHARE:
+        half, most = (_round_up(upscales[int(part * (len(upscales) - 1))]) for part in (0.5, 0.9))
         admits = most if half == most else f"{half} would admit half and {most}"
         yield (
             f"{share:.0%} of the items are smaller than every bucket: --max-upscale {admits} would admit "
@@ -70,120 +93,123 @@ def _small(estimate: Estimate) -> Iterator[str]:
         )
 
 
-def _repeated(estimate: Estimate) -> Iterator[str]:
-    clips = _share(estimate, lambda look: look.repeating, lambda look: look.num_clips)
+def _check_repeated_frames(estimate: Estimate) -> Iterator[str]:
+    clip_share = _share(estimate, lambda item: item.repeating_clips, _count_clips)
     rates = [
-        look.fps for look in estimate.sample.found if look.fps and (look.repeating or "repeated_frames" in look.skips)
+        item.fps
+        for item in estimate.sample.observations
+        if item.fps and (item.repeating_clips or "repeated_frames" in item.skips)
     ]
-    skips = _share(estimate, lambda look: "repeated_frames" in look.skips, _one)
-    too_many = f", and too many for --max-repeats in {skips:.0%} of the items" if skips else ""
-    if rates and max(clips, skips) > MANY:
+    skip_share = _share(estimate, lambda item: "repeated_frames" in item.skips, _count_item)
+    skipped = f", and {skip_share:.0%} of the items have clips that exceed --max-repeats" if skip_share else ""
+    if rates and max(clip_share, skip_share) > MIN_SHARE:
         yield (
-            f"--fps {estimate.recipe.fps:g} repeats frames in {clips:.0%} of the clips{too_many}: "
-            f"half of those videos have at most {statistics.median_low(rates):.4g} frames per second"
+            f"--fps {estimate.recipe.fps:g} repeats frames in {clip_share:.0%} of the clips{skipped}: "
+            f"half of those videos have at most {statistics.median_low(rates):.4g} frames per second; use a lower --fps"
         )
 
 
-def _cropped(estimate: Estimate) -> Iterator[str]:
-    share = _share(
-        estimate, lambda look: look.num_clips * (1 - look.least_kept > LARGE_CROP), lambda look: look.num_clips
-    )
-    if share > MANY:
+def _check_crops(estimate: Estimate) -> Iterator[str]:
+    share = _share(estimate, lambda item: item.num_clips * (1 - item.min_kept_share > LARGE_CROP), _count_clips)
+    if share > MIN_SHARE:
         yield (
-            f"{share:.0%} of the clips lose more than {LARGE_CROP:.0%} of the picture to the crop: "
-            "add buckets nearer to their shape"
+            f"{share:.0%} of the clips lose more than {LARGE_CROP:.0%} of the picture to cropping: "
+            "add buckets whose aspect ratio is closer to that of the videos"
         )
 
 
-def _pictures(estimate: Estimate) -> Iterator[str]:
-    """A video too short for the other buckets falls into one of one frame."""
+def _check_single_frames(estimate: Estimate) -> Iterator[str]:
+    """Videos that are too short for the other buckets fall into a bucket of one frame."""
 
-    def stills(look: Look) -> int:
-        return 0 if look.is_image else sum(n for (size, _), n in look.clips.items() if size.num_frames == 1)
+    def count_single_frames(item: ItemEstimate) -> float:
+        return 0 if item.is_image else sum(n for (size, _), n in item.clips.items() if size.num_frames == 1)
 
-    share = _share(estimate, stills, lambda look: look.num_clips)
-    if share > MANY:
+    share = _share(estimate, count_single_frames, _count_clips)
+    if share > MIN_SHARE:
         yield (
             f"{share:.0%} of the clips are single frames of videos that are too short for other buckets"
-            + ("; --windows first takes one of each video" if estimate.recipe.windows != "first" else "")
+            + ("; --windows first takes one clip of each video" if estimate.recipe.windows != "first" else "")
         )
 
 
-def _unused(estimate: Estimate) -> Iterator[str]:
+def _check_unused_buckets(estimate: Estimate) -> Iterator[str]:
     used = estimate.used_buckets
-    empty = [str(bucket) for bucket in estimate.recipe.buckets if bucket not in used]
-    if empty and used:
-        more = f" and {len(empty) - 6} more" if len(empty) > 6 else ""
-        yield f"no item that was looked at falls into {', '.join(empty[:6])}{more}"
+    unused = [str(bucket) for bucket in estimate.recipe.buckets if bucket not in used]
+    if unused and used:
+        num_more = len(unused) - MAX_LISTED_BUCKETS
+        more = f" and {num_more} more" if num_more > 0 else ""
+        yield f"no sampled item falls into {', '.join(unused[:MAX_LISTED_BUCKETS])}{more}"
 
 
-def _places(estimate: Estimate) -> Iterator[str]:
+def _check_micro_batches(estimate: Estimate) -> Iterator[str]:
     if estimate.run.gpus and estimate.used_buckets and set(estimate.recipe.micro_batch) == {1}:
         yield "every micro-batch is 1, which leaves a GPU idle in small buckets: --calibrate proposes sizes"
-    if 1 - estimate.filled > MANY:
+    if 1 - estimate.filled > MIN_SHARE:
         yield (
-            f"{1 - estimate.filled:.0%} of the micro-batches' places are blank, since each unit fills up its own: "
-            "more --unit-clips, fewer buckets or smaller micro-batches"
+            f"{1 - estimate.filled:.0%} of the slots of micro-batches are padding, since every unit pads its last "
+            "ones: use more --unit-clips, fewer buckets or smaller micro-batches"
         )
 
 
-def _shards(estimate: Estimate) -> Iterator[str]:
+def _check_shard_sizes(estimate: Estimate) -> Iterator[str]:
     if not estimate.shard_bytes:
         return
     typical = statistics.median(estimate.shard_bytes)
     if estimate.num_shards < 2 or SMALL_SHARD_BYTES <= typical <= LARGE_SHARD_BYTES:
         return
-    now = estimate.recipe.unit_clips
-    many = min(MOST_UNIT_CLIPS, max(1, round(now * GOOD_SHARD_BYTES / typical)))
-    what = f"--unit-clips {many} makes them about {byte_size(typical * many / now)}"
-    if all(unit.format == "tar" for stratum in estimate.sample.strata for unit in stratum.units):
-        what = "each tar becomes one, so cut or join the tars"
+    unit_clips = estimate.recipe.unit_clips
+    proposed = min(MAX_UNIT_CLIPS, max(1, round(unit_clips * GOOD_SHARD_BYTES / typical)))
+    remedy = f"--unit-clips {proposed} makes them about {byte_size(typical * proposed / unit_clips)}"
+    if all(unit.format == "tar" for part in estimate.sample.formats for unit in part.units):
+        remedy = "each tar becomes one shard, so split or join the tars"
     side = "below" if typical < SMALL_SHARD_BYTES else "above"
-    yield f"half of the shards are {side} {byte_size(typical)}: {what}"
+    yield f"half of the shards are {side} {byte_size(typical)}: {remedy}"
 
 
-def _memory(estimate: Estimate) -> Iterator[str]:
-    """Of decoding: in one child, and of all clips that wait for an encoder."""
+def _check_decoder_memory(estimate: Estimate) -> Iterator[str]:
+    """Memory of one decoder process, which holds one clip."""
+    limit_bytes = estimate.run.decode_memory_bytes
+    largest = max(estimate.used_buckets, key=_pixel_bytes, default=None)
+    if largest and COPIES_IN_DECODER * _pixel_bytes(largest) > limit_bytes:
+        yield (
+            f"a clip of {largest} takes {byte_size(COPIES_IN_DECODER * _pixel_bytes(largest))} to decode, and a decoder "
+            f"process may use {byte_size(limit_bytes)}: raise --decode-memory-gb, or its clips become rejects "
+            "(decode/memory)"
+        )
+
+
+def _check_clip_memory(estimate: Estimate) -> Iterator[str]:
+    """Memory of the decoded clips that wait for an encoder, compared with half of this machine's memory."""
     used, run = estimate.used_buckets, estimate.run
     if not used:
         return
-    largest = max(used, key=_pixel_bytes)
-    child_bytes = COPIES_IN_A_CHILD * _pixel_bytes(largest)
-    if child_bytes > run.decode_memory_bytes:
-        yield (
-            f"a clip of {largest} takes {byte_size(child_bytes)} to decode and a decoder may take "
-            f"{byte_size(run.decode_memory_bytes)}: its clips will be rejects of kind memory"
-        )
-    waiting = sum(_pixel_bytes(bucket) * estimate.recipe.clips_per_call[bucket] for bucket in used)
-    ahead = (run.cpus + 1) * (CLIPS_AHEAD + 1) * _pixel_bytes(largest)
-    needed_bytes = UNITS_IN_FLIGHT * (waiting + ahead)
-    here_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed_bytes > here_bytes / 2:
+    in_micro_batches = sum(_pixel_bytes(bucket) * estimate.recipe.clips_per_call[bucket] for bucket in used)
+    decoded_ahead = (run.cpus + 1) * (CLIPS_AHEAD + 1) * max(map(_pixel_bytes, used))
+    needed_bytes = UNITS_IN_FLIGHT * (in_micro_batches + decoded_ahead)
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed_bytes > machine_bytes / 2:
         yield (
             f"an encoder may hold {byte_size(needed_bytes)} of decoded clips, and this machine has "
-            f"{byte_size(here_bytes)}: fewer --cpus, smaller micro-batches or smaller buckets take less"
+            f"{byte_size(machine_bytes)}: use fewer --cpus, smaller micro-batches or smaller buckets"
         )
 
 
-def _too_large(estimate: Estimate, speeds: Speeds | None) -> Iterator[str]:
+def _check_device_memory(estimate: Estimate, speeds: EncoderSpeeds | None) -> Iterator[str]:
     for bucket, speed in (speeds or {}).items():
         if speed is None:
             size = estimate.recipe.clips_per_call[bucket]
-            yield f"a micro-batch of {size} clips of {bucket} does not fit the VAE's memory: --calibrate finds what does"
+            clips = "clip" if size == 1 else "clips"
+            yield (
+                f"a micro-batch of {size} {clips} of {bucket} does not fit in memory beside the VAE: "
+                "--calibrate finds a size that fits"
+            )
 
 
 def _pixel_bytes(bucket: Bucket) -> int:
+    """Size of a decoded clip of uint8 RGB frames."""
     return bucket.num_frames * bucket.height * bucket.width * RGB_BYTES
 
 
-def _num_rejects(look: Look) -> float:
-    return look.rejects.total()
-
-
-def _one(look: Look) -> float:
-    return 1.0
-
-
-def _up(value: float) -> str:
-    """Rounded up to two digits, so that what is said suffices."""
+def _round_up(value: float) -> str:
+    """Round up to two decimals, so that the proposed value is large enough."""
     return f"{-(-value * 100 // 1) / 100:.2f}"

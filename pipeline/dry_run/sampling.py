@@ -1,8 +1,8 @@
-"""A random but repeatable choice of a dataset's items, and what it says of all of them.
+"""A random but repeatable sample of a dataset's items, and totals over all items estimated from it.
 
-Units are drawn first, then items in each: for a remote tar or a Parquet manifest, opening is what costs. The
-formulas are those of Cochran, *Sampling Techniques* (3rd ed., 1977): chapter 5 where every unit was visited, which makes
-them strata, and chapter 11 (two stages, ratio to size) where units were drawn.
+Units are drawn first, then items in each, because opening a remote tar or a Parquet manifest is what takes time. The
+formulas are from Cochran, *Sampling Techniques* (3rd ed., 1977): chapter 5 (stratified sampling) if every unit was opened,
+chapter 11 (two stages, ratio to size) if units were drawn.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 
 ITEMS_PER_UNIT = 4
-"""Looked at in each unit, where there are enough units: neighbours resemble each other, so few of many units tell most."""
+"""Items to sample per unit if there are enough units. Items of a unit resemble each other, so a few of each suffice."""
 Z_95 = 1.96
+"""Half width of a 95 % confidence interval, in standard deviations."""
 SEED = 0
 
-Found = TypeVar("Found")
+Observation = TypeVar("Observation")
 
 
 @dataclass(kw_only=True, slots=True)
-class Visit(Generic[Found]):
-    """A unit of which some or all items were looked at."""
+class SampledUnit(Generic[Observation]):
+    """A unit of which some or all items were sampled."""
 
     unit: Unit
     num_items: float = 0.0
-    """All that it holds; a guess from its bytes where a tar was not read to its end."""
-    found: list[Found] = field(default_factory=list)
-    """What the items looked at came to."""
+    """Number of all its items; estimated from its bytes for a tar that was not read to its end."""
+    observations: list[Observation] = field(default_factory=list)
+    """One observation per sampled item."""
 
     @property
-    def whole(self) -> bool:
-        """Whether every item was looked at."""
-        return len(self.found) == self.num_items
+    def is_complete(self) -> bool:
+        """Whether every item was sampled."""
+        return len(self.observations) == self.num_items
 
     @property
-    def extent(self) -> float:
-        """What is known of every unit without a visit: its items, or the bytes of a tar."""
+    def known_size(self) -> float:
+        """Size that the plan knows without opening the unit: its number of items, or the bytes of a tar."""
         return self.unit.size if self.unit.stop is None else self.num_items
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Total:
-    """A sum over all items, and where it lies with 95 % confidence. Equal where every item was looked at."""
+class EstimatedTotal:
+    """A sum over all items, with its 95 % confidence interval. All three are equal if every item was sampled."""
 
     value: float
     low: float
@@ -61,134 +62,141 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stratum(Generic[Found]):
-    """Units of one kind of source, and the visits to some of them; for use when these are over."""
+class FormatSample(Generic[Observation]):
+    """Sample of the units of one source format. Read its properties only when all sampled units have been read."""
 
     units: list[Unit]
-    visits: list[Visit[Found]]
+    """All units of the format."""
+    sampled_units: list[SampledUnit[Observation]]
 
     @property
-    def exact(self) -> bool:
-        """Whether every item of every unit was looked at."""
-        return len(self.visits) == len(self.units) and all(visit.whole for visit in self.visits)
+    def is_complete(self) -> bool:
+        """Whether every item of every unit was sampled."""
+        return len(self.sampled_units) == len(self.units) and all(unit.is_complete for unit in self.sampled_units)
 
     @cached_property
-    def sizes(self) -> list[float]:
-        """How many items each unit holds: as planned or found, else by its bytes and the tars that were visited."""
-        found = {visit.unit.name: visit.num_items for visit in self.visits}
-        per_byte = sum(found.values()) / max(1, sum(visit.unit.size for visit in self.visits))
+    def unit_sizes(self) -> list[float]:
+        """Number of items of each unit: as planned or read, or for other tars estimated from their bytes."""
+        read = {sampled.unit.name: sampled.num_items for sampled in self.sampled_units}
+        per_byte = sum(read.values()) / max(1, sum(sampled.unit.size for sampled in self.sampled_units))
         return [
-            found.get(unit.name, unit.size * per_byte) if unit.stop is None else unit.stop - unit.start
+            read.get(unit.name, unit.size * per_byte) if unit.stop is None else unit.stop - unit.start
             for unit in self.units
         ]
 
     @cached_property
     def weight(self) -> float:
-        """How many items each item of a visited unit stands for."""
-        return sum(self.sizes) / max(1.0, sum(visit.num_items for visit in self.visits))
+        """Number of items of the format for each item of a sampled unit."""
+        return sum(self.unit_sizes) / max(1.0, sum(sampled.num_items for sampled in self.sampled_units))
 
-    def total(self, measure: Callable[[Found], float]) -> tuple[float, float]:
-        """The sum of a measure over all items, and the variance of that estimate."""
-        visits = [visit for visit in self.visits if visit.found]
-        values = [[measure(found) for found in visit.found] for visit in visits]
-        of_units = [visit.num_items * sum(row) / len(row) for visit, row in zip(visits, values, strict=True)]
-        value = self.weight * sum(of_units)
-        if self.exact or not visits:
-            return value, 0.0
-        if len(self.visits) < len(self.units) and len(visits) > 1:
-            extents = [visit.extent for visit in visits]
-            ratio = sum(of_units) / sum(extents)
-            squares = sum((y - ratio * x) ** 2 for y, x in zip(of_units, extents, strict=True))
-            return value, self.weight**2 * len(visits) / (len(visits) - 1) * squares
+    def total(self, measure: Callable[[Observation], float]) -> tuple[float, float]:
+        """Estimate the sum of a measure over all items; returns the estimate and its variance."""
+        sampled_units = [sampled for sampled in self.sampled_units if sampled.observations]
+        values = [[measure(observation) for observation in sampled.observations] for sampled in sampled_units]
+        unit_totals = [
+            sampled.num_items * sum(row) / len(row) for sampled, row in zip(sampled_units, values, strict=True)
+        ]
+        total = self.weight * sum(unit_totals)
+        if self.is_complete or not sampled_units:
+            return total, 0.0
+        if len(self.sampled_units) < len(self.units) and len(sampled_units) > 1:
+            known_sizes = [sampled.known_size for sampled in sampled_units]
+            ratio = sum(unit_totals) / sum(known_sizes)
+            squares = sum((y - ratio * x) ** 2 for y, x in zip(unit_totals, known_sizes, strict=True))
+            return total, self.weight**2 * len(sampled_units) / (len(sampled_units) - 1) * squares
         pooled = _variance([value for row in values for value in row])
-        return value, self.weight**2 * sum(
-            visit.num_items
-            * max(0.0, visit.num_items - len(row))
+        return total, self.weight**2 * sum(
+            sampled.num_items
+            * max(0.0, sampled.num_items - len(row))
             * (_variance(row) if len(row) > 1 else pooled)
             / len(row)
-            for visit, row in zip(visits, values, strict=True)
+            for sampled, row in zip(sampled_units, values, strict=True)
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample(Generic[Found]):
-    """What was looked at, by kind of source."""
+class Sample(Generic[Observation]):
+    """Sample of a dataset, with one part per source format."""
 
-    strata: list[Stratum[Found]]
+    formats: list[FormatSample[Observation]]
 
     @property
-    def exact(self) -> bool:
-        """Whether it is everything."""
-        return all(stratum.exact for stratum in self.strata)
+    def is_complete(self) -> bool:
+        """Whether every item was sampled."""
+        return all(part.is_complete for part in self.formats)
 
     @property
     def num_items(self) -> tuple[float, bool]:
-        """All items, and whether that is a guess."""
-        guessed = any(stratum.units[0].stop is None and not stratum.exact for stratum in self.strata if stratum.units)
-        return sum(sum(stratum.sizes) for stratum in self.strata), guessed
+        """Number of all items, and whether it is an estimate."""
+        estimated = any(part.units[0].stop is None and not part.is_complete for part in self.formats if part.units)
+        return sum(sum(part.unit_sizes) for part in self.formats), estimated
 
     @property
-    def visits(self) -> list[Visit[Found]]:
-        """To every unit that was opened."""
-        return [visit for stratum in self.strata for visit in stratum.visits]
+    def sampled_units(self) -> list[SampledUnit[Observation]]:
+        """Every unit that was opened."""
+        return [sampled for part in self.formats for sampled in part.sampled_units]
 
     @property
-    def found(self) -> list[Found]:
-        """Of every item looked at."""
-        return [found for visit in self.visits for found in visit.found]
+    def observations(self) -> list[Observation]:
+        """The observations of all sampled items."""
+        return [observation for sampled in self.sampled_units for observation in sampled.observations]
 
-    def total(self, measure: Callable[[Found], float]) -> Total:
-        """A measure summed over all items; never less than what was seen."""
-        parts = [stratum.total(measure) for stratum in self.strata]
+    def total(self, measure: Callable[[Observation], float]) -> EstimatedTotal:
+        """Estimate the sum of a measure over all items; its lower bound is at least the sum over the sampled ones."""
+        parts = [part.total(measure) for part in self.formats]
         value, margin = sum(v for v, _ in parts), Z_95 * math.sqrt(sum(variance for _, variance in parts))
-        seen = sum(map(measure, self.found))
-        return Total(value=value, low=max(seen, value - margin), high=value + margin)
+        observed = sum(map(measure, self.observations))
+        return EstimatedTotal(value=value, low=max(observed, value - margin), high=value + margin)
 
 
 def choose_units(units: list[Unit], budget: int | None) -> dict[str, list[Unit]]:
-    """The units to visit for ``budget`` items (None: all of both), by kind of source, small ones first.
+    """Choose units to sample ``budget`` items from (None: all units), by source format, small ones first.
 
-    The same for the same units, however often it is asked.
+    Equal units give equal choices.
     """
-    kinds: dict[str, list[Unit]] = {}
+    by_format: dict[str, list[Unit]] = {}
     for unit in units:
-        kinds.setdefault(unit.format, []).append(unit)
+        by_format.setdefault(unit.format, []).append(unit)
     if budget is None or _known_items(units) <= budget:
-        return kinds
+        return by_format
     chosen = {}
-    for kind, of_kind in sorted(kinds.items()):
-        count = min(len(of_kind), max(2, round(budget / len(kinds) / ITEMS_PER_UNIT)))
-        chosen[kind] = sorted(random.Random(SEED).sample(of_kind, count), key=lambda unit: unit.cost)
+    for name, candidates in sorted(by_format.items()):
+        count = min(len(candidates), max(2, round(budget / len(by_format) / ITEMS_PER_UNIT)))
+        chosen[name] = sorted(random.Random(SEED).sample(candidates, count), key=lambda unit: unit.cost)
     return chosen
 
 
-def visit_items(
-    visits: list[Visit[Found]], budget: int | None, urls: dict[str, str], recipe: Recipe, columns: list[pa.Schema]
-) -> Iterator[tuple[Visit[Found], Item]]:
-    """Items of the visits' units: all, or a fair share of ``budget`` in each. Sets ``num_items`` of every visit.
+def draw_items(
+    sampled_units: list[SampledUnit[Observation]],
+    budget: int | None,
+    urls: dict[str, str],
+    recipe: Recipe,
+    columns: list[pa.Schema],
+) -> Iterator[tuple[SampledUnit[Observation], Item]]:
+    """Yield items of the units: all, or an equal share of ``budget`` from each. Sets ``num_items`` of every unit.
 
-    In folders and manifests they are drawn; a tar is read from its beginning, and no further than needed.
+    Items of folders and manifests are drawn at random. A tar is read from its beginning, and no further than needed.
     """
-    for number, visit in enumerate(visits):
-        share = None if budget is None else max(1, -(-budget // (len(visits) - number)))
+    for number, sampled in enumerate(sampled_units):
+        share = None if budget is None else max(1, -(-budget // (len(sampled_units) - number)))
         taken = 0
-        for item in _some_items(visit, share, urls, recipe, columns[visit.unit.generation]):
+        for item in _draw_from_unit(sampled, share, urls, recipe, columns[sampled.unit.generation]):
             taken += 1
-            yield visit, item
+            yield sampled, item
         if budget is not None:
             budget = max(0, budget - taken)
 
 
-def _some_items(
-    visit: Visit[Found], share: int | None, urls: dict[str, str], recipe: Recipe, columns: pa.Schema
+def _draw_from_unit(
+    sampled: SampledUnit[Observation], share: int | None, urls: dict[str, str], recipe: Recipe, columns: pa.Schema
 ) -> Iterator[Item]:
-    unit = visit.unit
+    unit = sampled.unit
     url = urls.get(unit.source, unit.source)
     if unit.stop is None:
-        yield from _first_items(visit, share, items(unit, url, recipe, columns))
+        yield from _first_items(sampled, share, items(unit, url, recipe, columns))
         return
     count = unit.stop - unit.start
-    visit.num_items = count
+    sampled.num_items = count
     if share is None or share >= count:
         yield from items(unit, url, recipe, columns)
         return
@@ -196,22 +204,22 @@ def _some_items(
     if unit.format == "manifest":
         yield from (item for item in items(unit, url, recipe, columns) if item.ordinal in drawn)
         return
-    for ordinal in sorted(drawn):  # each as a unit of its own: the files beside the others are not asked for
+    for ordinal in sorted(drawn):  # one unit per item, so that no sidecar files of other items are read
         files = unit.files.cut(ordinal - unit.start, ordinal - unit.start + 1)
         alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
         yield from items(alone, url, recipe, columns)
 
 
-def _first_items(visit: Visit[Found], share: int | None, found: Iterator[Item]) -> Iterator[Item]:
-    """The first items of a tar; one more is read to know whether there are more."""
+def _first_items(sampled: SampledUnit[Observation], share: int | None, all_items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the first items of a tar; reads one more to find out whether the tar has more."""
     taken = end_byte = 0
-    for item in found:
+    for item in all_items:
         if taken == share:
-            visit.num_items = max(taken + 1, taken * visit.unit.size / end_byte)
+            sampled.num_items = max(taken + 1, taken * sampled.unit.size / end_byte)
             return
         taken, end_byte = taken + 1, item.end_byte
         yield item
-    visit.num_items = taken
+    sampled.num_items = taken
 
 
 def _known_items(units: list[Unit]) -> float:

@@ -1,4 +1,4 @@
-"""An estimate as a table for people."""
+"""The dry run's table: an estimate formatted for people."""
 
 from __future__ import annotations
 
@@ -7,107 +7,113 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from pipeline.dry_run.estimate import Estimate, Look, Speeds
-from pipeline.dry_run.notes import concerns
-from pipeline.dry_run.sampling import Total
-from pipeline.progress.formatting import byte_size, duration
+from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
+from pipeline.dry_run.item_estimate import ItemEstimate
+from pipeline.dry_run.notes import list_notes
+from pipeline.dry_run.sampling import EstimatedTotal
+from pipeline.progress.advice import skip_meaning
+from pipeline.progress.formatting import byte_size, duration, number
 from pipeline.recipe import Recipe
 
-MOST_BUCKETS, MOST_ROWS = 25, 8
-EXAMPLES = 3
+MAX_BUCKET_ROWS, MAX_REASON_ROWS = 25, 8
+MAX_EXAMPLES = 3
+"""Number of rejected items whose messages are listed."""
 WIDTH = 120
+"""Width of the table in characters."""
 
 
-def bill(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> str:
-    """What would be encoded, left out and written, what it would cost, and what to know before.
+def format_estimate(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str) -> str:
+    """Format what would be encoded, left out and written, the time that it would take, and notes.
 
-    ``speeds_are``: where the speeds of an encoder come from.
+    ``speeds_origin`` says where the speeds of an encoder come from, for example "as just measured on a GPU".
     """
     lines = [f"{estimate.output}  dry run: nothing was written", *_scope(estimate)]
     if estimate.num_left:
-        lines += [*_outcomes(estimate), *_examples(estimate), *_costs(estimate, speeds, speeds_are)]
-        lines += [_wrapped("note", sentence) for sentence in concerns(estimate, speeds)]
+        lines += [*_outcomes(estimate), *_examples(estimate), *_costs(estimate, speeds, speeds_origin)]
+        lines += [_wrapped("note", sentence) for sentence in list_notes(estimate, speeds)]
     return "\n".join(lines)
 
 
 def _scope(estimate: Estimate) -> Iterator[str]:
-    """What the figures are about, and how sure they are."""
+    """Units and items that the numbers cover, and their accuracy."""
     done = estimate.num_units - estimate.num_left
     if not estimate.num_left:
-        yield f"  units    {estimate.num_units}, all of them committed: nothing is left to do"
+        yield f"  units    {estimate.num_units}, all committed: nothing is left to do"
         return
-    begun = f"; {done} of {estimate.num_units} are committed, the figures are of what is left" if done else ""
-    yield f"  units    {estimate.num_left}{begun}"
-    sample, looked = estimate.sample, len(estimate.sample.found)
-    if sample.exact:
-        yield f"  items    {looked:,}, all looked at"
+    committed = f"; {done} of {estimate.num_units} are committed, the numbers cover what is left" if done else ""
+    yield f"  units    {estimate.num_left}{committed}"
+    sample, num_sampled = estimate.sample, len(estimate.sample.observations)
+    if sample.is_complete:
+        yield f"  items    {num_sampled:,}, all probed"
         return
-    tars = (
-        ", in tars from their beginning" if any(stratum.units[0].format == "tar" for stratum in sample.strata) else ""
-    )
-    num_items, guessed = sample.num_items
-    yield f"  items    {'about ' if guessed else ''}{num_items:,.0f}"
+    tars = " (the first items of each tar)" if any(part.units[0].format == "tar" for part in sample.formats) else ""
+    num_items, is_estimated = sample.num_items
+    yield f"  items    {'about ' if is_estimated else ''}{num_items:,.0f}"
     yield _wrapped(
-        "looked",
-        f"at {looked:,} items in {len(sample.visits):,} units, drawn at random{tars}; ranges hold with 95 % confidence, "
-        f"and what was not seen is below {3 / max(1, looked):.1%} of the items",
+        "probed",
+        f"{number(num_sampled, 'item')} in {number(len(sample.sampled_units), 'unit')}, drawn at random{tars}; ranges are "
+        f"95 % confidence intervals; anything that is not listed occurs in less than {3 / max(1, num_sampled):.1%} of the "
+        "items",
     )
 
 
 def _outcomes(estimate: Estimate) -> Iterator[str]:
-    """A row per bucket, reason and kind."""
-    looks = estimate.sample.found
-    sizes = sorted({size for look in looks for size, _ in look.clips}, key=lambda size: (size.num_frames, size))
-    all_of_it = estimate.total(lambda look: look.num_clips + look.skips.total() + look.rejects.total()).value
-    groups: list[tuple[str, list[tuple[Total, str]]]] = [
-        ("buckets", [(estimate.total(_clips_of(str(size))), str(size)) for size in sizes]),
+    """One row per bucket, skip reason and name of a reject, with its share of all windows."""
+    items = estimate.sample.observations
+    sizes = sorted({size for item in items for size, _ in item.clips}, key=lambda size: (size.num_frames, size))
+    windows = estimate.total(lambda item: item.num_clips + item.skips.total() + item.rejects.total()).value
+    groups: list[tuple[str, list[tuple[EstimatedTotal, str]]]] = [
+        ("buckets", [(estimate.total(_count_clips(str(size))), str(size)) for size in sizes]),
         (
             "skips",
-            [(estimate.total(_skips_of(name)), _explained(name, estimate.recipe)) for name in _names(looks, "skips")],
+            [
+                (estimate.total(_count_skips(name)), _explain_skip(name, estimate.recipe))
+                for name in _names(items, "skips")
+            ],
         ),
-        ("rejects", [(estimate.total(_rejects_of(name)), name) for name in _names(looks, "rejects")]),
+        ("rejects", [(estimate.total(_count_rejects(name)), name) for name in _names(items, "rejects")]),
     ]
-    yield f"  clips    {_total(estimate, lambda look: look.num_clips)}"
+    yield f"  clips    {_format_total(estimate.total(lambda item: item.num_clips))}"
     for title, rows in groups:
         rows.sort(key=lambda row: -row[0].value)
-        shown = rows[: MOST_BUCKETS if title == "buckets" else MOST_ROWS]
+        shown = rows[: MAX_BUCKET_ROWS if title == "buckets" else MAX_REASON_ROWS]
         for total, name in shown:
-            share = total.value / all_of_it
-            yield f"  {title:<8} {_count(total):<32} {share:>5.1%}  {name}"
+            share = total.value / windows
+            yield f"  {title:<8} {_format_total(total):<32} {share:>5.1%}  {name}"
             title = ""
         if len(rows) > len(shown):
             yield f"  {'':<8} {'...':<39} {len(rows) - len(shown)} more"
 
 
 def _examples(estimate: Estimate) -> Iterator[str]:
-    faults = [look.fault for look in estimate.sample.found if look.fault]
-    return (f"  e.g.     {fault}"[:WIDTH] for fault in faults[:EXAMPLES])
+    messages = [item.reject_message for item in estimate.sample.observations if item.reject_message]
+    return (f"  e.g.     {message}"[:WIDTH] for message in messages[:MAX_EXAMPLES])
 
 
-def _costs(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> Iterator[str]:
-    footage_s, used_s = estimate.total(lambda look: look.duration_s), estimate.total(lambda look: look.clips_s)
+def _costs(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str) -> Iterator[str]:
+    """Duration of the videos, bytes of the latents, and time of the encoders."""
+    footage_s, used_s = estimate.total(lambda item: item.duration_s), estimate.total(lambda item: item.used_s)
     if footage_s.value:
         yield f"  footage  {duration(footage_s.value)}, of which {duration(used_s.value)} in clips"
     size, shards = estimate.size_bytes, estimate.shard_bytes
     if not shards:
         yield "  latents  none"
         return
-    shards_are = "shard" if estimate.num_shards == 1 else "shards"
     typical = f", half of them above {byte_size(statistics.median(shards))}" if estimate.num_shards > 1 else ""
-    spread = "" if estimate.sample.exact else f" ({byte_size(size.low)} to {byte_size(size.high)})"
-    yield f"  latents  {byte_size(size.value)}{spread} in {estimate.num_shards:,} {shards_are}{typical}"
-    yield f"  encoding {_encoding(estimate, speeds, speeds_are)}"
+    spread = "" if estimate.sample.is_complete else f" ({byte_size(size.low)} to {byte_size(size.high)})"
+    yield f"  latents  {byte_size(size.value)}{spread} in {number(estimate.num_shards, 'shard')}{typical}"
+    yield f"  encoding {_format_time(estimate, speeds, speeds_origin)}"
 
 
-def _encoding(estimate: Estimate, speeds: Speeds | None, speeds_are: str) -> str:
+def _format_time(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str) -> str:
     if speeds is None:
-        return "unknown time: say how fast an encoder is (--clips-per-s), or measure it here (--calibrate)"
+        return "time unknown: give the speed of an encoder with --clips-per-s, or measure it here with --calibrate"
     seconds, run = estimate.encoder_s(speeds), estimate.run
     if seconds is None:
-        return "unknown time: a micro-batch does not fit the memory"
+        return "time unknown: a micro-batch does not fit in memory"
     cost = f"{seconds / 3600 * run.gpus:.2g} GPU-hours" if run.gpus else f"{duration(seconds)} of an encoder on the CPU"
-    beside = f", {duration(seconds / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
-    return f"{cost}{beside}; {speeds_are}, decoding not counted"
+    parallel = f", {duration(seconds / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
+    return f"{cost}{parallel}, {speeds_origin}; decoding is not included"
 
 
 def _wrapped(title: str, sentence: str) -> str:
@@ -117,38 +123,36 @@ def _wrapped(title: str, sentence: str) -> str:
     )
 
 
-def _names(looks: list[Look], field: str) -> list[str]:
-    counts: Counter[str] = sum((getattr(look, field) for look in looks), Counter())
+def _names(items: list[ItemEstimate], field: str) -> list[str]:
+    counts: Counter[str] = sum((getattr(item, field) for item in items), Counter())
     return sorted(counts)
 
 
-def _clips_of(size: str) -> Callable[[Look], float]:
-    return lambda look: sum(n for (own, _), n in look.clips.items() if str(own) == size)
+def _count_clips(size: str) -> Callable[[ItemEstimate], float]:
+    return lambda item: sum(n for (own, _), n in item.clips.items() if str(own) == size)
 
 
-def _skips_of(reason: str) -> Callable[[Look], float]:
-    return lambda look: look.skips[reason]
+def _count_skips(reason: str) -> Callable[[ItemEstimate], float]:
+    return lambda item: item.skips[reason]
 
 
-def _rejects_of(name: str) -> Callable[[Look], float]:
-    return lambda look: look.rejects[name]
+def _count_rejects(name: str) -> Callable[[ItemEstimate], float]:
+    return lambda item: item.rejects[name]
 
 
-def _explained(reason: str, recipe: Recipe) -> str:
+def _explain_skip(reason: str, recipe: Recipe) -> str:
+    """Name a skip reason and explain it with the recipe's values."""
     meanings = {
         "too_short": "fewer frames than every bucket of its size",
-        "too_small": f"would be enlarged more than --max-upscale {recipe.max_upscale:g}",
-        "remainder": "frames after the last whole clip",
-        "repeated_frames": f"more than --max-repeats {recipe.max_repeats:g} of the frames would be there twice",
+        "too_small": f"smaller than every bucket, with --max-upscale {recipe.max_upscale:g}",
+        "remainder": "frames left over after the last full clip",
+        "repeated_frames": f"a larger share of repeated frames than --max-repeats {recipe.max_repeats:g}",
     }
-    return f"{reason}: {meanings[reason]}"
+    return f"{reason}: {meanings.get(reason) or skip_meaning(reason)}"
 
 
-def _total(estimate: Estimate, measure: Callable[[Look], float]) -> str:
-    return _count(estimate.total(measure))
-
-
-def _count(total: Total) -> str:
+def _format_total(total: EstimatedTotal) -> str:
+    """Format an estimate with its range; without a range if it is exact."""
     if total.low == total.high:
         return f"{total.value:,.0f}"
     return f"{total.value:,.0f} ({total.low:,.0f} to {total.high:,.0f})"

@@ -1,74 +1,30 @@
-"""The dry run: what it says is what the job then does, and it leaves no trace."""
+"""An estimate is what the job then does, and making it leaves no trace."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from jobs.encode_dataset import main
-from pipeline.dry_run.estimate import Estimate, Look, estimate, speeds_given
-from pipeline.dry_run.notes import concerns
-from pipeline.dry_run.sampling import Sample, Stratum, Visit
-from pipeline.dry_run.table import bill
+from pipeline.dry_run.estimate import estimate
+from pipeline.dry_run.table import format_estimate
 from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
-from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import Card
 from tests.sources.test_sources import write_tar
-from tests.support.clips_maker import make_clip, make_image
-from tests.support.golden import TINY
 from tests.support.oracle import assert_sound
 from tests.support.painted import SIZE, painted, write_video
-from tests.support.paths import ROOT
 
 BUCKETS = (Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(34, 32, 56), Bucket(1, 32, 56))
 
 
 def silent(line: str) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder, two tars (one damaged) and a manifest: good videos of several shapes and rates, a picture, broken files."""
-    folder = tmp_path_factory.mktemp("dataset")
-    make_clip(folder / "f" / "wide.mp4", 76, seed=1)
-    make_clip(folder / "f" / "slow.mp4", 20, fps=12, seed=2)
-    make_clip(folder / "f" / "square.mkv", 40, size=(64, 64), seed=3)
-    make_clip(folder / "f" / "small.mp4", 40, size=(16, 16))
-    make_image(folder / "f" / "picture.png")
-    (folder / "f" / "empty.mp4").write_bytes(b"")
-    (folder / "f" / "wide.txt").write_text("a caption " * 40)
-    (folder / "f" / "square.json").write_text(json.dumps({"score": 0.5, "about": "é" * 300}))
-    whole = (folder / "f" / "wide.mp4").read_bytes()
-    square = (folder / "f" / "square.mkv").read_bytes()
-    (folder / "t").mkdir()
-    members = [
-        ("a.mp4", whole),
-        ("a.txt", b"in a tar"),
-        ("b.mkv", square),
-        ("c.txt", b"alone"),
-        ("d.mp4", whole[:3000]),
-    ]
-    write_tar(folder / "t" / "good.tar", members)
-    cut = write_tar(folder / "t" / "cut.tar", [("x.mp4", whole), ("y.mkv", square)]).read_bytes()
-    (folder / "t" / "cut.tar").write_bytes(cut[: len(whole) + 3000])
-    rows = [
-        {"path": f"f/{name}", "caption": name, "n": i} for i, name in enumerate(["wide.mp4", "square.mkv", "gone.mp4"])
-    ]
-    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 @pytest.fixture
@@ -91,25 +47,25 @@ def files_below(folder: Path) -> set[Path]:
     ],
     ids=["plain", "shortened", "other members"],
 )
-def test_a_dry_run_over_all_items_says_what_the_job_does(
+def test_an_estimate_from_all_items_is_what_the_job_does(
     job: tuple[Recipe, Run], tiny_card: Card, changes: dict[str, Any]
 ) -> None:
     recipe, run = dataclasses.replace(job[0], **changes), job[1]
-    found = estimate(recipe, run, tiny_card, 200, silent)
-    assert found.sample.exact and not Path(run.output).exists()
+    result = estimate(recipe, run, tiny_card, 200, silent)
+    assert result.sample.is_complete and not Path(run.output).exists()
     summary = encode(recipe, run, tiny_card, silent)
     assert_sound(Path(run.output))
-    looks = found.sample.found
-    buckets = sum((Counter({str(size): n}) for look in looks for (size, _), n in look.clips.items()), Counter[str]())
+    items = result.sample.observations
+    buckets = sum((Counter({str(size): n}) for item in items for (size, _), n in item.clips.items()), Counter[str]())
     assert buckets == summary.buckets and len(buckets) >= 3
-    assert sum((look.skips for look in looks), Counter()) == summary.skips != {}
-    assert sum((look.rejects for look in looks), Counter()) == summary.rejects
+    assert sum((item.skips for item in items), Counter()) == summary.skips != {}
+    assert sum((item.rejects for item in items), Counter()) == summary.rejects
     assert {"probe/empty", "read/no_media", "read/damaged_tar", "fetch/not_found"} < summary.rejects.keys()
     sizes = sorted(path.stat().st_size for path in (Path(run.output) / "shards").iterdir())
-    assert len(sizes) == found.num_shards
-    blocks = 512 * summary.samples + 10240 * len(sizes)  # numbers of other lengths in the JSON, then whole records
-    assert abs(found.size_bytes.value - sum(sizes)) <= blocks
-    assert sorted(found.shard_bytes) == sizes, "as a rule it is exact"
+    assert len(sizes) == result.num_shards
+    blocks = 512 * summary.samples + 10240 * len(sizes)  # longer numbers in the JSON, then padding to whole records
+    assert abs(result.size_bytes.value - sum(sizes)) <= blocks
+    assert sorted(result.shard_bytes) == sizes, "the sizes of shards are exact here"
 
 
 @pytest.fixture
@@ -122,8 +78,8 @@ def videos(tmp_path: Path) -> Path:
     content = (tmp_path / "v" / "039.mp4").read_bytes()
     padding = b" " * 30_000
     for number in range(6):
-        found = [(f"{i}.mp4", (content if i % 5 else b"broken") + padding) for i in range(20)]
-        write_tar(tmp_path / f"{number}.tar", found)
+        members = [(f"{i}.mp4", (content if i % 5 else b"broken") + padding) for i in range(20)]
+        write_tar(tmp_path / f"{number}.tar", members)
     return tmp_path
 
 
@@ -133,7 +89,7 @@ def painted_job(videos: Path, recipe: Recipe, run: Run) -> tuple[Recipe, Run]:
     return recipe, dataclasses.replace(run, sources=(str(videos / "v"), str(videos / "*.tar")))
 
 
-def test_nothing_is_written_and_what_is_committed_is_left_out(painted_job: tuple[Recipe, Run], tiny_card: Card) -> None:
+def test_nothing_is_written_and_committed_units_are_left_out(painted_job: tuple[Recipe, Run], tiny_card: Card) -> None:
     recipe, run = painted_job
     folder_only = dataclasses.replace(run, sources=run.sources[:1])
     with painted():
@@ -141,12 +97,12 @@ def test_nothing_is_written_and_what_is_committed_is_left_out(painted_job: tuple
         assert not Path(run.output).exists()
         encode(recipe, folder_only, tiny_card, silent)
         before = {path: path.stat().st_mtime_ns for path in files_below(Path(run.output))}
-        done = bill(estimate(recipe, folder_only, tiny_card, None, silent), None, "")
-        found = estimate(recipe, run, tiny_card, None, silent)
-    assert "10, all of them committed: nothing is left to do" in done
-    assert (found.num_units, found.num_left) == (16, 6)
-    assert {visit.unit.format for visit in found.sample.visits} == {"tar"}
-    assert "6; 10 of 16 are committed" in bill(found, None, "")
+        done = format_estimate(estimate(recipe, folder_only, tiny_card, None, silent), None, "")
+        result = estimate(recipe, run, tiny_card, None, silent)
+    assert "10, all committed: nothing is left to do" in done
+    assert (result.num_units, result.num_left) == (16, 6)
+    assert {sampled.unit.format for sampled in result.sample.sampled_units} == {"tar"}
+    assert "6; 10 of 16 are committed" in format_estimate(result, None, "")
     assert {path: path.stat().st_mtime_ns for path in files_below(Path(run.output))} == before
 
 
@@ -171,161 +127,26 @@ def test_errors_are_those_of_the_job(painted_job: tuple[Recipe, Run], tiny_card:
 def test_a_bucket_is_only_read_and_must_exist(painted_job: tuple[Recipe, Run], tiny_card: Card, s3: str) -> None:
     recipe, run = painted_job
     with painted():
-        found = estimate(recipe, dataclasses.replace(run, output=f"{s3}/out"), tiny_card, 40, silent)
-        assert found.num_left == 16 and Store(s3).list_files("out") == {}
-        with pytest.raises(ConfigError, match="no bucket that exists"):
+        result = estimate(recipe, dataclasses.replace(run, output=f"{s3}/out"), tiny_card, 40, silent)
+        assert result.num_left == 16 and Store(s3).list_files("out") == {}
+        with pytest.raises(ConfigError, match="bucket of s3://nowhere/out does not exist"):
             estimate(recipe, dataclasses.replace(run, output="s3://nowhere/out"), tiny_card, 40, silent)
 
 
-def test_a_part_is_looked_at_where_there_is_more_and_stands_for_the_rest(
-    painted_job: tuple[Recipe, Run], tiny_card: Card
-) -> None:
+def test_a_sample_stands_for_all_items(painted_job: tuple[Recipe, Run], tiny_card: Card) -> None:
     recipe, run = painted_job
     with painted():
-        found, again = (estimate(recipe, run, tiny_card, 40, silent) for _ in range(2))
+        result, again = (estimate(recipe, run, tiny_card, 40, silent) for _ in range(2))
         summary = encode(recipe, run, tiny_card, silent)
-    assert not found.sample.exact and 36 <= len(found.sample.found) <= 44
-    assert bill(found, None, "") == bill(again, None, ""), "the same command looks at the same items"
-    num_items, guessed = found.sample.num_items
-    assert guessed and num_items == pytest.approx(160, rel=0.02), "a tar's items follow from its bytes"
-    clips, rejects = found.total(lambda look: look.num_clips), found.total(lambda look: look.rejects.total())
+    assert not result.sample.is_complete and 36 <= len(result.sample.observations) <= 44
+    assert format_estimate(result, None, "") == format_estimate(again, None, ""), (
+        "the same command samples the same items"
+    )
+    num_items, is_estimated = result.sample.num_items
+    assert is_estimated and num_items == pytest.approx(160, rel=0.02), "a tar's items follow from its bytes"
+    clips, rejects = result.total(lambda item: item.num_clips), result.total(lambda item: item.rejects.total())
     assert clips.low <= summary.samples <= clips.high and clips.low < clips.value < clips.high
     assert rejects.low <= sum(summary.rejects.values()) <= rejects.high
-    assert found.num_shards == 16 == len(list((Path(run.output) / "shards").iterdir()))
-    assert found.size_bytes.low <= summary.size_bytes <= found.size_bytes.high
-    assert "95 % confidence" in bill(found, None, "")
-
-
-@pytest.mark.parametrize(("num_units", "num_visited"), [(400, 50), (12, 12)], ids=["some units", "every unit"])
-def test_ranges_hold_the_truth_as_often_as_they_say(num_units: int, num_visited: int) -> None:
-    """200 samples of one population of unequal units whose items resemble each other."""
-    generator = np.random.default_rng(0)
-    sizes = generator.integers(20, 60, num_units)
-    population = [generator.poisson(generator.gamma(2.0), size).tolist() for size in sizes]
-    units = [unit_of(f"u{i}", int(size)) for i, size in enumerate(sizes)]
-    truth, held, values = sum(map(sum, population)), 0, []
-    for _ in range(200):
-        chosen = generator.choice(num_units, num_visited, replace=False)
-        visits = [
-            Visit(unit=units[i], num_items=len(population[i]), found=generator.choice(population[i], 4, False).tolist())
-            for i in chosen
-        ]
-        total = Sample(strata=[Stratum(units=units, visits=visits)]).total(float)
-        held += total.low <= truth <= total.high
-        values.append(total.value)
-    assert np.mean(values) == pytest.approx(truth, rel=0.03), "no bias worth the name"
-    assert 0.9 <= held / 200 <= 0.99
-
-
-def test_looking_at_everything_leaves_no_range() -> None:
-    units = [unit_of("a", 3), unit_of("b", 2)]
-    visits = [Visit(unit=units[0], num_items=3, found=[1, 2, 3]), Visit(unit=units[1], num_items=2, found=[4, 5])]
-    total = Sample(strata=[Stratum(units=units, visits=visits)]).total(float)
-    assert (total.value, total.low, total.high) == (15, 15, 15)
-
-
-def unit_of(name: str, count: int) -> Unit:
-    return Unit(name=name, source="s", format="folder", generation=0, start=0, stop=count)
-
-
-def looked(recipe: Recipe, run: Run, looks: list[Look]) -> Estimate:
-    """An estimate of one unit with these items."""
-    unit = unit_of("u", len(looks))
-    visit = Visit(unit=unit, num_items=len(looks), found=looks)
-    return Estimate(
-        output="out",
-        recipe=recipe,
-        run=run,
-        num_units=2,
-        num_left=2,
-        sample=Sample(strata=[Stratum(units=[unit], visits=[visit])]),
-        unit_clips=[sum((look.clips for look in looks), Counter())],
-        unit_bytes=[sum(look.size_bytes for look in looks)],
-    )
-
-
-A, B, STILL = Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 56)
-
-
-def clip(bucket: Bucket = A, number: int = 1, **fields: Any) -> Look:
-    return Look(clips=Counter({(bucket, bucket): number}), **({"size_bytes": 50_000_000 * number} | fields))
-
-
-def skip(reason: str, **fields: Any) -> Look:
-    return Look(skips=Counter([reason]), **fields)
-
-
-@pytest.mark.parametrize(
-    ("looks", "changes", "sentence"),
-    [
-        (
-            [clip()] + [skip("too_short", num_frames=n) for n in (5, 9, 11)],
-            {},
-            "at most 9 frames: add a bucket with fewer",
-        ),
-        (
-            [clip()] + [skip("too_small", enlargement=1 + n / 10) for n in range(1, 11)],
-            {},
-            "--max-upscale 1.50 would admit half and 1.90 would admit nine in ten",
-        ),
-        ([clip(fps=15.0, repeating=1)], {"fps": 24.0}, "--fps 24 repeats frames in 100% of the clips"),
-        ([clip(least_kept=0.5)], {}, "100% of the clips lose more than 40% of the picture"),
-        ([clip(STILL, 9)], {"buckets": (A, STILL), "windows": "all"}, "single frames of videos.*--windows first"),
-        ([clip()], {}, "falls into 32x56x17"),
-        ([clip()], {"gpus": 1.0}, "every micro-batch is 1, which leaves a GPU idle"),
-        ([clip()], {"micro_batch": (8, 8)}, "88% of the micro-batches' places are blank"),
-        ([clip(size_bytes=100_000)], {"unit_clips": 128}, "below 102 kB: --unit-clips 4096 makes them about 3.28 MB"),
-        ([clip(size_bytes=9_000_000_000)], {"unit_clips": 128}, "above 9 GB: --unit-clips 7 "),
-        ([Look(rejects=Counter(["probe/empty"]))] * 250 + [clip()], {"max_rejects": 0.05}, "stop with exit 3"),
-        ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A)}, "rejects of kind memory"),
-        ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A), "cpus": 64}, "an encoder may hold"),
-    ],
-)
-def test_what_matters_is_said_with_what_to_do(
-    recipe: Recipe, run: Run, looks: list[Look], changes: dict[str, Any], sentence: str
-) -> None:
-    of_run = {name: changes.pop(name) for name in ("gpus", "max_rejects", "cpus") if name in changes}
-    recipe, run = dataclasses.replace(recipe, **changes), dataclasses.replace(run, **of_run)
-    said = "\n".join(concerns(looked(recipe, run, looks), None))
-    assert re.search(sentence, said), said
-
-
-def test_a_job_without_cause_for_concern_says_nothing_more(recipe: Recipe, run: Run) -> None:
-    found = looked(recipe, run, [clip(A, 5), clip(B, 5)])
-    assert concerns(found, {A: 1.0, B: 2.0}) == []
-    (sentence,) = concerns(found, {A: None, B: 2.0})
-    assert sentence.startswith(f"a micro-batch of 1 clips of {A} does not fit")
-    assert found.encoder_s(speeds_given(recipe, [0.5])) == pytest.approx(10 / 0.5)
-    assert found.encoder_s({A: None, B: 2.0}) is None
-
-
-def command(*more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "jobs" / "encode_dataset.py"), *more]
-
-
-def test_the_command_needs_no_torch_until_it_measures(dataset: Path, tmp_path: Path) -> None:
-    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--vae", str(TINY)]
-    arguments += ["--buckets", "32x32x17,32x56x17", "--cpus", "2", "--dry-run"]
-    code = f"import sys; from jobs.encode_dataset import main; code = main({arguments}); " + (
-        "print([m for m in ('torch', 'ray', 'av') if m in sys.modules]); sys.exit(code)"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert shown.returncode == 0 and shown.stdout.endswith("[]\n"), shown.stdout + shown.stderr
-    assert "items    6, all looked at" in shown.stdout and "say how fast an encoder is" in shown.stdout
-    assert not (tmp_path / "out").exists()
-
-
-def test_hours_come_from_a_figure_or_from_measuring_here(dataset: Path, tmp_path: Path, capsys: Any) -> None:
-    arguments = ["--source", str(dataset / "f"), "--output", str(tmp_path / "out"), "--vae", str(TINY), "--local"]
-    arguments += ["--buckets", "32x32x17,32x56x17", "--cpus", "2", "--windows", "all", "--dry-run", "all"]
-    assert main([*arguments, "--clips-per-s", "0.01", "--gpus", "0.5", "--actors", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "encoding 0.097 GPU-hours, 5.8 min on 2 encoders; at the speed given" in said  # 7 clips of 100 s, half a GPU
-    assert main([*arguments, "--calibrate"]) == 0
-    said = capsys.readouterr().out
-    assert "32x32x17: 1 at once" in said and "as just measured on this CPU" in said
-    assert main([*arguments, "--clips-per-s", "1,2,3"]) == 2
-    assert "one for each of 2 buckets" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
+    assert result.num_shards == 16 == len(list((Path(run.output) / "shards").iterdir()))
+    assert result.size_bytes.low <= summary.size_bytes <= result.size_bytes.high
+    assert "95 % confidence" in format_estimate(result, None, "")

@@ -1,0 +1,98 @@
+"""What a job would make of one item, from the item's header and index: nothing is decoded."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.errors import Reject, Rejected
+from pipeline.output.shard_writer import ShardWriter
+from pipeline.recipe import Bucket, Recipe
+from pipeline.sources.fetch import fetch
+from pipeline.sources.item import Item
+from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
+from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
+from stvae.card import Card
+
+ClipSize = tuple[Bucket, Bucket]
+"""A clip's own size, which is shorter than its bucket for a shortened clip, and its bucket."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ItemEstimate:
+    """Expected outcome of one item."""
+
+    clips: Counter[ClipSize] = field(default_factory=Counter)
+    skips: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    """Rejects by ``stage/reason``."""
+    size_bytes: int = 0
+    """Size of its members in the shard."""
+    num_frames: int = 0
+    """Number of frames at the recipe's frame rate."""
+    fps: float | None = None
+    duration_s: float = 0.0
+    used_s: float = 0.0
+    """Part of its duration that is in clips."""
+    upscale: float = 0.0
+    """Enlargement that the bucket closest in size would need; at most 1 if none is needed."""
+    min_kept_share: float = 1.0
+    """Share of the picture that is left after cropping, in the clip that loses most."""
+    repeating_clips: int = 0
+    """Number of clips in which a frame occurs twice."""
+    is_image: bool = False
+    reject_message: str = ""
+
+    @property
+    def num_clips(self) -> int:
+        """Number of samples that it would become."""
+        return self.clips.total()
+
+
+def estimate_item(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Recipe, card: Card) -> ItemEstimate:
+    """Fetch and probe an item, and plan its windows. ``shard`` computes the size of samples; nothing is written."""
+    probed: list[VideoFacts] = []
+
+    def plan_nothing(facts: VideoFacts) -> list[Window | Skip]:
+        probed.append(facts)
+        return []
+
+    try:
+        with open(fetch(item, recipe), "rb", buffering=0) as file:
+            outcomes: list[Decoded] = list(decoders.clips(file.fileno(), plan_nothing))
+    except Rejected as error:
+        return _from_reject(item, error.reject)
+    finally:
+        item.content = None  # may be large and is no longer needed
+    for _, outcome in outcomes:
+        assert isinstance(outcome, RejectedWindow)  # no window was planned
+        return _from_reject(item, outcome.reject)
+    return _from_facts(item, probed[-1], shard, recipe, card)
+
+
+def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
+    return ItemEstimate(rejects=Counter([reject.name]), reject_message=f"{item.key}: {reject.message}")
+
+
+def _from_facts(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, card: Card) -> ItemEstimate:
+    has_own_rate = recipe.fps is None or facts.is_image
+    estimate = ItemEstimate(
+        num_frames=len(facts.pts) if has_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
+        fps=facts.fps,
+        is_image=facts.is_image,
+        duration_s=0.0 if facts.is_image else facts.duration_s,
+        upscale=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
+    )
+    for window in select_windows(facts, recipe, card.geometry):
+        if isinstance(window, Skip):
+            estimate.skips[window.reason] += 1
+            continue
+        placement = window.placement
+        estimate.clips[window.bucket, window.filled] += 1
+        estimate.size_bytes += shard.sample_bytes(item, facts, window)
+        estimate.used_s += 0.0 if facts.is_image else window.end_s - window.start_s
+        kept = placement.height * placement.width / (placement.scaled_height * placement.scaled_width)
+        estimate.min_kept_share = min(estimate.min_kept_share, kept)
+        estimate.repeating_clips += repeats(window.pts) > 0
+    return estimate
