@@ -1,4 +1,4 @@
-"""Write an output's report.html again. With the VAE, also make its gallery: source frames above decoded frames.
+"""Write the report.html of an output again. With --vae, also make its gallery: source frames above decoded frames.
 
     python jobs/report.py s3://bucket/latents
     python jobs/report.py s3://bucket/latents --vae /models/opensora-vae-v1.2 --samples 3
@@ -24,19 +24,29 @@ from pipeline.storage.store import Store
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", metavar="URL", help="the output of an encode job")
-    parser.add_argument("--vae", metavar="NAME|PATH|URL", help="the output's VAE; adds the gallery")
+    parser.add_argument("output", metavar="URL", help="folder with the output of an encode job")
     parser.add_argument(
-        "--samples", type=int, default=2, metavar="N", help="samples per bucket in the gallery (default: 2)"
+        "--vae", metavar="NAME|PATH|URL", help="make the gallery with this VAE, which must be the one of the output"
     )
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME=]URL", help="current URL of a source")
-    parser.add_argument("--gpus", type=float, default=0.0, help="1 to decode on a GPU")
-    parser.add_argument("--cpus", type=int, default=available_cpus(), help="CPUs to use (default: all)")
+    parser.add_argument(
+        "--samples", type=int, default=2, metavar="N", help="samples per bucket in the gallery (default 2)"
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="location of a source that was named or has moved; may be repeated",
+    )
+    parser.add_argument("--gpus", type=float, default=0.0, help="1 decodes on a GPU (default 0: on the CPU)")
+    parser.add_argument(
+        "--cpus", type=int, default=default_threads(), help="threads and decoder processes (default: all)"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make the gallery if there is a VAE, then the page; return the exit code."""
+    """Make the gallery if ``--vae`` is given, then the page; returns the exit code."""
     arguments = parse_arguments(argv)
     try:
         store = Store(arguments.output)
@@ -44,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.vae:
             _make_gallery(arguments)
         elif arguments.source:
-            raise ConfigError("--source is for the gallery, which needs --vae")
+            raise ConfigError("--source is used for the gallery only, which needs --vae")
         write_page(store)
     except USER_ERRORS as error:
         print(f"error: {error}")

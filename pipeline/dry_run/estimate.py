@@ -21,6 +21,7 @@ from pipeline.output.dataset import agreed_dataset, resolved
 from pipeline.output.plan import committed_units, foresee_plan
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.tar_writer import archive_bytes
+from pipeline.progress.formatting import number
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
@@ -139,7 +140,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     plan, planned, left = _plan_units(store, sources, recipe)
     sample = _choose_sample(left, budget)
     say(
-        f"{len(planned)} units planned, {len(left)} left; "
+        f"{number(len(planned), 'unit')} planned, {len(left)} left; "
         f"probing {'all' if budget is None else f'up to {budget}'} items"
     )
     urls = {source.name: source.url for source in sources}

@@ -73,7 +73,9 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
         ),
         ("rejects", [(estimate.total(_count_rejects(name)), name) for name in _names(items, "rejects")]),
     ]
-    yield f"  clips    {_format_total(estimate.total(lambda item: item.num_clips))}"
+    clips = _format_total(estimate.total(lambda item: item.num_clips))
+    about = "" if estimate.sample.is_complete else "about "
+    yield f"  clips    {clips} of {about}{windows:,.0f} windows"
     for title, rows in groups:
         rows.sort(key=lambda row: -row[0].value)
         shown = rows[: MAX_BUCKET_ROWS if title == "buckets" else MAX_REASON_ROWS]
