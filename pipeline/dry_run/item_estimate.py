@@ -1,4 +1,4 @@
-"""What a job would make of one item, from the item's header and index: nothing is decoded."""
+"""Expected outcome of one item, from its header and index: nothing is decoded."""
 
 from __future__ import annotations
 

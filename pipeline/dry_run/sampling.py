@@ -43,7 +43,7 @@ class SampledUnit(Generic[Observation]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every item was sampled."""
+        """True if every item was sampled."""
         return len(self.observations) == self.num_items
 
     @property
@@ -71,8 +71,8 @@ class FormatSample(Generic[Observation]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every item of every unit was sampled."""
-        return len(self.sampled_units) == len(self.units) and all(unit.is_complete for unit in self.sampled_units)
+        """True if every item of every unit was sampled."""
+        return len(self.sampled_units) == len(self.units) and all(sampled.is_complete for sampled in self.sampled_units)
 
     @cached_property
     def unit_sizes(self) -> list[float]:
@@ -122,7 +122,7 @@ class Sample(Generic[Observation]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every item was sampled."""
+        """True if every item was sampled."""
         return all(part.is_complete for part in self.formats)
 
     @property

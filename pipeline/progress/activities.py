@@ -14,12 +14,12 @@ MIN_IDLE_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivityText:
-    """What people read about one activity of a unit."""
+    """Texts about one activity of a unit."""
 
     label: str
-    """What a unit does, for the report's breakdown of time."""
+    """Name of the activity in the report's breakdown of time."""
     awaited: str = ""
-    """What an idle encoder waits for. Empty for ``ENCODE``, during which the device is not idle."""
+    """Thing that an idle encoder waits for. Empty for ``ENCODE``, during which the device is not idle."""
     remedy: str = ""
     """How to make that idle time shorter."""
 

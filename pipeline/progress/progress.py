@@ -135,7 +135,7 @@ class Progress:
         return max(time.monotonic() - self._started_s, 1e-3)
 
     def too_many_rejects(self) -> bool:
-        """Whether so large a share of the windows is rejected that the job should stop."""
+        """Return True if the share of rejected windows is so large that the job should stop."""
         return too_many_rejects(self.rejects.total(), self.windows, self._max_rejects)
 
     def idle_time(self) -> tuple[float, dict[str, float]]:
@@ -243,7 +243,7 @@ def work_by_unit(units: list[Unit]) -> dict[str, float]:
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
-    """Whether the share of rejects exceeds ``max_rejects``; always False for the first few hundred windows."""
+    """Return True if the share of rejects exceeds ``max_rejects``; always False for the first few hundred windows."""
     return windows >= MIN_WINDOWS_TO_STOP and rejects / windows > max_rejects
 
 

@@ -56,6 +56,12 @@ class Summary:
         """Number of planned windows with an outcome."""
         return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
 
+    @property
+    def _state(self) -> str:
+        if not self.finished:
+            return "stopped: too many rejects; run again with a higher --max-rejects to continue"
+        return "finished, with more rejects than --max-rejects allows" if self.exit_code else "finished"
+
     def save(self, store: Store) -> None:
         """Write ``summary.json``; replaces that of an earlier job."""
         store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
@@ -63,11 +69,8 @@ class Summary:
 
     def __str__(self) -> str:
         """Format the summary as a table for people."""
-        state = (
-            "finished" if self.finished else "stopped: too many rejects; run again with a higher --max-rejects to go on"
-        )
         lines = [
-            f"{self.output}  {state}",
+            f"{self.output}  {self._state}",
             f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
             f"  windows  {number(self.windows)} = {number(self.samples, 'sample')} + "
             f"{number(sum(self.skips.values()), 'skip')} + {number(sum(self.rejects.values()), 'reject')}",

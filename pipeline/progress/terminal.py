@@ -17,7 +17,7 @@ class Terminal:
         self._lock = threading.Lock()
         self._has_status_line = False
         self.rewrites = stream.isatty()
-        """Whether ``show`` may be used: only a terminal can rewrite a line."""
+        """True on a terminal; elsewhere ``show`` must not be used, because a line cannot be rewritten."""
 
     def say(self, line: str) -> None:
         """Write a line that stays; it replaces the line of ``show``, if there is one."""

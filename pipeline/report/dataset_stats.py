@@ -102,7 +102,7 @@ class DatasetStats:
 
     @property
     def finished(self) -> bool:
-        """Whether every planned unit is committed."""
+        """True if every planned unit is committed."""
         return self.num_committed == self.num_units
 
     @property

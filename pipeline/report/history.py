@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(kw_only=True, slots=True)
 class Job:
-    """What one job did. Times are Unix times. Reports of older versions lack end times and activities."""
+    """Work of one job. Times are Unix times. Reports of older versions lack end times and activities."""
 
     name: str
     units: int = 0
@@ -35,7 +35,7 @@ class Job:
     slowest: list[tuple[float, str, int]] = field(default_factory=list)
     """Heap of (seconds, unit, samples) of the units that took longest."""
     timed: list[tuple[float, float, int]] = field(default_factory=list)
-    """(begin, end, samples) of every unit whose report has an end time."""
+    """(start, end, samples) of every unit whose report has an end time."""
 
     @property
     def started_s(self) -> float | None:
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def elapsed_s(self) -> float | None:
-        """Seconds from the begin of its first unit to the end of its last; None if no report says so."""
+        """Seconds from the start of its first unit to the end of its last; None if no report says so."""
         return max(ended for _, ended, _ in self.timed) - min(b for b, _, _ in self.timed) if self.timed else None
 
     @property
@@ -53,7 +53,7 @@ class Job:
         return self.samples / self.elapsed_s if self.elapsed_s and len(self.timed) == self.units else None
 
     def throughput(self) -> tuple[Floats, Floats]:
-        """Return the edges of ``NUM_SPANS`` equal spans, in seconds since the begin, and the samples per second in each.
+        """Return the edges of ``NUM_SPANS`` equal spans, in seconds since the start, and the samples per second in each.
 
         The samples of a unit are spread evenly over its time. Shapes: edges [NUM_SPANS + 1], rates [NUM_SPANS].
         Invariant: rates times span lengths add up to all samples.

@@ -20,7 +20,7 @@ def list_notices(stats: DatasetStats) -> list[str]:
     if stats.num_rejects > MAX_REJECT_SHARE * stats.num_windows:
         notices.append(
             f"{percent(stats.num_rejects / stats.num_windows)} of all windows were rejected. "
-            "The section on rejects below says what to do about each reason."
+            "'Skips and rejects' below says what to do about each reason."
         )
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:

@@ -48,7 +48,7 @@ class LatentSection:
     rows: list[tuple[str, ...]]
     """Mean and standard deviation per channel as text; with those of normalised latents if ``is_normalised``."""
     is_normalised: bool
-    """Whether the VAE has one shift and scale per channel, so that normalised latents can be described."""
+    """True if the VAE has one shift and scale per channel, so that normalised latents can be described."""
     chart: Markup
     """Chart of the normalised channels; empty without them."""
     vae_shift_and_scale: str

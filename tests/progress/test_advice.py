@@ -113,3 +113,10 @@ def test_every_reason_of_a_skip_is_explained() -> None:
             elif isinstance(node, ast.FunctionDef) and node.name == "choose_bucket":
                 made |= {text for part in ast.walk(node) if isinstance(part, ast.Return) for text in texts(part.value)}
     assert made == SKIP_MEANINGS.keys()
+
+
+def test_a_summary_says_when_rejects_exceed_the_limit() -> None:
+    fields = {"output": "out", "recipe": "r", "units": 1, "units_done_now": 1, "elapsed_s": 1.0}
+    assert "out  finished\n" in str(Summary(exit_code=0, finished=True, **fields))
+    assert "finished, with more rejects" in str(Summary(exit_code=3, finished=True, **fields))
+    assert "stopped: too many rejects" in str(Summary(exit_code=3, finished=False, **fields))

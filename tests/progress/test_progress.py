@@ -110,7 +110,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def begin(units: list[Unit], run: Run, lines: list[str]) -> Progress:
+def make_progress(units: list[Unit], run: Run, lines: list[str]) -> Progress:
     return Progress(run, units, RunLog(Store(run.output), "job"), lines.append)
 
 
@@ -120,7 +120,7 @@ def report(unit: Unit, encoder_s: float, **fields: Any) -> UnitReport:
 
 def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run: Run, clock: Clock) -> None:
     units = units_of(400, 100, 100, 100, 100, 100, 100)
-    job_progress = begin(units, run, [])
+    job_progress = make_progress(units, run, [])
     assert "time left not known yet" in job_progress.line() and job_progress.line().startswith(
         "0/7 units  0 clips (0.0/s"
     )
@@ -137,7 +137,7 @@ def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run:
 def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(run: Run, clock: Clock) -> None:
     units = units_of(100, 100, format="manifest") + units_of(10, 30)
     assert work_by_unit(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
-    job_progress = begin(units, run, [])
+    job_progress = make_progress(units, run, [])
     heartbeat = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
     in_flight = {"samples": 5, "frames": 50, "windows": 5}
     heartbeat["units"] = {
@@ -182,7 +182,7 @@ def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monke
     monkeypatch.setattr(run_log, "REPORTS_PER_PART", 3)
     units = units_of(*[10] * 8)
     output = Path(run.output)
-    with begin(units, run, []) as job_progress:
+    with make_progress(units, run, []) as job_progress:
         for n, unit in enumerate(units[:5]):
             job_progress.add(report(unit, n + 1.0, ended_s=1e9, activities={"encode": 1.0}))
         assert [path.name for path in (output / "runs").iterdir()] == ["job-00000.jsonl"], "what a killed driver leaves"

@@ -28,7 +28,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not in
 
 @dataclass
 class PageView:
-    """What a browser did with a page."""
+    """Record of how a browser showed a page."""
 
     requests: list[str] = field(default_factory=list)
     """URLs that it requested, without the page itself."""
