@@ -21,7 +21,6 @@ from jobs.config import print_config
 from pipeline.dry_run.calibrate import calibrate, measure_speed
 from pipeline.dry_run.estimate import EncoderSpeeds, estimate, parse_speeds
 from pipeline.dry_run.table import format_estimate
-from pipeline.environment import default_threads
 from pipeline.errors import USER_ERRORS, exit_code
 from pipeline.executor.ray_cluster import disconnect, watched
 from pipeline.progress.terminal import Terminal
@@ -81,63 +80,18 @@ def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
     return summary.exit_code
 
 
-def _dry_run(arguments: argparse.Namespace, recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> None:
-    """Print what the job would do and cost; the speed of an encoder is given, measured here or left open."""
+def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> None:
+    """Print an estimate of the job and its cost. The encoder's speed is given, measured now, or left open."""
     speeds: EncoderSpeeds | None = None
     speeds_origin = "at the speed given"
     if arguments.clips_per_s:
         speeds = parse_speeds(recipe, arguments.clips_per_s)
-    found = estimate(recipe, run, card, None if arguments.dry_run == "all" else arguments.dry_run, say=say)
-    if speeds is None and arguments.calibrate and found.num_left:
-        speeds = measure_speed(found.recipe, run, found.used_buckets, say=say)
+    max_items = None if arguments.dry_run == "all" else arguments.dry_run
+    result = estimate(recipe, run, card, max_items, say=say)
+    if speeds is None and arguments.calibrate and result.num_left:
+        speeds = measure_speed(result.recipe, run, result.used_buckets, say=say)
         speeds_origin = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
-    say(format_estimate(found, speeds, speeds_origin))
-
-
-def _recipe(arguments: argparse.Namespace, vae: str) -> Recipe:
-    sizes = arguments.micro_batch
-    return Recipe(
-        vae=vae,
-        buckets=arguments.buckets,
-        micro_batch=sizes * len(arguments.buckets) if len(sizes) == 1 else sizes,
-        fps=None if arguments.fps == "native" else arguments.fps,
-        windows=arguments.windows,
-        stride_frames=arguments.stride_frames,
-        remainder=arguments.remainder,
-        max_upscale=arguments.max_upscale,
-        max_repeats=arguments.max_repeats,
-        resize=arguments.resize,
-        store=arguments.store,
-        dtype=arguments.dtype,
-        compute_dtype=arguments.compute_dtype,
-        compile=arguments.compile,
-        conditioning=arguments.conditioning,
-        spatial_posterior=arguments.spatial_posterior,
-        decoder=arguments.decoder,
-        path_column=arguments.path_column,
-        caption_column=arguments.caption_column,
-        columns=arguments.column,
-        private_hosts=arguments.allow_host,
-        unit_clips=arguments.unit_clips,
-    )
-
-
-def _run(arguments: argparse.Namespace) -> Run:
-    return Run(
-        output=arguments.output,
-        vae=arguments.vae,
-        sources=arguments.source,
-        local=arguments.local,
-        ray_address=arguments.ray_address or os.environ.get("RAY_ADDRESS", "local"),
-        actors=arguments.actors,
-        gpus=arguments.gpus,
-        cpus=default_threads() if arguments.cpus == "all" else arguments.cpus,
-        decode_timeout_s=arguments.decode_timeout_s,
-        max_rejects=arguments.max_rejects,
-        retry_rejects=arguments.retry_rejects,
-        single_writer=arguments.single_writer,
-        progress_timeout_s=arguments.progress_timeout_s,
-    )
+    say(format_estimate(result, speeds, speeds_origin))
 
 
 def _interrupt(*_: object) -> None:

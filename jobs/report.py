@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--gpus", type=float, default=0.0, help="1 decodes on a GPU (default 0: on the CPU)")
     parser.add_argument(
-        "--cpus", type=int, default=default_threads(), help="threads and decoder processes (default: all)"
+        "--cpus", type=int, default=available_cpus(), help="threads and decoder processes (default: all)"
     )
     return parser.parse_args(argv)
 

@@ -18,7 +18,7 @@ from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size, number
-from pipeline.recipe import Run
+from pipeline.recipe import Run, available_cpus
 from pipeline.storage.store import Store
 
 MAX_LISTED_PROBLEMS = 20
@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed for the choice of samples (default 0)")
     parser.add_argument("--gpus", type=float, default=0.0, help="1 encodes on a GPU (default 0: on the CPU)")
     parser.add_argument(
-        "--cpus", type=int, default=default_threads(), help="threads and decoder processes (default: all)"
+        "--cpus", type=int, default=available_cpus(), help="threads and decoder processes (default: all)"
     )
     return parser.parse_args(argv)
 

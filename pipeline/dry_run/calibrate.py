@@ -57,20 +57,19 @@ def measure_speed(
 ) -> dict[Bucket, float | None]:
     """Measure the clips per second of the recipe's micro-batches in some of its buckets, on the device of the encoders.
 
-    None for a micro-batch that does not fit in memory. The time of frames that are encoded alone (``conditioning``) is
-    included. ``recipe.compute_dtype`` must not be ``auto``.
+    The time of every member of a sample is included. None for a bucket with a member that does not fit in memory.
+    ``recipe.compute_dtype`` must not be ``auto``.
     """
     speeds: dict[Bucket, float | None] = {}
     for bucket in buckets:
         size = recipe.clips_per_call[bucket]
-        single_frame = Bucket(1, bucket.height, bucket.width)
-        trials = [
-            _try_on_encoder_device(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
-            for shape in [bucket, *([single_frame] if recipe.conditioning_frames else [])]
-        ]
-        times_s = [1 / trial.clips_per_s for trial in trials if trial]
-        conditioning_s = sum(times_s[1:]) * len(recipe.conditioning_frames)
-        speeds[bucket] = speed = 1 / (times_s[0] + conditioning_s) if len(times_s) == len(trials) else None
+        shapes = Counter(member.bucket(bucket) for member in members_of(recipe))
+        trials = {
+            shape: _try_on_encoder_device(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
+            for shape in shapes
+        }
+        times_s = [shapes[shape] / trial.clips_per_s for shape, trial in trials.items() if trial]
+        speeds[bucket] = speed = 1 / sum(times_s) if len(times_s) == len(trials) else None
         say(f"{bucket}: {size} at once  " + ("do not fit in memory" if speed is None else f"{speed:.2f} clips/s"))
     return speeds
 

@@ -6,20 +6,19 @@ It misses what only decoding or encoding shows: damage inside a video, frozen pi
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.dry_run.item_estimate import ClipSize, ItemEstimate, estimate_item
 from pipeline.dry_run.sampling import EstimatedTotal, FormatSample, Sample, SampledUnit, choose_units, draw_items
 from pipeline.dry_run.unit_contents import count_units, simulate_units
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.errors import ConfigError
-from pipeline.output.dataset import agreed_dataset, resolved
-from pipeline.output.plan import committed_units, foresee_plan
-from pipeline.output.shard_writer import ShardWriter
+from pipeline.output.dataset import check_recipe, resolve_compute_dtype
+from pipeline.output.members import check_members
+from pipeline.output.plan import committed_units, preview_plan
+from pipeline.output.rows import RowBuilder
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.progress.formatting import number
 from pipeline.recipe import Bucket, Recipe, Run
@@ -136,7 +135,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
-    recipe = resolved(recipe, run, store)
+    recipe = resolve_compute_dtype(recipe, run, store)
     plan, planned, left = _plan_units(store, sources, recipe)
     sample = _choose_sample(left, budget)
     say(
@@ -161,8 +160,8 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
 def _plan_units(store: Store, sources: list[Source], recipe: Recipe) -> tuple[Plan, list[Unit], list[Unit]]:
     """Return the plan that the job would have, its units without retries, and those that are not committed."""
     with contextlib.suppress(FileNotFoundError):  # the output does not exist yet
-        agreed_dataset(store, recipe)
-    plan = foresee_plan(store, sources, recipe)
+        check_recipe(store, recipe)
+    plan = preview_plan(store, sources, recipe)
     try:
         committed = committed_units(store)
     except FileNotFoundError:  # object stores list a missing folder as empty, so the bucket is missing
@@ -192,8 +191,8 @@ def _probe_items(
 
     def probe(pair: tuple[SampledUnit[ItemEstimate], Item], _: Callable[[], None]) -> Iterator[ItemEstimate]:
         sampled, item = pair
-        with ShardWriter(Path(os.devnull), sampled.unit, recipe, card, plan.columns[sampled.unit.generation]) as shard:
-            yield estimate_item(item, shard, decoders, recipe, card)
+        rows = RowBuilder(sampled.unit, recipe, card, plan.columns[sampled.unit.generation])
+        yield estimate_item(item, rows, decoders, recipe, card)
 
     try:
         for (sampled, _), item_estimate in decode_in_order(items, probe, ahead=run.cpus + 1):

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.errors import Reject, Rejected
-from pipeline.output.shard_writer import ShardWriter
+from pipeline.output.rows import RowBuilder, sample_bytes
 from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
@@ -50,8 +50,8 @@ class ItemEstimate:
         return self.clips.total()
 
 
-def estimate_item(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Recipe, card: Card) -> ItemEstimate:
-    """Fetch and probe an item, and plan its windows. ``shard`` computes the size of samples; nothing is written."""
+def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Recipe, card: Card) -> ItemEstimate:
+    """Fetch and probe an item, and plan its windows. ``rows`` are needed for the size of samples."""
     probed: list[VideoFacts] = []
 
     def plan_nothing(facts: VideoFacts) -> list[Window | Skip]:
@@ -68,14 +68,14 @@ def estimate_item(item: Item, shard: ShardWriter, decoders: Decoders, recipe: Re
     for _, outcome in outcomes:
         assert isinstance(outcome, RejectedWindow)  # no window was planned
         return _from_reject(item, outcome.reject)
-    return _from_facts(item, probed[-1], shard, recipe, card)
+    return _from_facts(item, probed[-1], rows, recipe, card)
 
 
 def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
     return ItemEstimate(rejects=Counter([reject.name]), reject_message=f"{item.key}: {reject.message}")
 
 
-def _from_facts(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recipe, card: Card) -> ItemEstimate:
+def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> ItemEstimate:
     has_own_rate = recipe.fps is None or facts.is_image
     estimate = ItemEstimate(
         num_frames=len(facts.pts) if has_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
@@ -90,7 +90,7 @@ def _from_facts(item: Item, facts: VideoFacts, shard: ShardWriter, recipe: Recip
             continue
         placement = window.placement
         estimate.clips[window.bucket, window.filled] += 1
-        estimate.size_bytes += shard.sample_bytes(item, facts, window)
+        estimate.size_bytes += sample_bytes(rows, item, facts, window)
         estimate.used_s += 0.0 if facts.is_image else window.end_s - window.start_s
         kept = placement.height * placement.width / (placement.scaled_height * placement.scaled_width)
         estimate.min_kept_share = min(estimate.min_kept_share, kept)

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.index import Index
-from pipeline.output.rejects import COLUMNS as REJECT_COLUMNS
-from pipeline.output.rejects import reject_names
+from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.advice import reject_advice, skip_meaning
 from pipeline.progress.formatting import byte_size, elapsed, number

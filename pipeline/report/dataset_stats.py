@@ -86,7 +86,7 @@ class DatasetStats:
     num_units: int
     """Number of planned units."""
     num_committed: int
-    totals: Totals
+    totals: OutputTotals
     latents: LatentStatistics | None = None
     buckets: defaultdict[str, BucketStats] = field(default_factory=lambda: defaultdict(BucketStats))
     sources: defaultdict[str, SourceStats] = field(default_factory=lambda: defaultdict(SourceStats))
@@ -140,12 +140,12 @@ class DatasetStats:
 
 def collect_stats(store: Store) -> DatasetStats:
     """Collect the statistics of an output. Raises ConfigError if there is none at this URL."""
-    dataset, plan = recorded_dataset(store), read_plan(store)
+    dataset, plan = require_dataset(store), read_plan(store)
     names = committed_units(store)
     committed = [unit for unit in plan.units if unit.name in names]
     index = newest_index(store)
-    newer = [unit for unit in reversed(committed) if index is None or unit.generation > index.generation]
-    totals = Totals() if index is None else index.totals
+    newer = [unit for unit in reversed(committed) if index is None or unit.generation >= index.plan_generations]
+    totals = OutputTotals() if index is None else index.totals
     stats = DatasetStats(
         url=store.url, dataset=dataset, num_units=len(plan.units), num_committed=len(committed), totals=totals
     )
@@ -155,7 +155,7 @@ def collect_stats(store: Store) -> DatasetStats:
     return stats
 
 
-def _read_tables(store: Store, newer: list[Unit], index: Index | None, totals: Totals) -> Iterator[pa.Table]:
+def _read_tables(store: Store, newer: list[Unit], index: Index | None, totals: OutputTotals) -> Iterator[pa.Table]:
     """Yield the rows of units that are newer than the index, newest unit first, then those of the index.
 
     Rejects that a newer unit has tried again are left out. Adds the facts of the newer units' metadata to ``totals``.

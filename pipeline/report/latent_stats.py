@@ -60,7 +60,7 @@ class LatentStatistics:
         )
 
 
-def latent_statistics(totals: Totals) -> LatentStatistics | None:
+def latent_statistics(totals: OutputTotals) -> LatentStatistics | None:
     """Return the statistics that follow from sums over all latents; None if there is no sample.
 
     The variance is the mean of squares minus the square of the mean. Each added unit contributes a relative error of

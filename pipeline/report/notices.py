@@ -32,7 +32,7 @@ def list_notices(stats: DatasetStats) -> list[str]:
         notices.append(
             f"{tiled:,} clips did not fit in memory as a whole and were encoded in tiles, which blends seams."
         )
-    if units := stats.totals.environments:
+    if units := stats.totals.other_environments:
         notices.append(
             f"{units:,} units were encoded with other versions, threads or devices than those that began the output, so "
             "the last bits of their latents may differ. The metadata of each unit names its environment."

@@ -82,7 +82,7 @@ def test_rejects_that_were_tried_again_count_once(tmp_path: Path, tiny_card: Car
     for number in (0, 2, 3):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=4)
-    run = Run(output=str(tmp_path / "out"), vae=str(TINY), sources=(str(tmp_path / "list.jsonl"),), local=True)
+    run = Run(output=str(tmp_path / "out"), vae=str(TINY), sources=(str(tmp_path / "list.jsonl"),), local=True, cpus=1)
     with painted():
         encode(recipe, dataclasses.replace(run, max_rejects=1.0), tiny_card, say=lambda line: None)
         write_video(tmp_path / "videos" / "4.mp4", 4)

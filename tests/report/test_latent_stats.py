@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.output.totals import Totals
+from pipeline.output.index import OutputTotals
 from pipeline.report.dataset_stats import collect_stats
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
 from pipeline.report.notices import list_notices
@@ -33,7 +33,7 @@ def test_statistics_of_many_units_are_those_of_all_their_values() -> None:
     generator = np.random.default_rng(0)
     parts = [generator.normal([[0.0], [300.0]], [[1.0], [0.01]], (2, n)) for n in generator.integers(1, 5000, 50)]
     empty = facts_of(np.zeros((2, 0)), clips=0)
-    totals = Totals()
+    totals = OutputTotals()
     for facts in [empty, *map(facts_of, parts), empty]:
         totals.add(facts)
     statistics = latent_statistics(totals)
@@ -41,7 +41,7 @@ def test_statistics_of_many_units_are_those_of_all_their_values() -> None:
     assert statistics is not None and statistics.values_per_channel == together.shape[1] and statistics.clips == 50
     assert np.allclose(statistics.mean, together.mean(axis=1), rtol=1e-12, atol=1e-12)
     assert np.allclose(statistics.std, together.std(axis=1), rtol=1e-6)
-    nothing = Totals()
+    nothing = OutputTotals()
     nothing.add(empty)
     assert latent_statistics(nothing) is None
 
