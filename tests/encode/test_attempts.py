@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.encode.attempts import MAX_CRASHES_ALONE, MAX_UNEXPLAINED_CRASHES, Attempts, CrashHistory, begun_units
+from pipeline.encode.attempts import MAX_CRASHES_ALONE, MAX_UNEXPLAINED_CRASHES, Attempts, CrashHistory, list_attempts
 from pipeline.encode.device_queue import Slots
 from pipeline.errors import LatentmillError
 from pipeline.storage.store import Store
@@ -25,7 +25,7 @@ def dies(by: Attempts, *in_flight: str) -> None:
     """An attempt that ends with the encoder's death."""
     number = by.crash_history("unit").number
     by.begin("unit", number)
-    by.note("unit", number, list(in_flight))
+    by.record("unit", number, list(in_flight))
 
 
 def test_a_first_attempt_is_free_of_suspicion(store: Store) -> None:
@@ -59,15 +59,15 @@ def test_deaths_in_another_job_do_not_count(store: Store) -> None:
     for _ in range(5):
         dies(attempts(store, job="other"), "a")
     assert attempts(store).crash_history("unit") == CrashHistory()
-    assert attempts(store).of_others("unit", known=[])
-    assert not attempts(store).of_others("unit", known=[f"other-{n}.json" for n in range(5)])
-    assert not attempts(store, job="other").of_others("unit", known=[])
+    assert attempts(store).begun_by_another_job("unit", ignored=[])
+    assert not attempts(store).begun_by_another_job("unit", ignored=[f"other-{n}.json" for n in range(5)])
+    assert not attempts(store, job="other").begun_by_another_job("unit", ignored=[])
 
 
 def test_an_encoder_that_keeps_dying_over_nothing_stops_the_job(store: Store) -> None:
     for _ in range(MAX_UNEXPLAINED_CRASHES):
         dies(attempts(store))
-    with pytest.raises(LatentmillError, match="died 5 times over unit unit, but never while it encoded"):
+    with pytest.raises(LatentmillError, match="crashed 5 times during unit unit, but never while it encoded"):
         attempts(store).crash_history("unit")
 
 
@@ -75,14 +75,14 @@ def test_what_is_committed_leaves_no_records(store: Store) -> None:
     ours = attempts(store)
     dies(ours, "a")
     ours.begin("unit", 1)
-    assert begun_units(store) == {"unit": ["job-0.json", "job-1.json"]}
+    assert list_attempts(store) == {"unit": ["job-0.json", "job-1.json"]}
     ours.end("unit", 1)
-    assert begun_units(store) == {}
+    assert list_attempts(store) == {}
 
 
 def test_who_asks_for_every_place_is_alone() -> None:
     places = Slots(2)
-    with places.held(1), places.held(1):
+    with places.reserve(1), places.reserve(1):
         assert not places._free.acquire(blocking=False)
-    with places.held(2):
+    with places.reserve(2):
         assert not places._free.acquire(blocking=False)

@@ -19,6 +19,7 @@ import torch
 from jobs.encode_dataset import main
 from pipeline.encode import encoder as encode_module
 from pipeline.encode.counters import EncoderCounters
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
@@ -88,7 +89,7 @@ def test_when_memory_runs_out_fewer_clips_then_tiles_then_a_reject(
     rows = assert_sound(tmp_path / "out")
     assert {row["encode_path"] for row in rows} == {expected}
     if expected is None:
-        assert summary.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
+        assert summary.counts.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
 
 
 def test_an_error_that_is_not_memory_stops_the_job(wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -204,12 +205,12 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
 
 def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
     class Encoder:
-        tally = EncoderCounters("encoder")
+        counters = EncoderCounters("encoder")
 
-        def __init__(self, job: str) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             pass
 
-        def encode_unit(self, unit: Unit, known: list[str]) -> None:
+        def encode_unit(self, unit: Unit, ignored_attempts: list[str]) -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     signals: list[int] = []
@@ -217,6 +218,9 @@ def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatc
     monkeypatch.setattr("pipeline.executor.ray_actor.ShardEncoder", Encoder)
     monkeypatch.setattr("pipeline.executor.ray_actor.EVERY_S", 1e6)  # it has nothing to tell
     task = Task(Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None))
-    with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
-        list(EncoderActor(job="job")({"tasks": [pack([task])]}))
+    recipe = Recipe(vae="x", buckets=(Bucket(17, *SIZE),), micro_batch=(1,))
+    run = Run(output="", vae="", sources=())
+    settings = EncoderSettings(recipe=recipe, run=run, columns=(), source_urls={}, job="job")
+    with pytest.raises(torch.AcceleratorError):  # the test keeps the signal from ending this process
+        list(EncoderActor(settings)({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]

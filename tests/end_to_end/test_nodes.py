@@ -13,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.errors import ConfigError
-from pipeline.executor.ray_cluster import must_hold
+from pipeline.executor.ray_cluster import check_encoder_fits
 from pipeline.recipe import Run
 from tests.support.oracle import assert_sound, tree
 from tests.support.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
@@ -94,14 +94,14 @@ def test_a_job_for_which_no_node_comes_says_so_and_ends(
     job = Job(cluster, videos, tmp_path, "--progress-timeout-s", "8", "--gpus", str(gpus))
     assert job.process.wait(timeout=120) == 1, job.said
     assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
-    assert "\nerror: nothing has moved for 8 s: " in job.said and "Traceback" not in job.said
+    assert "\nerror: no unit has ended for 8 s: " in job.said and "Traceback" not in job.said
 
 
 def test_an_encoder_that_does_not_fit_the_only_machine_is_refused() -> None:
     run = Run(output="out", vae="demo", sources=(), cpus=2, gpus=1)
-    must_hold(run, {"CPU": 2.0, "GPU": 1.0})
+    check_encoder_fits(run, {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(ConfigError, match=r"of 2 CPU and 1 GPU does not fit .* finds 8 CPU and 0 GPU: lower --cpus or"):
-        must_hold(run, {"CPU": 8.0})
+        check_encoder_fits(run, {"CPU": 8.0})
 
 
 def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(

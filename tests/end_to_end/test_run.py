@@ -23,6 +23,7 @@ import webdataset as wds
 
 from jobs.encode_dataset import main
 from pipeline.encode.encoder import ShardEncoder
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.loader import LatentDataset
 from pipeline.output.serialization import pack_latent
@@ -76,7 +77,11 @@ def test_every_window_of_every_file_ends_as_one_sample_skip_or_reject(
     expected |= {("empty.mp4", 0): "empty", ("text.mp4", 0): "unknown_format", ("cut.mp4", 0): "damaged_container"}
     assert outcome == expected
     assert {row["caption"] for row in rows if row["key"].startswith("wide")} == {f"caption {i}" for i in range(4)}
-    assert (summary.samples, sum(summary.skips.values()), sum(summary.rejects.values())) == (14, 10, 3)
+    assert (summary.counts.samples, sum(summary.counts.skips.values()), sum(summary.counts.rejects.values())) == (
+        14,
+        10,
+        3,
+    )
     assert summary.exit_code == 0 and json.loads((Path(run.output) / "summary.json").read_text())["samples"] == 14
 
 
@@ -201,7 +206,7 @@ def test_too_many_rejects_end_with_exit_3(tmp_path: Path, recipe: Recipe, run: R
     run = dataclasses.replace(run, max_rejects=0.05)
     summary = job(folder, recipe, run, tiny_card, unit_clips=20)
     assert summary.exit_code == 3 and not summary.finished
-    assert 200 <= summary.windows < 260
+    assert 200 <= summary.counts.windows < 260
     again = job(folder, recipe, dataclasses.replace(run, max_rejects=1.0), tiny_card, unit_clips=20)
     assert again.exit_code == 0 and again.rejects == {"probe/empty": 260}
     assert_sound(Path(run.output))
@@ -216,7 +221,7 @@ def test_an_output_grows_with_its_input(tmp_path: Path, recipe: Recipe, run: Run
     summary = job(folder, recipe, run, tiny_card)
     after = tree(Path(run.output))
     assert before.items() <= after.items()
-    assert summary.samples == 2 and (Path(run.output) / "index" / "0001.json").exists()
+    assert summary.counts.samples == 2 and (Path(run.output) / "index" / "0001.json").exists()
     assert_sound(Path(run.output))
     make_clip(folder / "a.mp4", 24, seed=2)
     with pytest.raises(SourceChanged, match=r"a\.mp4"):
@@ -281,7 +286,7 @@ def test_buckets_of_one_frame_take_pictures(tmp_path: Path, recipe: Recipe, run:
 
 def test_an_output_on_a_path_that_is_not_shared_is_noticed(recipe: Recipe, run: Run) -> None:
     with pytest.raises(ConfigError, match="must be shared by all nodes"):
-        ShardEncoder(recipe.to_json(), run.to_json(), [], {}, "job")
+        ShardEncoder(EncoderSettings(recipe=recipe, run=run, columns=(), source_urls={}, job="job"))
 
 
 def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_
         (folder / name).write_bytes(package_clip(name).read_bytes())
     summary = job(folder, recipe, run, tiny_card, windows="all", fps=24.0)
     rows = assert_sound(Path(run.output))
-    assert summary.rejects == {} and summary.samples == len([r for r in rows if r["shard"]]) > 20
+    assert summary.counts.rejects == {} and summary.counts.samples == len([r for r in rows if r["shard"]]) > 20
     assert {row["fps"] for row in rows if row["shard"]} == {24.0}
 
 

@@ -87,7 +87,7 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
 
     fetch, calls = fetch_module.fetch, iter(range(1000))
     with (
-        mock.patch("pipeline.encode.encoder.fetch", fetch_then_fail),
+        mock.patch("pipeline.encode.shard_attempt.fetch", fetch_then_fail),
         mock.patch.object(tenacity.nap, "time"),  # nobody waits here for what does not pass
         mock.patch.object(s3fs.S3FileSystem, "retries", 1),
         pytest.raises(StoreError, match=f"bucket/.*{message}"),

@@ -164,7 +164,7 @@ def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_
         assert sum(path.startswith("metadata/") for path in read) == 3
         read.clear()
         summary = encode(recipe, run, tiny_card, say=lambda line: None)
-    assert summary.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
+    assert summary.counts.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
 
 
 def test_no_more_is_asked_for_than_is_taken_soon() -> None:

@@ -50,4 +50,4 @@ def test_the_longest_tenth_comes_first_and_what_others_have_begun_last() -> None
 
 def test_what_is_packed_comes_out_again() -> None:
     given = tasks(3)
-    assert [Task(unit, tuple(known)) for unit, known in unpack(pack(given))] == given
+    assert [Task(unit, tuple(ignored)) for unit, ignored in unpack(pack(given))] == given

@@ -95,12 +95,12 @@ def test_rejects_may_be_tried_again_and_again(folder: Path, job: Any) -> None:
     job()
     for generation in (1, 2):
         summary, _ = job(retry_rejects="all")
-        assert summary.rejects == {"fetch/not_found": 2}
+        assert summary.counts.rejects == {"fetch/not_found": 2}
         assert (folder / "out" / "index" / f"{generation:04d}.json").exists()
     write_video(folder / "videos" / "1.mp4", 1)
     write_video(folder / "videos" / "4.mp4", 4)
     summary, _ = job(retry_rejects="fetch/not_found")
-    assert summary.rejects == {}
+    assert summary.counts.rejects == {}
     inputs = {(f"file://{folder}/list.jsonl", ordinal, window) for ordinal in range(6) for window in range(3)}
     inputs |= {(f"file://{folder}/a.tar", ordinal, window) for ordinal in range(2) for window in range(3)}
     assert_together(assert_sound(folder / "out", inputs), folder / "out")

@@ -31,7 +31,8 @@ import numpy as np
 
 from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import RETIRED_AT, Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import MAX_GROWTH, Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, package_clip
@@ -208,7 +209,7 @@ def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> DatasetS
                 findings.faults.append(f"{name}: a good clip gives {len(again)} clips, or others, afterwards")
     if findings.our_peak_bytes > threads * MEMORY_BYTES:
         findings.faults.append(f"this process grew by {findings.our_peak_bytes} bytes")
-    if findings.child_peak_bytes > (1 + RETIRED_AT) * MEMORY_BYTES + CHILD_STARTS_WITH_BYTES:
+    if findings.child_peak_bytes > (1 + MAX_GROWTH) * MEMORY_BYTES + CHILD_STARTS_WITH_BYTES:
         findings.faults.append(f"a child held {findings.child_peak_bytes} bytes")
     findings.wall_s = time.monotonic() - started_s
     return findings

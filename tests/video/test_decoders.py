@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, numbered_frame, package_clip, read_number

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import select_windows
 from tests.support.clips_maker import make_clip
 from tests.support.http_server import Reply, Server, serving
