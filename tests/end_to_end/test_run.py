@@ -1,4 +1,4 @@
-"""The whole path on real clips, in this process and through the command line."""
+"""Whole jobs on real clips, in this process and through the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven good videos of two shapes, two that do not fit, one picture and three broken files, some with captions."""
+    """Seven good videos of two shapes, two that fit no bucket, a picture and three broken files. Some have captions."""
     folder = tmp_path_factory.mktemp("videos")
     for i in range(4):
         make_clip(folder / f"wide{i}.mp4", 40, size=(64, 112), seed=i)
@@ -98,10 +98,10 @@ def test_stored_latents_are_what_the_vae_gives_for_the_same_frames(
         assert np.abs(moments.astype(np.float32) - direct.numpy()).max() <= 4e-3  # float16 at values up to 8
 
 
-def test_what_is_finished_or_refused_asks_for_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
+def test_a_finished_or_refused_job_needs_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
     job(videos, recipe, run, tiny_card)
     with_gpu = dataclasses.replace(run, gpus=1.0)
-    with mock.patch("pipeline.executor.ray_cluster.gpu_model", side_effect=AssertionError("a GPU was asked for")):
+    with mock.patch("pipeline.executor.ray_cluster.gpu_model", side_effect=AssertionError("a GPU was requested")):
         assert job(videos, recipe, with_gpu, tiny_card).units_done_now == 0
         with pytest.raises(ConfigError, match="store: moments -> mean"):
             job(videos, recipe, with_gpu, tiny_card, store="mean")
@@ -300,7 +300,7 @@ def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_job_ends_with_130_and_can_go_on(videos: Path, tmp_path: Path, name: str) -> None:
     more = shutil.copytree(videos, tmp_path / "videos")
-    for number in range(3):  # it must not be done before the signal comes
+    for number in range(3):  # so that the job still runs when the signal arrives
         shutil.copy(videos / "wide0.mp4", more / f"more{number}.mp4")
     process = subprocess.Popen(command(more, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

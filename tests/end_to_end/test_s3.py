@@ -1,4 +1,4 @@
-"""The whole path from one S3 bucket to itself, on a real server."""
+"""A whole job from an S3 bucket to the same bucket, on a real server."""
 
 from __future__ import annotations
 
