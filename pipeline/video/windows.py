@@ -186,7 +186,7 @@ def repeats(pts: tuple[int, ...]) -> float:
     return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
 
 
-def place(width: int, height: int, bucket: Bucket) -> Placement:
+def fit_to_bucket(width: int, height: int, bucket: Bucket) -> Placement:
     """The placement that scales a frame to cover the bucket and crops the longer side evenly.
 
     Source: rounding as in Open-Sora 1.2 (opensora/datasets/utils.py).
@@ -252,5 +252,5 @@ def _window(
         end_s=float((stop_pts - facts.pts[0]) * facts.time_base),
         fps=fps,
         frame_stride=strides.pop() if len(strides) == 1 else None,
-        placement=place(facts.width, facts.height, own),
+        placement=fit_to_bucket(facts.width, facts.height, own),
     )

@@ -112,8 +112,8 @@ def test_uploads_in_parts_that_a_dead_writer_left_are_aborted_and_others_are_not
         upload = client.create_multipart_upload(Bucket="bucket", Key=key)
         client.upload_part(Bucket="bucket", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 1000)
     job(videos, f"{s3}/out", tiny_card)
-    left = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
-    assert left == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
+    remaining = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
+    assert remaining == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
 
 
 def test_a_missing_bucket_is_refused_before_anything_starts(s3: str, videos: str, tiny_card: Card) -> None:

@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 SECRET = "CaNaRy+7f3a91/0bE"  # noqa: S105 (a made-up secret)
 FORMS = {form for text in (SECRET, quote(SECRET, safe="")) for form in (text, base64.b64encode(text.encode()).decode())}
 FEW_TRIES = (
-    "import sys; from pipeline import retry; retry.TRIES = 2; from jobs.encode_dataset import main; sys.exit(main())"
+    "import sys; from pipeline.storage import retry; retry.TRIES = 2; from jobs.encode_dataset import main; sys.exit(main())"
 )
 
 
@@ -44,7 +44,7 @@ def leaks(output: Path, job: subprocess.CompletedProcess[str]) -> list[str]:
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             texts[f"{path} decoded"] = (repr(table.to_pylist()) + repr(table.schema.metadata)).encode()
-    return [place for place, text in texts.items() if any(form.encode() in text for form in FORMS)]
+    return [name for name, text in texts.items() if any(form.encode() in text for form in FORMS)]
 
 
 def answers(folder: Path, manifest: list[str]) -> dict[str, Reply]:

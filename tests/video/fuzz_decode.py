@@ -138,8 +138,8 @@ def _remove_block(rng: random.Random, data: bytearray, other: bytes) -> None:
 
 def _double_block(rng: random.Random, data: bytearray, other: bytes) -> None:
     start, size = _block(rng, data)
-    place = rng.randrange(len(data))
-    data[place:place] = data[start : start + size]
+    target = rng.randrange(len(data))
+    data[target:target] = data[start : start + size]
 
 
 def _splice(rng: random.Random, data: bytearray, other: bytes) -> None:

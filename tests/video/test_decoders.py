@@ -99,12 +99,12 @@ def test_every_window_holds_its_own_frames(
 
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"])
 def test_both_decoders_give_the_same_frames(decode: Decode, name: str) -> None:
-    ours, decords = (
+    by_pyav, by_decord = (
         [o for o in decode(package_clip(name), decoder) if isinstance(o, Clip)] for decoder in ("pyav", "decord")
     )
-    assert len(ours) == len(decords) > 3
-    assert {clip.decoder for clip in decords} == {"decord"}
-    for a, b in zip(ours, decords, strict=True):
+    assert len(by_pyav) == len(by_decord) > 3
+    assert {clip.decoder for clip in by_decord} == {"decord"}
+    for a, b in zip(by_pyav, by_decord, strict=True):
         difference = np.abs(a.frames_THWC.astype(int) - b.frames_THWC)
         assert difference.mean() < 1.0 and difference.max() <= 16
 
@@ -135,9 +135,9 @@ def test_bicubic_is_within_two_gray_levels_of_pil(decode: Decode) -> None:
     (clip,) = decode(path, bucket=Bucket(17, 136, 320), windows="first")
     assert isinstance(clip, Clip)
     with av.open(str(path)) as container:
-        for ours, frame in zip(clip.frames_THWC, container.decode(video=0), strict=False):
-            theirs = np.asarray(frame.to_image().resize((320, 136), Image.Resampling.BICUBIC))
-            assert np.abs(ours.astype(int) - theirs).max() <= 2
+        for resized, frame in zip(clip.frames_THWC, container.decode(video=0), strict=False):
+            expected = np.asarray(frame.to_image().resize((320, 136), Image.Resampling.BICUBIC))
+            assert np.abs(resized.astype(int) - expected).max() <= 2
 
 
 def test_the_opensora_resize_is_bilinear_in_float_rounded(decode: Decode) -> None:
@@ -275,8 +275,8 @@ def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Deco
     rejects = [o for o in outcomes if isinstance(o, RejectedWindow)]
     assert 1 <= len(clips) <= 3 and rejects[0].index == len(clips)
     assert {(o.reject.stage, o.reject.reason) for o in rejects} == {("decode", "invalid_data")}
-    for ours, undamaged in zip(clips, good, strict=False):
-        assert isinstance(undamaged, Clip) and np.array_equal(ours.frames_THWC, undamaged.frames_THWC)
+    for clip, undamaged in zip(clips, good, strict=False):
+        assert isinstance(undamaged, Clip) and np.array_equal(clip.frames_THWC, undamaged.frames_THWC)
 
 
 def test_limits_on_pixels_and_duration_are_checked_before_decoding(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def atom(name: bytes, *parts: bytes) -> bytes:
 
 def with_data_reference(clip: bytes, reference: bytes) -> bytes:
     """An mp4 whose samples are in another file: its data reference is replaced by ``reference``."""
-    place = clip.index(b"dref") - 4
-    size = struct.unpack_from(">I", clip, place)[0]
-    changed = clip[:place] + atom(b"dref", struct.pack(">II", 0, 1), reference) + clip[place + size :]
+    offset = clip.index(b"dref") - 4
+    size = struct.unpack_from(">I", clip, offset)[0]
+    changed = clip[:offset] + atom(b"dref", struct.pack(">II", 0, 1), reference) + clip[offset + size :]
     added = len(changed) - len(clip)
     for name in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # the enclosing atoms grow with it
         at = changed.index(name) - 4
@@ -203,13 +203,13 @@ def test_times_and_counts_in_headers_take_neither_time_nor_memory(
     decoders: dict[str, Decoders], tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 40).read_bytes()
-    place = clip.index(b"stts") + 12
-    a_billion = clip[:place] + struct.pack(">I", 10**9) + clip[place + 4 :]
-    place = clip.index(b"stsz") + 12
-    all_equal = clip[: place - 4] + struct.pack(">II", 1, 10**9) + clip[place + 4 :]
+    offset = clip.index(b"stts") + 12
+    a_billion = clip[:offset] + struct.pack(">I", 10**9) + clip[offset + 4 :]
+    offset = clip.index(b"stsz") + 12
+    all_equal = clip[: offset - 4] + struct.pack(">II", 1, 10**9) + clip[offset + 4 :]
     webm = make_clip(tmp_path / "clip.webm", 40, codec="libvpx", options={"deadline": "realtime"}).read_bytes()
-    place = webm.index(b"\x44\x89\x88") + 3  # Duration, a float64 in milliseconds
-    long, none, nan = (webm[:place] + struct.pack(">d", d) + webm[place + 8 :] for d in (1e12, 0.0, float("nan")))
+    offset = webm.index(b"\x44\x89\x88") + 3  # Duration, a float64 in milliseconds
+    long, none, nan = (webm[:offset] + struct.pack(">d", d) + webm[offset + 8 :] for d in (1e12, 0.0, float("nan")))
     for name, content in {"stts": a_billion, "stsz": all_equal, "long": long, "none": none, "nan": nan}.items():
         for each in decoders.values():
             found = outcomes(each, content)
@@ -262,9 +262,9 @@ def test_a_false_pixel_shape_does_not_stretch_frames_beyond_the_limit(
     decoders: dict[str, Decoders], tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 20, sample_aspect=Fraction(2)).read_bytes()
-    place = clip.index(b"pasp") + 4
+    offset = clip.index(b"pasp") + 4
     for shape in ((23297, 1), (2**31 - 1, 1), (1, 2**31 - 1)):
-        changed = clip[:place] + struct.pack(">II", *shape) + clip[place + 8 :]
+        changed = clip[:offset] + struct.pack(">II", *shape) + clip[offset + 8 :]
         for each in decoders.values():
             found = outcomes(each, changed)
             assert not any(isinstance(outcome, Clip) for outcome in found), shape

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Bucket, Recipe
-from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, place, select_windows
+from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, fit_to_bucket, select_windows
 from stvae.geometry import multiples, plain_geometry
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
@@ -147,7 +147,7 @@ def test_an_image_is_a_video_of_one_frame() -> None:
 
 @given(st.integers(64, 4000), st.integers(64, 4000))
 def test_a_placement_covers_its_bucket_and_is_centred(width: int, height: int) -> None:
-    p = place(width, height, WIDE)
+    p = fit_to_bucket(width, height, WIDE)
     assert p.scaled_height >= WIDE.height and p.scaled_width >= WIDE.width
     assert p.scaled_height == WIDE.height or p.scaled_width == WIDE.width
     assert 0 <= p.scaled_height - WIDE.height - 2 * p.crop_top <= 1
