@@ -52,6 +52,11 @@ class ShardAttempt:
     """Clips of each size that do not fill a micro-batch yet."""
     _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
     """The micro-batch that was submitted last, until its results are in the shard."""
+    _retried: dict[int, tuple[int, ...]] = field(init=False)
+    """Windows to retry by the item's ordinal; empty unless the unit retries rejects."""
+
+    def __post_init__(self) -> None:
+        self._retried = {retry.ordinal: retry.windows for retry in self.in_flight.unit.retries}
 
     def fill(self) -> None:
         """Write one outcome to the shard for every window of the unit's items."""
@@ -77,13 +82,12 @@ class ShardAttempt:
         unit, settings = self.in_flight.unit, self.context.settings
         url = settings.source_urls.get(unit.source, unit.source)
         found = items(unit, url, settings.recipe, settings.columns[unit.generation])
-        retried = {retry.ordinal for retry in unit.retries}
-        return (item for item in found if item.ordinal in retried) if retried else found
+        return (item for item in found if item.ordinal in self._retried) if self._retried else found
 
     def _decode(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
         """Outcomes of an item's windows; only those of the windows to retry, if the unit retries rejects."""
         outcomes = self._decode_item(item, fetched)
-        windows = {retry.ordinal: retry.windows for retry in self.in_flight.unit.retries}.get(item.ordinal)
+        windows = self._retried.get(item.ordinal)
         return one_per_window(outcomes, windows) if windows else outcomes
 
     def _decode_item(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:

@@ -27,10 +27,10 @@ import numpy.typing as npt
 
 from pipeline.errors import Rejected
 from pipeline.video import pyav_reader
+from pipeline.video.decode_process import MESSAGE_BYTES
 from pipeline.video.windows import Placement, VideoFacts
 from stvae import gc_paused
 
-MESSAGE_BYTES = 1 << 17
 NO_MEMORY = "decoding needs more memory than a child may take"
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_PDEATHSIG = 1
