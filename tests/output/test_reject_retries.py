@@ -63,12 +63,12 @@ def outcomes(rows: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
 
 def test_an_item_that_was_missing_is_tried_again_whole(folder: Path, job: Any) -> None:
     first, _ = job()
-    assert first.rejects == {"fetch/not_found": 2}
+    assert first.counts.rejects == {"fetch/not_found": 2}
     before = tree(folder / "out")
     write_video(folder / "videos" / "4.mp4", 4)
     again, lines = job(retry_rejects="not_found")
     assert "2 rejects to try again in 2 units" in lines
-    assert (again.samples, again.rejects) == (first.samples + 2, {"fetch/not_found": 1})
+    assert (again.counts.samples, again.counts.rejects) == (first.counts.samples + 2, {"fetch/not_found": 1})
     assert before.items() <= tree(folder / "out").items(), "what was committed has not changed"
     rows = assert_sound(folder / "out")
     assert_together(rows, folder / "out")
