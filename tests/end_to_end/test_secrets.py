@@ -21,7 +21,10 @@ from tests.support.paths import ROOT
 
 SECRET = "CaNaRy+7f3a91/0bE"  # noqa: S105 (a made-up secret)
 FORMS = {form for text in (SECRET, quote(SECRET, safe="")) for form in (text, base64.b64encode(text.encode()).decode())}
-FEW_TRIES = "import sys; from pipeline.storage import retry; retry.TRIES = 2; from jobs.encode_dataset import main; sys.exit(main())"
+FEW_TRIES = (
+    "import sys; from pipeline.storage import retry; retry.TRIES = 2; "
+    "from jobs.encode_dataset import main; sys.exit(main())"
+)
 
 
 def run_job(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
