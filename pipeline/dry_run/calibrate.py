@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.executor.ray_cluster import connect
+from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, load_vae
@@ -76,7 +76,7 @@ def _tried(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence
     """``try_sizes`` where the encoders would be."""
     if run.local or not run.gpus:
         return try_sizes(run, bucket, dtype, compiled, sizes)
-    ray = connect(run)
+    ray = connect_to_ray(run)
     trials: dict[int, Trial] = ray.get(
         ray.remote(num_gpus=run.gpus)(try_sizes).remote(run, bucket, dtype, compiled, sizes)
     )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pipeline.dry_run.sampling import SEED, Sample, Stratum, Total, Visit, choose_units, visit_items
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.errors import ConfigError, Reject, Rejected
+from pipeline.output.counts import Counts
 from pipeline.output.dataset import check_recipe, resolve_compute_dtype
 from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, preview_plan
@@ -29,7 +30,8 @@ from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Decoded, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
 from stvae.card import Card
 
@@ -46,11 +48,8 @@ class Look:
     """What would become of one item."""
 
     clips: Counter[Shape] = field(default_factory=Counter)
-    skips: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    """By ``stage/reason``."""
-    size_bytes: int = 0
-    """Of its members in the tar."""
+    counts: Counts = field(default_factory=Counts)
+    """Outcomes of its windows. ``size_bytes`` is the size of its members in the tar."""
     num_frames: int = 0
     """At the recipe's rate."""
     fps: float | None = None
@@ -66,11 +65,6 @@ class Look:
     is_image: bool = False
     fault: str = ""
     """Of a reject, for people."""
-
-    @property
-    def num_clips(self) -> int:
-        """Samples that it would give."""
-        return self.clips.total()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +107,7 @@ class Estimate:
     @property
     def size_bytes(self) -> Total:
         """Of all shards: members, and what ends an archive."""
-        members = self.total(lambda look: look.size_bytes)
+        members = self.total(lambda look: look.counts.size_bytes)
         ends = (sum(self.shard_bytes) - sum(self.unit_bytes)) / max(1, len(self.unit_bytes)) * self.num_left
         return Total(value=members.value + ends, low=members.low + ends, high=members.high + ends)
 
@@ -243,7 +237,7 @@ def _look(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Recipe, card
 
 
 def _rejected(item: Item, reject: Reject) -> Look:
-    return Look(rejects=Counter([reject.name]), fault=f"{item.key}: {reject.message}")
+    return Look(counts=Counts(rejects=Counter([reject.name])), fault=f"{item.key}: {reject.message}")
 
 
 def _planned(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> Look:
@@ -257,11 +251,13 @@ def _planned(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, ca
     )
     for planned in select_windows(facts, recipe, card.geometry):
         if isinstance(planned, Skip):
-            look.skips[planned.reason] += 1
+            look.counts.skips[planned.reason] += 1
             continue
         place = planned.placement
         look.clips[planned.bucket, planned.filled] += 1
-        look.size_bytes += sample_bytes(rows, item, facts, planned)
+        look.counts.samples += 1
+        look.counts.frames += planned.bucket.num_frames
+        look.counts.size_bytes += sample_bytes(rows, item, facts, planned)
         look.clips_s += 0.0 if facts.is_image else planned.end_s - planned.start_s
         kept = place.height * place.width / (place.scaled_height * place.scaled_width)
         look.least_kept = min(look.least_kept, kept)
@@ -274,7 +270,7 @@ def _real_units(sample: Sample[Look]) -> tuple[list[Counter[Shape]], list[int]]:
     clips, sizes = [], []
     for visit in sample.visits:
         clips.append(sum((look.clips for look in visit.found), Counter[Shape]()))
-        sizes.append(sum(look.size_bytes for look in visit.found))
+        sizes.append(sum(look.counts.size_bytes for look in visit.found))
     return clips, sizes
 
 
@@ -292,7 +288,7 @@ def _drawn_units(sample: Sample[Look]) -> tuple[list[Counter[Shape]], list[int]]
             continue
         weights = [visit.num_items / len(visit.found) for visit in stratum.visits for _ in visit.found]
         shapes = sorted({shape for look in looks for shape in look.clips})
-        table = np.array([[look.clips[shape] for shape in shapes] + [look.size_bytes] for look in looks])
+        table = np.array([[look.clips[shape] for shape in shapes] + [look.counts.size_bytes] for look in looks])
         count = max(1, round(MOST_DRAWN_UNITS * len(stratum.units) / max(num_units, MOST_DRAWN_UNITS)))
         shares: npt.NDArray[Any] = np.array(weights) / sum(weights)
         for size in generator.choice(stratum.sizes, count, replace=count > len(stratum.units)):

@@ -39,7 +39,7 @@ def _share(estimate: Estimate, part: Callable[[Look], float], whole: Callable[[L
 
 def _rejects(estimate: Estimate) -> Iterator[str]:
     rejects = estimate.total(_num_rejects).value
-    windows = rejects + estimate.total(lambda look: look.num_clips + look.skips.total()).value
+    windows = rejects + estimate.total(lambda look: look.counts.samples + look.counts.skips.total()).value
     if too_many_rejects(round(rejects), round(windows), estimate.run.max_rejects):
         yield (
             f"{rejects / windows:.0%} of the windows are rejects, above --max-rejects {estimate.run.max_rejects:g}: "
@@ -48,8 +48,8 @@ def _rejects(estimate: Estimate) -> Iterator[str]:
 
 
 def _short(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda look: "too_short" in look.skips, _one)
-    frames = [look.num_frames for look in estimate.sample.found if "too_short" in look.skips]
+    share = _share(estimate, lambda look: "too_short" in look.counts.skips, _one)
+    frames = [look.num_frames for look in estimate.sample.found if "too_short" in look.counts.skips]
     if share > MANY:
         shorter = "" if estimate.recipe.remainder == "shorten" else ", or --remainder shorten"
         yield (
@@ -59,8 +59,8 @@ def _short(estimate: Estimate) -> Iterator[str]:
 
 
 def _small(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda look: "too_small" in look.skips, _one)
-    needed = sorted(look.enlargement for look in estimate.sample.found if "too_small" in look.skips)
+    share = _share(estimate, lambda look: "too_small" in look.counts.skips, _one)
+    needed = sorted(look.enlargement for look in estimate.sample.found if "too_small" in look.counts.skips)
     if share > MANY:
         half, most = (_up(needed[int(part * (len(needed) - 1))]) for part in (0.5, 0.9))
         admits = most if half == most else f"{half} would admit half and {most}"
@@ -71,11 +71,13 @@ def _small(estimate: Estimate) -> Iterator[str]:
 
 
 def _repeated(estimate: Estimate) -> Iterator[str]:
-    clips = _share(estimate, lambda look: look.repeating, lambda look: look.num_clips)
+    clips = _share(estimate, lambda look: look.repeating, lambda look: look.counts.samples)
     rates = [
-        look.fps for look in estimate.sample.found if look.fps and (look.repeating or "repeated_frames" in look.skips)
+        look.fps
+        for look in estimate.sample.found
+        if look.fps and (look.repeating or "repeated_frames" in look.counts.skips)
     ]
-    skips = _share(estimate, lambda look: "repeated_frames" in look.skips, _one)
+    skips = _share(estimate, lambda look: "repeated_frames" in look.counts.skips, _one)
     too_many = f", and too many for --max-repeats in {skips:.0%} of the items" if skips else ""
     if rates and max(clips, skips) > MANY:
         yield (
@@ -86,7 +88,9 @@ def _repeated(estimate: Estimate) -> Iterator[str]:
 
 def _cropped(estimate: Estimate) -> Iterator[str]:
     share = _share(
-        estimate, lambda look: look.num_clips * (1 - look.least_kept > LARGE_CROP), lambda look: look.num_clips
+        estimate,
+        lambda look: look.counts.samples * (1 - look.least_kept > LARGE_CROP),
+        lambda look: look.counts.samples,
     )
     if share > MANY:
         yield (
@@ -101,7 +105,7 @@ def _pictures(estimate: Estimate) -> Iterator[str]:
     def stills(look: Look) -> int:
         return 0 if look.is_image else sum(n for (size, _), n in look.clips.items() if size.num_frames == 1)
 
-    share = _share(estimate, stills, lambda look: look.num_clips)
+    share = _share(estimate, stills, lambda look: look.counts.samples)
     if share > MANY:
         yield (
             f"{share:.0%} of the clips are single frames of videos that are too short for other buckets"
@@ -177,7 +181,7 @@ def _pixel_bytes(bucket: Bucket) -> int:
 
 
 def _num_rejects(look: Look) -> float:
-    return look.rejects.total()
+    return look.counts.rejects.total()
 
 
 def _one(look: Look) -> float:

@@ -58,7 +58,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
     """A row per bucket, reason and kind."""
     looks = estimate.sample.found
     sizes = sorted({size for look in looks for size, _ in look.clips}, key=lambda size: (size.num_frames, size))
-    all_of_it = estimate.total(lambda look: look.num_clips + look.skips.total() + look.rejects.total()).value
+    all_of_it = estimate.total(lambda look: look.counts.windows).value
     groups: list[tuple[str, list[tuple[Total, str]]]] = [
         ("buckets", [(estimate.total(_clips_of(str(size))), str(size)) for size in sizes]),
         (
@@ -67,7 +67,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
         ),
         ("rejects", [(estimate.total(_rejects_of(name)), name) for name in _names(looks, "rejects")]),
     ]
-    yield f"  clips    {_total(estimate, lambda look: look.num_clips)}"
+    yield f"  clips    {_total(estimate, lambda look: look.counts.samples)}"
     for title, rows in groups:
         rows.sort(key=lambda row: -row[0].value)
         shown = rows[: MOST_BUCKETS if title == "buckets" else MOST_ROWS]
@@ -118,7 +118,7 @@ def _wrapped(title: str, sentence: str) -> str:
 
 
 def _names(looks: list[Look], field: str) -> list[str]:
-    counts: Counter[str] = sum((getattr(look, field) for look in looks), Counter())
+    counts: Counter[str] = sum((getattr(look.counts, field) for look in looks), Counter())
     return sorted(counts)
 
 
@@ -127,11 +127,11 @@ def _clips_of(size: str) -> Callable[[Look], float]:
 
 
 def _skips_of(reason: str) -> Callable[[Look], float]:
-    return lambda look: look.skips[reason]
+    return lambda look: look.counts.skips[reason]
 
 
 def _rejects_of(name: str) -> Callable[[Look], float]:
-    return lambda look: look.rejects[name]
+    return lambda look: look.counts.rejects[name]
 
 
 def _explained(reason: str, recipe: Recipe) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from pipeline.encode.unit_report import Heartbeat, UnitReport
+from pipeline.encode.unit_report import Heartbeat, Heartbeats, UnitHeartbeat, UnitReport
+from pipeline.output.counts import Counts
 from pipeline.progress.advice import waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.run_log import RunLog
@@ -36,9 +36,7 @@ class Moment:
     at_s: float
     work: float = 0.0
     """In units of average size."""
-    samples: int = 0
-    frames: int = 0
-    size_bytes: int = 0
+    counts: Counts = field(default_factory=Counts)
     encoder_s: float = 0.0
     idle_s: dict[str, float] = field(default_factory=dict)
 
@@ -63,8 +61,9 @@ class Progress:
         self._total_work = sum(self._work_of.values())
         self._started_s = self._said_s = time.monotonic()
         self._advised_s = self._started_s + ADVISE_AFTER_S - ADVISE_EVERY_S
-        self._ask: Callable[[], Iterable[Heartbeat]] = tuple
-        self._pulses: list[Heartbeat] = []
+        self.heartbeats = Heartbeats()
+        """What encoders say between reports. An executor connects it."""
+        self._latest: list[Heartbeat] = []
         self._just_reported: dict[str, None] = {}
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}
         self._moments: deque[Moment] = deque(maxlen=1000)
@@ -72,9 +71,8 @@ class Progress:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
-        self.units = self.windows = self.samples = self.frames = self.size_bytes = 0
-        self.skips: Counter[str] = Counter()
-        self.rejects: Counter[str] = Counter()
+        self.units = 0
+        self.counts = Counts()
 
     def __enter__(self) -> Progress:
         self._ticker.start()
@@ -87,29 +85,20 @@ class Progress:
             self._say(self.line())
         self._records.write()
 
-    def watch(self, pulses: Callable[[], Iterable[Heartbeat]]) -> None:
-        """``pulses`` tells what encoders say between reports."""
-        self._ask = pulses
-
     def look(self) -> None:
         """See what the encoders are at."""
-        pulses = list(self._ask())
+        latest = self.heartbeats.latest()
         with self._lock:
-            self._pulses = pulses
-            for pulse in pulses:
-                self._hear(pulse["encoder"], pulse["encoder_s"], pulse["idle_s"])
+            self._latest = latest
+            for heartbeat in latest:
+                self._hear(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
 
     def add(self, report: UnitReport) -> None:
         """One more unit is done."""
         self._records.add(report)
         with self._lock:
             self.units += 1
-            self.windows += report.windows
-            self.samples += report.samples
-            self.frames += report.frames
-            self.size_bytes += report.size_bytes
-            self.skips.update(report.skips)
-            self.rejects.update(report.rejects)
+            self.counts += report.counts
             self._work += self._work_of[report.unit]
             self._just_reported[report.unit] = None
             if len(self._just_reported) > UNITS_REMEMBERED:
@@ -128,7 +117,7 @@ class Progress:
 
     def too_many_rejects(self) -> bool:
         """Whether this job should stop rather than reject everything."""
-        return too_many_rejects(self.rejects.total(), self.windows, self._max_rejects)
+        return too_many_rejects(self.counts.rejects.total(), self.counts.windows, self._max_rejects)
 
     def waiting(self) -> tuple[float, dict[str, float]]:
         """Seconds that encoders were ready in, all together, and in which their devices were idle, by cause."""
@@ -140,14 +129,14 @@ class Progress:
         now, then = self._window()
         took_s = max(now.at_s - then.at_s, 1e-3)
         with self._lock:
-            rejects, common = self.rejects.total(), self.rejects.most_common(2)
+            rejects, common = self.counts.rejects.total(), self.counts.rejects.most_common(2)
         kinds = ", ".join(f"{kind} {count}" for kind, count in common)
         parts = [
             f"{self.units}/{len(self._work_of)} units",
-            f"{now.samples} clips ({max(0, now.samples - then.samples) / took_s:.1f}/s, "
-            f"{max(0, now.frames - then.frames) / took_s:.0f} frames/s)",
+            f"{now.counts.samples} clips ({max(0, now.counts.samples - then.counts.samples) / took_s:.1f}/s, "
+            f"{max(0, now.counts.frames - then.counts.frames) / took_s:.0f} frames/s)",
             f"{rejects} rejects{kinds and f' ({kinds})'}",
-            byte_size(now.size_bytes),
+            byte_size(now.counts.size_bytes),
             self._waited(now, then),
             self._left(now, then),
         ]
@@ -182,19 +171,17 @@ class Progress:
     def _window(self) -> tuple[Moment, Moment]:
         """The job now, and where it was at the beginning of what counts as recent."""
         with self._lock:
-            samples, frames, work = self.samples, self.frames, self._work
-            for pulse in self._pulses:
-                for name, unit in pulse["units"].items():
+            counts, work = self.counts, self._work
+            for heartbeat in self._latest:
+                for name, unit in heartbeat["units"].items():
                     if name not in self._just_reported and name in self._work_of:
-                        samples, frames = samples + unit["samples"], frames + unit["frames"]
+                        counts += Counts(samples=unit["samples"], frames=unit["frames"])
                         work += self._begun_work(name, unit)
             encoder_s, idle_s = self._waiting()
             now = Moment(
                 at_s=time.monotonic(),
                 work=work,
-                samples=samples,
-                frames=frames,
-                size_bytes=self.size_bytes,
+                counts=counts,
                 encoder_s=encoder_s,
                 idle_s=idle_s,
             )
@@ -206,12 +193,13 @@ class Progress:
                 self._moments.append(now)
             return now, then
 
-    def _begun_work(self, name: str, unit: dict[str, Any]) -> float:
+    def _begun_work(self, name: str, unit: UnitHeartbeat) -> float:
         """Of a unit in flight: by its items, or for tars by its windows, as units that are done had windows."""
         work = self._work_of[name]
         if unit["share"] is not None:
-            return work * float(unit["share"])
-        return min(work, unit["windows"] * self._work / self.windows) if self.windows else 0.0
+            return work * unit["share"]
+        windows = self.counts.windows
+        return min(work, unit["windows"] * self._work / windows) if windows else 0.0
 
     def _waited(self, now: Moment, then: Moment) -> str:
         total_s, idle_s = _recent(now, then)

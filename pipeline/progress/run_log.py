@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 
@@ -26,7 +25,7 @@ class RunLog:
 
     def add(self, report: UnitReport) -> None:
         """One more; writes a part when it is time."""
-        self._lines.append(json.dumps(dataclasses.asdict(report)) + "\n")
+        self._lines.append(json.dumps(report.to_json()) + "\n")
         if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_EVERY_S:
             self.write()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.output.counts import Counts
 from pipeline.output.index import Index
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.advice import advice, waiting_advice
@@ -35,26 +36,18 @@ class Summary:
     units: int
     units_done_now: int
     elapsed_s: float
-    samples: int = 0
-    frames: int = 0
-    size_bytes: int = 0
-    buckets: dict[str, int] = field(default_factory=dict)
-    skips: dict[str, int] = field(default_factory=dict)
-    rejects: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    buckets: Counter[str] = field(default_factory=Counter)
     reject_examples: list[str] = field(default_factory=list)
     encoder_s: float = 0.0
     """Of this run: seconds that its encoders were ready in, all together,"""
     idle_s: dict[str, float] = field(default_factory=dict)
     """and what of it their devices were idle, by cause: see ``pipeline.encode.utilization``."""
 
-    @property
-    def windows(self) -> int:
-        """Planned windows accounted for."""
-        return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
-
     def save(self, store: Store) -> None:
-        """Write ``summary.json``, over that of an earlier job."""
-        store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
+        """Write ``summary.json``, over that of an earlier job. The fields of ``counts`` stand beside the others."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "counts"}
+        store.put("summary.json", json.dumps(values | self.counts.to_json(), indent=1).encode())
         failpoint(Failpoint.SUMMARY_WRITTEN)
 
     def __str__(self) -> str:
@@ -62,18 +55,19 @@ class Summary:
         state = (
             "finished" if self.finished else "stopped: too many rejects; run again with a higher --max-rejects to go on"
         )
+        counts = self.counts
         lines = [
             f"{self.output}  {state}",
             f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
-            f"  windows  {self.windows} = {self.samples} samples + {sum(self.skips.values())} skips "
-            f"+ {sum(self.rejects.values())} rejects",
-            f"  latents  {self.frames} frames, {byte_size(self.size_bytes)} of shards",
+            f"  windows  {counts.windows} = {counts.samples} samples + {counts.skips.total()} skips "
+            f"+ {counts.rejects.total()} rejects",
+            f"  latents  {counts.frames} frames, {byte_size(counts.size_bytes)} of shards",
         ]
-        for title, counts in (("buckets", self.buckets), ("skips", self.skips), ("rejects", self.rejects)):
-            for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        for title, numbers in (("buckets", self.buckets), ("skips", counts.skips), ("rejects", counts.rejects)):
+            for name, count in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
-        lines += [f"  {name}: {advice(name)}" for name in sorted(self.rejects)]
+        lines += [f"  {name}: {advice(name)}" for name in sorted(counts.rejects)]
         if waited := waiting_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {waited}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
@@ -83,20 +77,18 @@ class Summary:
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a finished output, from its index."""
     summary = _of_run(store, recipe, units, progress)
-    summary.finished, summary.exit_code, summary.samples = True, 0, index.num_samples
-    buckets, skips, rejects = Counter[str](), Counter[str](), Counter[str]()
+    summary.finished, summary.exit_code = True, 0
+    counts = summary.counts = Counts(samples=index.num_samples, size_bytes=sum(store.list_files("shards").values()))
     for table in _tables(store, index.samples, ["bucket", "num_frames"]):
-        summary.frames += pc.sum(table["num_frames"]).as_py()
-        buckets.update(value_counts(table["bucket"]))
+        counts.frames += pc.sum(table["num_frames"]).as_py()
+        summary.buckets.update(value_counts(table["bucket"]))
     for table in _tables(store, index.skips, ["skip_reason"]):
-        skips.update(value_counts(table["skip_reason"]))
+        counts.skips.update(value_counts(table["skip_reason"]))
     for table in _tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
-        rejects.update(value_counts(reject_names(table)))
+        counts.rejects.update(value_counts(reject_names(table)))
         some = table.slice(0, EXAMPLES - len(summary.reject_examples)).to_pylist()
         summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:160] for row in some]
-    summary.buckets, summary.skips, summary.rejects = dict(buckets), dict(skips), dict(rejects)
-    summary.size_bytes = sum(store.list_files("shards").values())
-    if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
+    if too_many_rejects(index.num_rejects, counts.windows, run.max_rejects):
         summary.exit_code = 3
     return summary
 
@@ -104,8 +96,7 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
 def stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
     """The summary of a job that found too many rejects; counts are this job's."""
     summary = _of_run(store, recipe, units, progress)
-    summary.samples, summary.frames, summary.size_bytes = progress.samples, progress.frames, progress.size_bytes
-    summary.skips, summary.rejects = dict(progress.skips), dict(progress.rejects)
+    summary.counts = progress.counts
     return summary
 
 

@@ -25,7 +25,7 @@ from pipeline.report.page import GALLERY, Picture
 from pipeline.report.round_trip import SourceFrames, decode_back, psnr_db, source_frames
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Frames
+from pipeline.video.outcomes import Frames
 from stvae import load_vae
 from stvae.vae import VAE
 

@@ -28,9 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import run as run_module
+from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
-from pipeline.executor.ray_cluster import connect
+from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
@@ -47,9 +49,9 @@ from pipeline.sources import folder as folder_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit, unit_name
-from pipeline.storage.parquet import read_parquet, schema_to_text, write_parquet
+from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
-from pipeline.video.decoders import RejectedWindow
+from pipeline.video.outcomes import RejectedWindow
 from pipeline.video.windows import Skip
 from stvae import read_card
 from tests.support.clips_maker import plain_facts
@@ -192,7 +194,7 @@ def plan_tars(folder: Path, items: int, units: int) -> None:
 def resume(folder: Path, items: int, units: int) -> None:
     """What a job does before it encodes: the plan, and what is committed."""
     store = Store(str(folder))
-    assert not run_module._missing(read_plan(store), store)
+    assert not run_module.missing_units(store, read_plan(store))
 
 
 def finish(folder: Path, items: int, units: int) -> None:
@@ -208,7 +210,7 @@ def summary(folder: Path, items: int, units: int) -> None:
     index = newest_index(store)
     assert index is not None
     progress = Progress(run, [], RunLog(store, "bench"), lambda line: None)
-    assert summarize(store, index, run, recipe="", units=units, progress=progress).windows == items
+    assert summarize(store, index, run, recipe="", units=units, progress=progress).counts.windows == items
 
 
 def verification(folder: Path, items: int, units: int) -> None:
@@ -220,21 +222,21 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
     """Every unit to Ray, and the first reports back from an encoder that does nothing."""
 
     class IdleActor:
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             pass
 
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for task in unpack(batch["tasks"][0]):
-                yield {"report": [json.dumps({"unit": task.unit.name, "outcome": "already"})]}
+                yield {"report": [json.dumps(UnitReport(unit=task.unit.name, outcome="already").to_json())]}
 
     run = run_of(folder, actors=1, cpus=1)
     plan = read_plan(Store(str(folder)))
     with mock.patch.object(ray_module, "EncoderActor", IdleActor):
-        connect(run)
+        connect_to_ray(run)
         started_s = time.perf_counter()
         tasks = in_order(plan.units, {}, "job")
-        columns = [schema_to_text(schema) for schema in plan.columns]
-        reports = iter(ray_module.encode_on_ray(tasks, run, {"columns": columns, "job": "job"}, lambda look: None))
+        settings = EncoderSettings(recipe=recipe_of(1), run=run, columns=tuple(plan.columns), source_urls={}, job="job")
+        reports = ray_module.encode_on_ray(tasks, settings, Heartbeats())
         next(reports)
         first_s = time.perf_counter()
         for done, _ in enumerate(reports, 1):

@@ -85,29 +85,30 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py``."""
     from jobs import encode_dataset
     from pipeline import run as run_module
+    from pipeline.encode.settings import EncoderSettings
     from pipeline.executor import local, ray_cluster, ray_data
     from pipeline.executor.ray_actor import EncoderActor
 
     class TimedActor(EncoderActor):
-        def __init__(self, **arguments: Any) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             with timed_encoder():
-                noted("start encoder", super().__init__)(**arguments)
+                noted("start encoder", super().__init__)(settings)
             self.encoder.encode_unit = noted("unit", self.encoder.encode_unit)  # type: ignore[method-assign]
 
-    def local_encoder(**arguments: Any) -> Any:
+    def local_encoder(settings: EncoderSettings) -> Any:
         with timed_encoder():
-            encoder = noted("start encoder", ShardEncoder)(**arguments)
+            encoder = noted("start encoder", ShardEncoder)(settings)
         encoder.encode_unit = noted("unit", encoder.encode_unit)
         return encoder
 
     ShardEncoder = local.ShardEncoder
-    connect = noted("connect", ray_cluster.connect)
+    connect = noted("connect", ray_cluster.connect_to_ray)
     started_s = time.monotonic()
     note("imported", started_s, started_s)
     with (
         mock.patch.object(local, "ShardEncoder", local_encoder),
-        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect=connect),
-        mock.patch.object(ray_cluster, "connect", connect),
+        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect_to_ray=connect),
+        mock.patch.object(ray_cluster, "connect_to_ray", connect),
         mock.patch.object(run_module, "_finish", noted("_finish", run_module._finish)),
     ):
         code = encode_dataset.main()

@@ -20,6 +20,7 @@ from pipeline.dry_run.notes import concerns
 from pipeline.dry_run.sampling import Sample, Stratum, Visit
 from pipeline.dry_run.table import bill
 from pipeline.errors import ConfigError, SourceChanged
+from pipeline.output.counts import Counts
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.units import Unit
@@ -102,12 +103,14 @@ def test_a_dry_run_over_all_items_says_what_the_job_does(
     looks = found.sample.found
     buckets = sum((Counter({str(size): n}) for look in looks for (size, _), n in look.clips.items()), Counter[str]())
     assert buckets == summary.buckets and len(buckets) >= 3
-    assert sum((look.skips for look in looks), Counter()) == summary.skips != {}
-    assert sum((look.rejects for look in looks), Counter()) == summary.rejects
-    assert {"probe/empty", "read/no_media", "read/damaged_tar", "fetch/not_found"} < summary.rejects.keys()
+    assert sum((look.counts.skips for look in looks), Counter()) == summary.counts.skips != {}
+    assert sum((look.counts.rejects for look in looks), Counter()) == summary.counts.rejects
+    assert {"probe/empty", "read/no_media", "read/damaged_tar", "fetch/not_found"} < summary.counts.rejects.keys()
     sizes = sorted(path.stat().st_size for path in (Path(run.output) / "shards").iterdir())
     assert len(sizes) == found.num_shards
-    blocks = 512 * summary.samples + 10240 * len(sizes)  # numbers of other lengths in the JSON, then whole records
+    blocks = 512 * summary.counts.samples + 10240 * len(
+        sizes
+    )  # numbers of other lengths in the JSON, then whole records
     assert abs(found.size_bytes.value - sum(sizes)) <= blocks
     assert sorted(found.shard_bytes) == sizes, "as a rule it is exact"
 
@@ -188,11 +191,14 @@ def test_a_part_is_looked_at_where_there_is_more_and_stands_for_the_rest(
     assert bill(found, None, "") == bill(again, None, ""), "the same command looks at the same items"
     num_items, guessed = found.sample.num_items
     assert guessed and num_items == pytest.approx(160, rel=0.02), "a tar's items follow from its bytes"
-    clips, rejects = found.total(lambda look: look.num_clips), found.total(lambda look: look.rejects.total())
-    assert clips.low <= summary.samples <= clips.high and clips.low < clips.value < clips.high
-    assert rejects.low <= sum(summary.rejects.values()) <= rejects.high
+    clips, rejects = (
+        found.total(lambda look: look.counts.samples),
+        found.total(lambda look: look.counts.rejects.total()),
+    )
+    assert clips.low <= summary.counts.samples <= clips.high and clips.low < clips.value < clips.high
+    assert rejects.low <= sum(summary.counts.rejects.values()) <= rejects.high
     assert found.num_shards == 16 == len(list((Path(run.output) / "shards").iterdir()))
-    assert found.size_bytes.low <= summary.size_bytes <= found.size_bytes.high
+    assert found.size_bytes.low <= summary.counts.size_bytes <= found.size_bytes.high
     assert "95 % confidence" in bill(found, None, "")
 
 
@@ -240,19 +246,24 @@ def looked(recipe: Recipe, run: Run, looks: list[Look]) -> Estimate:
         num_left=2,
         sample=Sample(strata=[Stratum(units=[unit], visits=[visit])]),
         unit_clips=[sum((look.clips for look in looks), Counter())],
-        unit_bytes=[sum(look.size_bytes for look in looks)],
+        unit_bytes=[sum(look.counts.size_bytes for look in looks)],
     )
 
 
 A, B, STILL = Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 56)
 
 
-def clip(bucket: Bucket = A, number: int = 1, **fields: Any) -> Look:
-    return Look(clips=Counter({(bucket, bucket): number}), **({"size_bytes": 50_000_000 * number} | fields))
+def clip(bucket: Bucket = A, number: int = 1, size_bytes: int | None = None, **fields: Any) -> Look:
+    counts = Counts(samples=number, size_bytes=size_bytes or 50_000_000 * number)
+    return Look(clips=Counter({(bucket, bucket): number}), counts=counts, **fields)
+
+
+def reject(name: str) -> Look:
+    return Look(counts=Counts(rejects=Counter([name])))
 
 
 def skip(reason: str, **fields: Any) -> Look:
-    return Look(skips=Counter([reason]), **fields)
+    return Look(counts=Counts(skips=Counter([reason])), **fields)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +287,11 @@ def skip(reason: str, **fields: Any) -> Look:
         ([clip()], {"micro_batch": (8, 8)}, "88% of the micro-batches' places are blank"),
         ([clip(size_bytes=100_000)], {"unit_clips": 128}, "below 102 kB: --unit-clips 4096 makes them about 3.28 MB"),
         ([clip(size_bytes=9_000_000_000)], {"unit_clips": 128}, "above 9 GB: --unit-clips 7 "),
-        ([Look(rejects=Counter(["probe/empty"]))] * 250 + [clip()], {"max_rejects": 0.05}, "stop with exit 3"),
+        (
+            [reject("probe/empty")] * 250 + [clip()],
+            {"max_rejects": 0.05},
+            "stop with exit 3",
+        ),
         ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A)}, "rejects of kind memory"),
         ([clip(Bucket(801, 1080, 1920))], {"buckets": (Bucket(801, 1080, 1920), A), "cpus": 64}, "an encoder may hold"),
     ],

@@ -1,4 +1,4 @@
-"""What must not grow with an output: what is in memory while it is planned, resumed, finished and verified."""
+"""Memory for planning, resuming, finishing and verifying an output must not grow with the output."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.support.oracle import ORDER
 from tests.support.painted import SIZE, painted, write_video
 
 ITEMS = 20
-"""Of a unit; three buckets, every tenth a skip, one a reject."""
+"""Items per unit: in three buckets, every tenth a skip, one a reject."""
 POOLS: list[pa.MemoryPool] = []
-"""They outlive what was allocated in them."""
+"""Kept here, because a pool must outlive what was allocated in it."""
 
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if these few rows were millions."""
+    """Limits so low that a few rows exceed them."""
     monkeypatch.setattr(parallel, "REQUESTS", 2)
     monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_WAITING", 5 * ITEMS)
@@ -54,7 +54,7 @@ def indexed(folder: Path, units: int) -> Index:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most that Arrow held at once."""
+    """Peak of the bytes that Arrow held during ``work``."""
     before = pa.default_memory_pool()
     POOLS.append(pa.proxy_memory_pool(before))
     pa.set_memory_pool(POOLS[-1])
@@ -164,10 +164,10 @@ def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_
         assert sum(path.startswith("metadata/") for path in read) == 3
         read.clear()
         summary = encode(recipe, run, tiny_card, say=lambda line: None)
-    assert summary.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
+    assert summary.counts.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
 
 
-def test_no_more_is_asked_for_than_is_taken_soon() -> None:
+def test_requests_stay_only_slightly_ahead_of_the_reader() -> None:
     begun: list[int] = []
     answers = in_parallel(lambda n: begun.append(n) or n, range(10_000))  # type: ignore[func-returns-value]
     assert [next(answers) for _ in range(5)] == list(range(5))
@@ -175,7 +175,7 @@ def test_no_more_is_asked_for_than_is_taken_soon() -> None:
     assert len(begun) < 5 * parallel.REQUESTS
 
 
-def test_an_error_is_raised_when_it_is_its_turn() -> None:
+def test_an_error_is_raised_in_the_order_of_its_request() -> None:
     def halve(n: int) -> float:
         return 1 / (n - 3)
 

@@ -328,7 +328,7 @@ def test_absurd_keys_arrive_exactly_in_rows_json_and_stock_webdataset(
     (tmp_path / "in" / "a.tar").write_bytes(data)
     before = {path for path in tmp_path.parent.iterdir()}
     summary = encode(recipe, dataclasses.replace(run, sources=(f"{tmp_path}/in/a.tar",)), tiny_card, say=lambda _: None)
-    assert summary.rejects == {"read/bad_key": 1, "read/no_media": 1, "read/not_a_file": 1}
+    assert summary.counts.rejects == {"read/bad_key": 1, "read/no_media": 1, "read/not_a_file": 1}
     rows = assert_sound(Path(run.output))
     samples = [row for row in rows if row["shard"]]
     assert [row["key"] for row in samples] == ABSURD_KEYS

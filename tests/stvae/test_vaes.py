@@ -272,7 +272,7 @@ def test_a_dataset_is_encoded_and_read_back(name: str, vae: VAE, folder: Path, v
     recipe = Recipe(vae=card.sha256, buckets=(bucket,), micro_batch=(2,), max_upscale=4.0)
     run = Run(output=str(tmp_path / "out"), vae=str(folder), sources=(str(videos),), local=True, cpus=2)
     summary = encode(recipe, run, card, say=lambda line: None)
-    assert (summary.samples, summary.exit_code) == (2, 0)
+    assert (summary.counts.samples, summary.exit_code) == (2, 0)
     rows = assert_sound(tmp_path / "out")
     assert {(row["latent_t"], row["latent_h"], row["latent_w"]) for row in rows} == {vae.latent_size(sizes(card)[-1])}
     data = LatentDataset(str(tmp_path / "out"))

@@ -24,11 +24,13 @@ import numpy as np
 
 from pipeline.dry_run import estimate as estimate_module
 from pipeline.encode import encoder as encode_module
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
 from pipeline.executor import tasks as tasks_module
 from pipeline.executor.ray_actor import EncoderActor
-from pipeline.video.decoders import Clip, Decoded, RejectedWindow
+from pipeline.video.decoders import WindowSelector
+from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
 from pipeline.video.windows import Skip, Window
 from stvae import Card, read_card
 from tests.support.clips_maker import BITS, numbered_frame, plain_facts, read_number
@@ -79,7 +81,7 @@ class PaintingDecoders:
     def close(self) -> None:
         pass
 
-    def clips(self, fd: int, plan: Any) -> Iterator[Decoded]:
+    def clips(self, fd: int, select: WindowSelector) -> Iterator[Decoded]:
         content = os.pread(fd, 1 << 20, 0)
         try:
             video = json.loads(content)
@@ -87,8 +89,8 @@ class PaintingDecoders:
             yield None, RejectedWindow(index=0, reject=Reject("probe", "unknown_format", "not a painted video"))
             return
         facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
-        for planned in plan(facts):
-            yield facts, planned if isinstance(planned, Skip) else self._painted(planned, video["number"])
+        for window in select(facts):
+            yield facts, window if isinstance(window, Skip) else self._painted(window, video["number"])
 
     def _painted(self, window: Window, number: int) -> Clip:
         height, width = window.bucket.height, window.bucket.width
@@ -139,9 +141,9 @@ class PaintedVAE:
 class PaintedActor(EncoderActor):
     """The real actor between the two; what Ray's workers run."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, settings: EncoderSettings) -> None:
         with painted():
-            super().__init__(**arguments)
+            super().__init__(settings)
 
 
 @contextmanager
@@ -159,8 +161,9 @@ def main() -> int:
     """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
     from jobs.encode_dataset import main as encode_dataset
 
-    several = mock.patch.multiple(tasks_module, SHARE=2, BLOCKS_EACH=0)  # units in a block, as in a long job
-    with painted(), mock.patch.object(ray_module, "EncoderActor", PaintedActor), several:
+    # blocks of several units, as in a long job
+    large_blocks = mock.patch.multiple(tasks_module, MAX_BLOCK_SHARE=2, MIN_BLOCKS_PER_THREAD=0)
+    with painted(), mock.patch.object(ray_module, "EncoderActor", PaintedActor), large_blocks:
         return encode_dataset()
 
 
