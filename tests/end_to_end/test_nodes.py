@@ -87,16 +87,14 @@ class Job:
         return len(list(self.output.glob("metadata/*.parquet")))
 
 
-def test_a_job_for_which_no_node_comes_says_so_and_ends(cluster: Cluster, videos: Path, tmp_path: Path) -> None:
-    """Two jobs at once, one that needs a GPU and one that needs none."""
-    jobs = []
-    for gpus in (0, 1):
-        (tmp_path / str(gpus)).mkdir()
-        jobs.append(Job(cluster, videos, tmp_path / str(gpus), "--progress-timeout-s", "8", "--gpus", str(gpus)))
-    for gpus, job in enumerate(jobs):
-        assert job.process.wait(timeout=120) == 1, job.said
-        assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
-        assert "\nerror: nothing has moved for 8 s: " in job.said and "Traceback" not in job.said
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_job_for_which_no_node_comes_says_so_and_ends(
+    cluster: Cluster, videos: Path, tmp_path: Path, gpus: int
+) -> None:
+    job = Job(cluster, videos, tmp_path, "--progress-timeout-s", "8", "--gpus", str(gpus))
+    assert job.process.wait(timeout=120) == 1, job.said
+    assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
+    assert "\nerror: nothing has moved for 8 s: " in job.said and "Traceback" not in job.said
 
 
 def test_an_encoder_that_does_not_fit_the_only_machine_is_refused() -> None:

@@ -119,7 +119,7 @@ def test_both_clusters_run_the_image_with_the_ray_that_is_tested() -> None:
     assert f"ray=={spec['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
 
 
-def test_the_kubernetes_job_requests_no_more_than_its_nodes_have() -> None:
+def test_the_kubernetes_job_asks_for_what_its_nodes_have() -> None:
     python, script, *rest = shlex.split(RAYJOB["spec"]["entrypoint"])
     assert python == "python" and script == f"{WORKDIR}/jobs/encode_dataset.py"
     arguments = encode_dataset.parse_arguments(rest)
