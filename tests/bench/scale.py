@@ -1,4 +1,4 @@
-"""What planning, resuming and finishing cost as an output grows: ``python -m tests.bench.scale``.
+"""Measures planning, resuming and finishing of large outputs: ``python -m tests.bench.scale``.
 
 Outputs are made up: unit metadata, plan and tars are written by the product's own code, but every unit is a copy of the
 first under names, ids and captions of its own, and no video is ever opened. Each phase runs in a process of its own, so
@@ -65,9 +65,9 @@ WORDS = (
     "a the wide slow bright shot of river city woman dog street rain over camera moves through night car sea".split()
 )
 LINKS = 20_000
-"""Names that one tar gets; file systems bound their number."""
+"""Hard links per tar; file systems limit their number."""
 REPORTS = 2_000
-"""That are waited for after the first one came back through Ray."""
+"""Reports to wait for after the first one came back through Ray."""
 
 
 def recipe_of(unit_items: int) -> Recipe:
@@ -100,7 +100,7 @@ def unit_of(number: int, unit_items: int) -> Unit:
 
 
 def make_output(folder: Path, items: int, units: int) -> None:
-    """All that a job over a manifest leaves behind when it has encoded everything and not finished yet."""
+    """Write the output of a job over a manifest that has encoded everything but not built the index."""
     unit_items = items // units
     store = Store(str(folder))
     recipe, card = recipe_of(unit_items), read_card(str(TINY))
@@ -285,7 +285,7 @@ def make_sources(folder: Path, items: int, units: int) -> None:
 
 
 def measure(phase: str, folder: Path, items: int, units: int) -> dict[str, float]:
-    """In this process: seconds of the clock and of its processors, and how many MB of memory came on top at the peak."""
+    """Run a phase in this process; its seconds, processor seconds, and MB of memory added at the peak."""
     before = _status_kib("VmRSS")
     started_s, cpu_s = time.perf_counter(), time.process_time()
     found = PHASES[phase](folder, items, units) or {}
@@ -302,7 +302,7 @@ def _status_kib(name: str) -> int:
 
 
 def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
-    """Print what each phase costs at one size."""
+    """Print the cost of each phase at one size."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -325,7 +325,7 @@ def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
 
 
 def main() -> None:
-    """Two sizes, one four times the other."""
+    """Measure two sizes, one four times the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[250_000, 1_000_000])
     parser.add_argument("--units", type=int, nargs="+", default=[2_500, 10_000])

@@ -24,4 +24,4 @@ def test_a_job_killed_at_any_step_is_finished_by_the_next_with_the_same_bytes() 
 
 
 def test_two_kills_in_a_row_at_random_steps_change_nothing_either() -> None:
-    assert "5/5 survived" in drill("--runs", "5", "--kills", "2")
+    assert "3/3 survived" in drill("--runs", "3", "--kills", "2")
