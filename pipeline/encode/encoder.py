@@ -137,7 +137,7 @@ class ShardEncoder:
                 self.run.vae,
                 device="cuda" if self.run.gpus else "cpu",
                 dtype=self.recipe.compute_dtype,
-                half="encoder",
+                only="encoder",
                 compiled=self.recipe.compile,
             )
         except WeightsError as error:

@@ -130,9 +130,9 @@ def _replace_group_norms(module: nn.Module) -> None:
 
 
 def test_half_a_vae_encodes_the_same_and_holds_no_decoder(vae: VAE) -> None:
-    encoder: SpatioTemporalVAE = load_vae(TINY, half="encoder").model
+    encoder: SpatioTemporalVAE = load_vae(TINY, only="encoder").model
     assert encoder.temporal_vae.decoder is None and encoder.spatial_vae.module.decoder is None
     assert torch.equal(VAE(vae.card, encoder).encode(pixels(18)), vae.encode(pixels(18)))
-    decoder = load_vae(TINY, half="decoder")
+    decoder = load_vae(TINY, only="decoder")
     latents = vae.encode(pixels(18))[:, :4]
     assert torch.equal(decoder.decode(latents, 18), vae.decode(latents, 18))

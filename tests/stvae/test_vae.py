@@ -45,7 +45,7 @@ def test_a_decoder_key_is_missed_even_when_only_the_encoder_is_wanted(checkpoint
     del tensors["temporal_vae.decoder.norm1.bias"]
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(WeightsError, match=r"1 missing: temporal_vae\.decoder\.norm1\.bias"):
-        load_vae(checkpoint, half="encoder")
+        load_vae(checkpoint, only="encoder")
 
 
 def test_a_tensor_of_another_shape_is_fatal_with_both_shapes(checkpoint: Path) -> None:

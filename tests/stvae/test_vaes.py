@@ -22,7 +22,7 @@ from pipeline.loader import LatentDataset
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from stvae import Card, conventions, load_vae, read_card
-from stvae.autoencoder import posterior
+from stvae.autoencoder import mean_and_logvar
 from stvae.card import UnknownVAE
 from stvae.geometry import ShapeError
 from stvae.probe import probe
@@ -49,7 +49,7 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(folder: Path) -> VAE:
-    return load_vae(folder, half="encoder")
+    return load_vae(folder, only="encoder")
 
 
 def sizes(card: Card) -> list[tuple[int, int, int]]:
@@ -93,7 +93,7 @@ def own_moments(name: str, card: Card, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(encoded: Any) -> torch.Tensor:
-    return torch.cat([part for part in posterior(encoded) if part is not None], dim=1)
+    return torch.cat([part for part in mean_and_logvar(encoded) if part is not None], dim=1)
 
 
 @torch.inference_mode()
@@ -149,7 +149,7 @@ def test_the_card_survives_json(vae: VAE) -> None:
 def test_decoding_gives_back_the_frames(name: str, folder: Path, vae: VAE) -> None:
     size = sizes(vae.card)[-1]
     latents = torch.randn(1, vae.card.latent_channels, *vae.latent_size(size))
-    frames = load_vae(folder, half="decoder").decode(latents, size[0])
+    frames = load_vae(folder, only="decoder").decode(latents, size[0])
     assert frames.shape == (1, 3, *size) and frames.dtype == torch.uint8
     assert torch.equal(frames, load_vae(folder).decode(latents, size[0]))
 
@@ -166,7 +166,7 @@ def test_a_class_without_a_row_is_asked_and_answers_the_same(conventional: str, 
     assert {
         key: facts[key] for key in ("spatial_stride", "temporal_stride", "chunk_frames")
     }.items() <= geometry.items()
-    assert facts["frames"].items() <= (geometry["frames"] | {"most": None}).items()
+    assert facts["frames"].items() <= (geometry["frames"] | {"largest": None}).items()
 
 
 def test_defaults_are_those_of_the_classes() -> None:
@@ -190,7 +190,7 @@ def test_an_unknown_class_works_without_code(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["_class_name"] not in conventions.TABLE
-    vae = load_vae(tmp_path, half="encoder")
+    vae = load_vae(tmp_path, only="encoder")
     pixels = random_clips((3, 16, 24))
     with torch.inference_mode():
         expected = model.encode(pixels[0].transpose(0, 1).float() / 127.5 - 1).latent_dist.mean.transpose(0, 1)
