@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvae import conventions, weights
@@ -86,7 +87,7 @@ class Autoencoder(nn.Module):
         # Example:   a causal VidTok with stride 4 gets 3 copies of the first frame: 17 frames become 20, then t = 5.
         assert noise_BCThw is None
         if self.takes_images:
-            frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+            frames_NCHW = rearrange(x_BCTHW, "b c t h w -> (b t) c h w")
             moments = [self._moments(call) for call in frames_NCHW.split(PICTURES_PER_CALL)]
             return _to_clips(torch.cat(moments), len(x_BCTHW))
         if self.first_frame_copies:
@@ -115,7 +116,7 @@ class Autoencoder(nn.Module):
             self.model.disable_tiling()
 
     def _decode_images(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        latents_NChw = _unfold_patches(z_BCthw.transpose(1, 2).flatten(0, 1), self.convention.patch)
+        latents_NChw = _unfold_patches(rearrange(z_BCthw, "b c t h w -> (b t) c h w"), self.convention.patch)
         if self.convention.decodes_whole_clips:
             pixels_NCHW = _tensor_of(self.model.decode(latents_NChw, num_frames=num_frames))
         else:
@@ -128,7 +129,7 @@ class Autoencoder(nn.Module):
         if self.takes_noise_level:  # LTX: the noise level of the latents
             arguments["temb"] = torch.zeros(len(z_BCthw), device=z_BCthw.device, dtype=z_BCthw.dtype)
         pixels = torch.cat([_tensor_of(self.model.decode(call, **arguments)) for call in self._split_clips(z_BCthw)])
-        pixels_BCTHW = pixels.transpose(1, 2) if self.convention.decodes_frames_first else pixels
+        pixels_BCTHW = rearrange(pixels, "b t c h w -> b c t h w") if self.convention.decodes_frames_first else pixels
         return pixels_BCTHW[:, :, -num_frames:]  # the copies of the first frame come first
 
     def _split_clips(self, x_B: Tensor) -> tuple[Tensor, ...]:
@@ -154,8 +155,7 @@ def _fill_meta_buffers(model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def _to_clips(pictures_NChw: Tensor, batch: int) -> Tensor:
-    clips_BTChw: Tensor = pictures_NChw.unflatten(0, (batch, -1))
-    return clips_BTChw.transpose(1, 2)
+    return rearrange(pictures_NChw, "(b t) c h w -> b c t h w", b=batch)
 
 
 def _tensor_of(decoded: Any) -> Tensor:

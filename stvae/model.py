@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvae.geometry import Geometry
@@ -71,8 +72,8 @@ def _map_chunks(
     parts = []
     whole_frames = chunk_size * num_chunks
     if num_chunks:
-        chunks = x_BCThw[:, :, :whole_frames].unflatten(2, (num_chunks, chunk_size)).transpose(1, 2).flatten(0, 1)
-        parts.append(run_chunks(chunks).unflatten(0, (-1, num_chunks)).transpose(1, 2).flatten(2, 3))
+        chunks = rearrange(x_BCThw[:, :, :whole_frames], "b c (n t) h w -> (b n) c t h w", n=num_chunks)
+        parts.append(rearrange(run_chunks(chunks), "(b n) c t h w -> b c (n t) h w", n=num_chunks))
     if x_BCThw.shape[2] > whole_frames:
         parts.append(run_tail(x_BCThw[:, :, whole_frames:]))
     return torch.cat(parts, dim=2)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from einops import rearrange
 from torch import Tensor, nn
 
 SCALING_FACTOR = 0.18215
@@ -47,7 +48,7 @@ class SpatialVAE(nn.Module):
         # Invariant: a picture's latents do not depend on the other pictures of its call, so calls may be of any size.
         # Example:   2 clips of 17 frames at 64x64 are 34 pictures; 16 of them are 2**16 pixels, so there are 3 calls.
         batch = len(x_BCTHW)
-        frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        frames_NCHW = rearrange(x_BCTHW, "b c t h w -> (b t) c h w")
         frames_per_call = max(self.frames_per_batch, PIXELS_PER_CALL // (frames_NCHW.shape[2] * frames_NCHW.shape[3]))
         calls = frames_NCHW.tensor_split(-(-len(frames_NCHW) // frames_per_call))
         posteriors = [self.module.encode(call).latent_dist for call in calls]
@@ -58,11 +59,10 @@ class SpatialVAE(nn.Module):
 
     def decode(self, z_BCThw: Tensor) -> Tensor:
         """Return pixels (B, 3, T, H, W), in about [-1, 1], of scaled latents."""
-        frames_NChw = (z_BCThw / SCALING_FACTOR).transpose(1, 2).flatten(0, 1)
+        frames_NChw = rearrange(z_BCThw / SCALING_FACTOR, "b c t h w -> (b t) c h w")
         pixels = [self.module.decode(call).sample for call in frames_NChw.split(self.frames_per_batch)]
         return _to_clips(torch.cat(pixels), len(z_BCThw))
 
 
 def _to_clips(frames_NChw: Tensor, batch: int) -> Tensor:
-    clips_BTChw: Tensor = frames_NChw.unflatten(0, (batch, -1))
-    return clips_BTChw.transpose(1, 2)
+    return rearrange(frames_NChw, "(b t) c h w -> b c t h w", b=batch)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -141,7 +142,7 @@ class TemporalDecoder(nn.Module):
             if i > 0:
                 x = self.conv_blocks[i - 1](x)
                 if self.upsamples[i - 1]:
-                    x = x.unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(2, 3)
+                    x = rearrange(x, "b (c two) t h w -> b c (t two) h w", two=2)
         out: Tensor = self.conv_out(F.silu(self.norm1(x)))
         return out
 
