@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from stvae.bfloat16 import from_bfloat16
+from stvae.file_identity import version_tag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,13 +27,17 @@ BUNDLED_FOLDERS = {"demo": Path(__file__).parent / "demo"}
 """Checkpoints that ship with the package, by name."""
 
 
+WANTED_FILES = ("config.json", ".safetensors", ".safetensors.index.json")
+"""Ends of the names of files that a remote checkpoint folder is downloaded for."""
+
+
 class WeightsError(ValueError):
     """A checkpoint folder is incomplete, or its tensors do not fit its configuration."""
 
 
 def find_folder(vae: str) -> Path:
     """Return the local folder of a VAE given by name, path or URL. A URL is downloaded into the user's cache."""
-    folder = BUNDLED_FOLDERS.get(vae) or (_download(vae) if "://" in vae else Path(vae))
+    folder = BUNDLED_FOLDERS.get(vae) or (_download_folder(vae) if "://" in vae else Path(vae))
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"  # a whole diffusers pipeline
     if not (folder / "config.json").is_file():
@@ -43,28 +47,52 @@ def find_folder(vae: str) -> Path:
     return folder
 
 
-def _download(url: str) -> Path:
-    """Copy of a remote checkpoint folder, keyed by its files' names, sizes and entity tags, so never a stale one."""
+def _download_folder(url: str) -> Path:
+    """Return a local copy of a remote checkpoint folder, which is never out of date.
+
+    Copies are kept in the user's cache under the names, sizes and version tags of their files. If the store reports no
+    version of a file, every call downloads the folder, and its copy is kept under its content.
+    """
     import fsspec
 
-    fs, root = fsspec.url_to_fs(url)
-    wanted = ("config.json", ".safetensors", ".safetensors.index.json")
-    infos = [i for i in fs.ls(root, detail=True) if i["type"] == "file" and i["name"].endswith(wanted)]
-    facts = sorted((Path(i["name"]).name, i["size"], str(i.get("ETag") or i.get("mtime"))) for i in infos)
-    key = hashlib.sha256(json.dumps([url, facts]).encode()).hexdigest()[:16]
+    fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+    infos = [
+        info for info in fs.ls(root, detail=True) if info["type"] == "file" and info["name"].endswith(WANTED_FILES)
+    ]
+    infos = [info if version_tag(info) else {**info, **fs.info(info["name"])} for info in infos]
     cache = Path.home() / ".cache" / "latentmill"
-    if not (cache / key).exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            part = Path(temporary) / key
-            part.mkdir()
-            for info in infos:
-                fs.get_file(info["name"], str(part / Path(info["name"]).name))
-            try:
-                part.rename(cache / key)
-            except OSError:  # another process finished the same download first
-                shutil.rmtree(part)
-    return cache / key
+    cache.mkdir(parents=True, exist_ok=True)
+    versions = sorted((_name(info), info.get("size"), version_tag(info)) for info in infos)
+    copy = cache / _short_hash([url, versions]) if all(tag for _, _, tag in versions) else None
+    if copy is not None and copy.exists():
+        return copy
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        partial = Path(temporary) / "checkpoint"
+        partial.mkdir()
+        for info in infos:
+            fs.get_file(info["name"], str(partial / _name(info)))
+        copy = copy or cache / _short_hash(
+            [url, [(path.name, _file_sha256(path)) for path in sorted(partial.iterdir())]]
+        )
+        try:
+            partial.rename(copy)
+        except OSError:
+            if not copy.exists():  # else another process has finished the same download
+                raise
+    return copy
+
+
+def _name(info: dict[str, Any]) -> str:
+    return Path(info["name"]).name
+
+
+def _short_hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -95,8 +123,7 @@ def fingerprint(folder: Path, extra: dict[str, Any] | None = None) -> str:
     """Return the identity of a VAE: a sha256 over the configuration, every weight file and ``extra``."""
     total = hashlib.sha256(json.dumps(read_config(folder) | (extra or {}), sort_keys=True).encode())
     for path in weight_files(folder):
-        with path.open("rb") as f:
-            total.update(hashlib.file_digest(f, "sha256").digest())
+        total.update(bytes.fromhex(_file_sha256(path)))
     return total.hexdigest()
 
 
