@@ -1,3 +1,5 @@
+"""Sizes, chunks and padding of a VAE as integer arithmetic."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,7 @@ REFERENCE = json.loads((GOLDEN / "opensora-v12-full-shapes.json").read_text())["
 
 
 @pytest.mark.parametrize("num_frames", [int(t) for t in REFERENCE])
-def test_latent_size_equals_the_references(num_frames: int) -> None:
+def test_latent_size_equals_that_of_the_reference(num_frames: int) -> None:
     assert list(OPEN_SORA.latent_size((num_frames, 480, 848))) == REFERENCE[str(num_frames)]
 
 
@@ -26,7 +28,7 @@ def test_chunks_hold_every_frame_once(num_frames: int) -> None:
 
 
 @given(st.integers(0, 500))
-def test_largest_whole_length_are_whole_chunks_and_as_many_as_fit(num_frames: int) -> None:
+def test_the_largest_whole_length_is_whole_chunks_and_the_most_that_fit(num_frames: int) -> None:
     kept = OPEN_SORA.largest_whole_length(num_frames)
     assert kept % 17 == 0 and kept <= num_frames < kept + 17
 
