@@ -272,7 +272,9 @@ def test_every_recipe_that_comes_along_fits_its_vae(path: Path, tiny_card: Card)
     geometry = card.geometry
     for bucket in recipe.buckets:
         if bucket.num_frames > 1:
-            assert geometry.largest_whole_length(bucket.num_frames) == bucket.num_frames, "frames that the VAE would waste"
+            assert geometry.largest_whole_length(bucket.num_frames) == bucket.num_frames, (
+                "frames that the VAE would waste"
+            )
     assert f"{len(recipe.buckets)} buckets" in path.read_text()
 
 
