@@ -90,7 +90,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=dtype, half="encoder", compiled=compiled)
+    vae = load_vae(run.vae, device=device, dtype=dtype, only="encoder", compiled=compiled)
     trials: dict[int, Trial] = {}
     for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)

@@ -142,7 +142,7 @@ class ShardEncoder:
                 run.vae,
                 device="cuda" if run.gpus else "cpu",
                 dtype=recipe.compute_dtype,
-                half="encoder",
+                only="encoder",
                 compiled=recipe.compile,
             )
         except WeightsError as error:

@@ -48,7 +48,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, half="decoder")
+    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, only="decoder")
     if vae.card.sha256 != data.recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:
@@ -103,7 +103,7 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     ``path`` is relative to the output.
     """
     data = LatentDataset(run.output)
-    vae = load_vae(run.vae, half="decoder")
+    vae = load_vae(run.vae, only="decoder")
     strips = []
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         decoded = decode_back(vae, data, row)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 
 from pipeline.errors import ConfigError
+from stvae.file_identity import version_tag
 
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
 """What a URL may begin with. Everything else (pipes, chains, archives inside URLs) is refused."""
@@ -66,9 +67,8 @@ class FileFacts:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> FileFacts:
-        """From what fsspec's ``info`` or ``find`` say of a file."""
-        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or ""
-        return cls(size=int(info.get("size") or 0), etag=str(etag).strip('"'))
+        """Build the facts of a file from an entry of fsspec's ``info`` or ``find``."""
+        return cls(size=int(info.get("size") or 0), etag=version_tag(info))
 
 
 def without_secrets(text: str) -> str:

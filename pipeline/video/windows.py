@@ -148,7 +148,7 @@ def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> lis
     for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
         kept = length
         if length < bucket.num_frames:
-            kept = geometry.rule_frames(length) if recipe.remainder == "shorten" else 0
+            kept = geometry.largest_whole_length(length) if recipe.remainder == "shorten" else 0
         window_pts = tuple(pts[start : start + kept])
         if not kept:
             selected.append(Skip(index=index, reason="remainder" if index else "too_short"))
@@ -169,7 +169,7 @@ def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: 
     if not large:
         return "too_small"
     enough = [b for b in large if b.num_frames <= num_frames]
-    if not enough and recipe.remainder == "shorten" and geometry.rule_frames(num_frames):
+    if not enough and recipe.remainder == "shorten" and geometry.largest_whole_length(num_frames):
         fewest = min(b.num_frames for b in large)
         enough = [b for b in large if b.num_frames == fewest]
     if not enough:

@@ -110,7 +110,7 @@ def test_first_and_last_frames_are_encoded_alone(wan: Path, videos: Path, tmp_pa
     (batch,) = list(data.batches(3, conditioning=True, normalized=False))
     assert batch["first_latents"].shape == batch["last_latents"].shape == (3, 16, 1, 8, 8)
     assert not torch.equal(batch["first_latents"], batch["last_latents"])
-    vae = load_vae(wan, half="encoder")
+    vae = load_vae(wan, only="encoder")
     import av
 
     with av.open(str(videos / f"{Path(batch['key'][0]).stem}.mp4")) as container:

@@ -357,7 +357,7 @@ def test_the_gallery_shows_what_the_vae_makes_of_the_latents(pictured: Path, sou
     wide = [picture for picture in pictures.values() if picture.bucket == "32x56x17"]
     assert len({picture.key for picture in wide}) == len(wide) == 3, "of different videos"
     run = Run(output=str(pictured), vae=str(TINY), sources=(f"films={sound.parent / 'videos'}",), cpus=2)
-    vae = load_vae(str(TINY), half="decoder")
+    vae = load_vae(str(TINY), only="decoder")
     shown_rows = [ids.index(picture.id) for picture in pictures.values() if not picture.error]
     assert len(shown_rows) == 4
     text = text_of((pictured / "report.html").read_text())
