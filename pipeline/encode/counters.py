@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 
@@ -25,10 +26,9 @@ class InFlight:
 
     @property
     def share(self) -> float | None:
-        """How much of it is done; None for tars, whose items nobody has counted."""
-        if self.unit.stop is None:
-            return None
-        return (self.ordinal - self.unit.start) / max(1, self.unit.stop - self.unit.start)
+        """Share of the unit's items that is done; None if the source's format does not count them in advance."""
+        num_items = format_of(self.unit).num_items(self.unit)
+        return None if num_items is None else (self.ordinal - self.unit.start) / max(1, num_items)
 
 
 @dataclass(kw_only=True, slots=True)

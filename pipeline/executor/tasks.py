@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 SHARE = 2000
@@ -38,7 +39,7 @@ def unpack(packed: bytes) -> list[Task]:
 def in_order(units: list[Unit], begun: dict[str, list[str]], job: str) -> list[Task]:
     """The longest tenth first, so that none of them ends the job alone; last those that another job has begun, which
     is dead or will have committed them by then. All in this job's own order."""
-    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -unit.cost)
+    fresh = sorted((unit for unit in units if unit.name not in begun), key=lambda unit: -format_of(unit).cost(unit))
     longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
     others = [unit for unit in units if unit.name in begun]
     for part in (longest, rest, others):

@@ -1,4 +1,4 @@
-"""Tar sources: the items in a WebDataset tar."""
+"""Tar sources: WebDataset tars, whose adjacent members with one key are an item."""
 
 from __future__ import annotations
 
@@ -6,46 +6,65 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
+import pyarrow as pa
+
 from pipeline.errors import Reject, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources import sidecars, tar_members
 from pipeline.sources.item import MEDIA_SUFFIXES, VIDEO_SUFFIXES, Item
 from pipeline.sources.retrying_file import open_retrying
-from pipeline.sources.sidecars import _describe
-from pipeline.sources.units import Unit, _check_unchanged
+from pipeline.sources.sidecars import add_sidecars
+from pipeline.sources.source_format import NewUnits, SourceFormat
+from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
 from pipeline.storage.urls import canonical
 
 MAX_MEMBERS = 100
 """Of one item in a tar."""
 
 
-def _tar_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
-    _check_unchanged(unit, url)
-    ordinal = unit.start
-    with open_retrying(url, unit.size) as f:
-        group = _Group("")
-        try:
-            for info, content in tar_members.members(f):
-                if info.isdir():
-                    continue
-                key, suffix = tar_members.split_name(info.name)
-                if group.count and (key != group.key or suffix in group.members):
-                    item = group.item(unit, url, ordinal, recipe)
-                    item.end_byte = info.offset
-                    yield item
-                    ordinal += 1
-                    group = _Group(key)
-                group.key = key
-                group.add(suffix, info, content, recipe)
-        except tarfile.TarError as error:
-            fault = Reject("read", "damaged_tar", f"the tar cannot be read from here on: {error}")
-            key = tar_members.printable(group.key)
-            yield Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=fault)
-            return
-        except FileNotFoundError:
-            raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
-        if group.count:
-            yield group.item(unit, url, ordinal, recipe)
+class TarFormat(SourceFormat):
+    """An uncompressed tar. One unit holds all of it: only reading a tar tells how many items it has."""
+
+    name = "tar"
+    suffixes = frozenset({"tar"})
+    sampling_note = "in tars from their beginning"
+    shard_size_advice = "each tar becomes one, so cut or join the tars"
+
+    def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
+        """One unit for a tar that is not planned yet."""
+        if planned:
+            check_facts_as_planned(source, planned[0])
+            return NewUnits()
+        return NewUnits(units=[new_unit(source, generation, start=0, stop=None)])
+
+    def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
+        """Yield the items from the tar's start. A damaged tar ends with one faulty item for the rest of it."""
+        check_file_as_planned(unit, url)
+        ordinal = unit.start
+        with open_retrying(url, unit.size) as f:
+            group = _Group("")
+            try:
+                for info, content in tar_members.members(f):
+                    if info.isdir():
+                        continue
+                    key, suffix = tar_members.split_name(info.name)
+                    if group.count and (key != group.key or suffix in group.members):
+                        item = group.item(unit, url, ordinal, recipe)
+                        item.end_byte = info.offset
+                        yield item
+                        ordinal += 1
+                        group = _Group(key)
+                    group.key = key
+                    group.add(suffix, info, content, recipe)
+            except tarfile.TarError as error:
+                fault = Reject("read", "damaged_tar", f"the tar cannot be read from here on: {error}")
+                key = tar_members.printable(group.key)
+                yield Item(ordinal=ordinal, key=key, uri=canonical(url), facts=unit.facts, fault=fault)
+                return
+            except FileNotFoundError:
+                raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
+            if group.count:
+                yield group.item(unit, url, ordinal, recipe)
 
 
 class _Group:
@@ -108,5 +127,5 @@ class _Group:
         if self.fault is None:
             item.uri = f"{canonical(url)}#{self.names[videos[0]]}"
             item.content = self.media[videos[0]]
-        _describe(item, self.sidecars, recipe)
+        add_sidecars(item, self.sidecars, recipe)
         return item
