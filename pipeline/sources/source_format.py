@@ -44,6 +44,8 @@ class SourceFormat(ABC):
     """How a dry run takes its items, if it does not draw them at random. Follows a comma."""
     shard_size_advice: ClassVar[str] = ""
     """How to change the size of shards, if ``--unit-clips`` does not. Follows a colon."""
+    final_reject: ClassVar[str] = ""
+    """Name of the reject that stands for all items after a damaged place. It is never retried: the source is as planned."""
 
     def recognizes(self, url: str) -> bool:
         """Return whether ``url`` is a source of this format, or a part of one."""

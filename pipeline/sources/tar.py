@@ -28,6 +28,7 @@ class TarFormat(SourceFormat):
     suffixes = frozenset({"tar"})
     sampling_note = "in tars from their beginning"
     shard_size_advice = "each tar becomes one, so cut or join the tars"
+    final_reject = "read/damaged_tar"
 
     def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
         """One unit for a tar that is not planned yet."""
