@@ -42,4 +42,4 @@ class Item:
     end_byte: int = 0
     """Byte of the source's file where the item ends. Set only by formats that do not count their items in advance."""
     trusted: bool = True
-    """Whether the user named the item. One that a manifest names may not be in a private network."""
+    """True if the user named the item. An item that a manifest names may not be in a private network."""

@@ -50,13 +50,14 @@ class ManifestFormat(SourceFormat):
         if planned:
             check_facts_as_planned(source, planned[0])
             return NewUnits()
-        found = survey(source.url, recipe.unit_clips)
-        path_name, caption_name = _path_and_caption(found.schema.names, recipe, source.url)
+        surveyed = survey(source.url, recipe.unit_clips)
+        path_name, caption_name = _path_and_caption(surveyed.schema.names, recipe, source.url)
         return NewUnits(
             units=[
-                new_unit(source, generation, **dataclasses.asdict(part), header=found.header) for part in found.slices
+                new_unit(source, generation, **dataclasses.asdict(part), header=surveyed.header)
+                for part in surveyed.slices
             ],
-            columns=pa.schema([field for field in found.schema if field.name not in (path_name, caption_name)]),
+            columns=pa.schema([field for field in surveyed.schema if field.name not in (path_name, caption_name)]),
         )
 
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
@@ -85,7 +86,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What planning needs to know about a manifest."""
+    """Facts of a manifest that planning needs."""
 
     schema: pa.Schema
     slices: list[Slice]

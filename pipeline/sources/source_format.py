@@ -1,4 +1,4 @@
-"""What the rest of the pipeline asks of a source format. ``README.md`` has the steps to add one.
+"""The interface between a source format and the rest of the pipeline. ``README.md`` has the steps to add a format.
 
 Each format is one subclass in a file of its own, registered in ``formats.py``. Its objects have no state.
 """
@@ -23,7 +23,7 @@ NO_COLUMNS = pa.schema([])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewUnits:
-    """What planning adds for one source."""
+    """The result of planning one source."""
 
     units: list[Unit] = field(default_factory=list)
     columns: pa.Schema = NO_COLUMNS

@@ -44,16 +44,16 @@ class Member:
     """Offset in the archive of the member's first header, which may be a long name or pax records."""
     content_offset: int
     is_sparse: bool
-    """Whether the content is the parts of a sparse file, in any of GNU's formats."""
+    """True if the content is the parts of a sparse file, in any of GNU's formats."""
 
     @property
     def is_folder(self) -> bool:
-        """Whether the member is a folder."""
+        """Return whether the member is a folder."""
         return self.type == FOLDER
 
     @property
     def is_plain_file(self) -> bool:
-        """Whether the content is that of a file: no link, device, folder, sparse or unknown member."""
+        """Return whether the content is that of a file: not a link, device, folder, sparse file or unknown type."""
         return self.type in (REGULAR, OLD_REGULAR, CONTIGUOUS) and not self.is_sparse
 
 
@@ -65,7 +65,7 @@ class _Header:
     type: bytes
     size_bytes: int
     has_sparse_map: bool
-    """Whether blocks of an old GNU sparse map come between the header and the content."""
+    """True if blocks of an old GNU sparse map come between the header and the content."""
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:

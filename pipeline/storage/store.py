@@ -259,8 +259,7 @@ class Store:
             raise ConfigError(f"the output cannot be written: {error}") from error
         if not exclusive:
             raise ConfigError(
-                f"{self.url} does not keep a file from being written twice; "
-                "give --single-writer if no other job writes there"
+                f"{self.url} lets a second writer replace a file; give --single-writer if no other job writes there"
             )
 
     def _full_path(self, path: str) -> str:

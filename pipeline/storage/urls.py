@@ -29,8 +29,8 @@ def scheme_of(url: str) -> str:
     """The scheme of a URL; ``file`` for a plain path. ConfigError if the URL may not be opened."""
     if "::" in url:
         raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
-    scheme, found, _ = url.partition("://")
-    scheme = scheme if found else "file"
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme if separator else "file"
     if scheme not in SCHEMES:
         raise ConfigError(f"'{scheme}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
     return scheme
