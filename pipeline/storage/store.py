@@ -7,7 +7,6 @@ and never replaces another. On an object store nothing is ever renamed. No listi
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import shutil
@@ -23,12 +22,12 @@ import fsspec
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
+from pipeline.storage.local_files import NO_SPACE, describe_full_disk, fsync
 from pipeline.storage.retry import ShortRead, is_transient, remote_errors, retried
 from pipeline.storage.urls import canonical, open_filesystem, scheme_of, without_secrets
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
 
@@ -139,7 +138,7 @@ class Store:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            raise StoreError(f"{path} cannot be written: {_no_space(error, Path(folder))}") from error
+            raise StoreError(f"{path} cannot be written: {describe_full_disk(error, Path(folder))}") from error
         finally:
             path.unlink(missing_ok=True)
 
@@ -201,14 +200,14 @@ class Store:
             elif content.stat().st_dev != target.parent.stat().st_dev:
                 shutil.copyfile(content, scratch)
                 content = scratch
-            _fsync(content)
+            fsync(content)
             failpoint(Failpoint.FILE_WRITTEN)
             if self._single_writer:
                 content.replace(target)  # some file systems have no hard links
             else:
                 os.link(content, target)
             failpoint(Failpoint.FILE_LINKED)
-        _fsync(target.parent)
+        fsync(target.parent)
 
     def sweep(self) -> None:
         """Remove the scratch files of writers on this machine that no longer run."""
@@ -280,7 +279,7 @@ class Store:
         except remote_errors() as error:
             problem = without_secrets(str(error)) or type(error).__name__
             if isinstance(error, OSError) and error.errno in NO_SPACE and self._local:
-                problem = _no_space(error, Path(self._root))
+                problem = describe_full_disk(error, Path(self._root))
             raise StoreError(f"{self.url}/{path}: {problem}") from error
 
 
@@ -289,18 +288,3 @@ def _complete(data: bytes, expected_bytes: int) -> bytes:
     if len(data) != expected_bytes:
         raise ShortRead(f"got {len(data)} of {expected_bytes} bytes")
     return data
-
-
-def _no_space(error: OSError, folder: Path) -> str:
-    """The message for a full disk, with the space that is left."""
-    while not folder.exists():
-        folder = folder.parent
-    return f"{error.strerror} ({shutil.disk_usage(folder).free} bytes are free); make room and run the command again"
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.output.shard_writer import sample_id
+from pipeline.output.rows import sample_id
 from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import format_of, items, plan_units
