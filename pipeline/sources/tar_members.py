@@ -139,12 +139,14 @@ def _member(
     """The member that a header and the extension headers before it describe."""
     records = _pax_records(extensions.get(OLD_PAX, b"")) | _pax_records(extensions.get(PAX, b""))
     name = _text(extensions[LONG_NAME]) if LONG_NAME in extensions else header.name
-    name = records["path"].rstrip("/") if "path" in records else name
+    name = records.get("path", name)
+    # archives from before ustar mark folders by a slash; it counts in the whole name, not in a name cut to 100 bytes
+    type_ = FOLDER if header.type == OLD_REGULAR and name.endswith("/") else header.type
     if header.has_sparse_map:
         content_offset += _sparse_map_bytes(file)
     return Member(
-        name=name.rstrip("/") if header.type == FOLDER else name,
-        type=header.type,
+        name=name.rstrip("/") if type_ == FOLDER or "path" in records else name,
+        type=type_,
         size_bytes=_pax_size(records["size"]) if "size" in records else header.size_bytes,
         offset=first_offset,
         content_offset=content_offset,
@@ -159,8 +161,6 @@ def _parse_header(block: bytes, offset: int) -> _Header | None:
     _check_checksum(block, offset)
     type_ = block[156:157]
     name = _text(block[:100])
-    if type_ == OLD_REGULAR and name.endswith("/"):
-        type_ = FOLDER
     is_gnu = block[257:265] == b"ustar  \0"  # GNU headers have times in the place of the prefix
     prefix = _text(block[345:500]) if block[257:262] == b"ustar" and not is_gnu else ""
     size_bytes = _number(block[124:136], offset)

@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources.tar_members import DamagedTar, members, read_content
@@ -90,6 +90,8 @@ def read_pythons(data: bytes) -> list[tuple[str, bytes, int, int, int, bytes | N
 @settings(max_examples=300)
 @given(entries=st.lists(ENTRIES, min_size=1, max_size=5), tar_format=st.sampled_from(sorted(FORMATS)), comment=PARTS)
 def test_members_are_the_ones_that_pythons_tarfile_finds(entries: list[Entry], tar_format: str, comment: str) -> None:
+    # tarfile takes a file of an old type for a folder if its long name, cut to 100 bytes, ends with a slash
+    assume(not any(entry.type == tarfile.AREGTYPE and len(entry.name.encode()) > 100 for entry in entries))
     data = write(entries, FORMATS[tar_format], comment)
     assert read_ours(data) == read_pythons(data)
 
@@ -133,6 +135,13 @@ def test_a_size_above_eight_gibibytes_is_read_in_base_256_and_from_pax_records()
         assert (member.name, member.size_bytes) == ("large.mp4", 10 << 30)
         with pytest.raises(DamagedTar, match="ends before its last member"):
             next(found)
+
+
+@pytest.mark.parametrize("tar_format", ["gnu", "pax"])
+def test_a_long_name_is_not_a_folder_because_of_where_its_header_cuts_it(tar_format: str) -> None:
+    name = "n" * 99 + "/a.mp4"
+    data = write([Entry(name, tarfile.AREGTYPE, b"video", "", 0.0, {})], FORMATS[tar_format], "")
+    assert [(member[0], member[-1]) for member in read_ours(data)] == [(name, b"video")]
 
 
 def test_times_in_a_gnu_header_are_not_taken_for_the_start_of_a_name() -> None:
