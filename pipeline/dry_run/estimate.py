@@ -177,10 +177,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     planned = [unit for unit in plan.units if not unit.retries]
     left = [unit for unit in planned if unit.name not in committed]
     chosen = choose_units(left, budget)
-    strata = [
-        Stratum(units=[unit for unit in left if unit.format == kind], visits=[Visit[Look](unit=unit) for unit in units])
-        for kind, units in chosen.items()
-    ]
+    strata = [Stratum(units=units, visits=[Visit[Look](unit=unit) for unit in drawn]) for units, drawn in chosen]
     sample = Sample(strata=strata)
     looked = "all" if budget is None else f"up to {budget}"
     say(f"{len(planned)} units planned, {len(left)} left; looking at {looked} items")

@@ -12,6 +12,7 @@ from pipeline.encode.prefetch import CLIPS_AHEAD
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.progress import too_many_rejects
 from pipeline.recipe import Bucket
+from pipeline.sources.formats import format_of
 
 MANY = 0.2
 """A share of items or clips that is worth a sentence."""
@@ -140,8 +141,9 @@ def _shards(estimate: Estimate) -> Iterator[str]:
     now = estimate.recipe.unit_clips
     many = min(MOST_UNIT_CLIPS, max(1, round(now * GOOD_SHARD_BYTES / typical)))
     what = f"--unit-clips {many} makes them about {byte_size(typical * many / now)}"
-    if all(unit.format == "tar" for stratum in estimate.sample.strata for unit in stratum.units):
-        what = "each tar becomes one, so cut or join the tars"
+    advice = {format_of(unit).shard_size_advice for stratum in estimate.sample.strata for unit in stratum.units}
+    if len(advice) == 1:
+        what = advice.pop() or what
     side = "below" if typical < SMALL_SHARD_BYTES else "above"
     yield f"half of the shards are {side} {byte_size(typical)}: {what}"
 

@@ -7,7 +7,6 @@ them strata, and chapter 11 (two stages, ratio to size) where units were drawn.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 
 from pipeline.recipe import Recipe
-from pipeline.sources.formats import items
+from pipeline.sources.formats import format_of
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 
@@ -36,7 +35,7 @@ class Visit(Generic[Found]):
 
     unit: Unit
     num_items: float = 0.0
-    """All that it holds; a guess from its bytes where a tar was not read to its end."""
+    """Number of items in the unit; a guess from bytes if its format does not count them and it was not read whole."""
     found: list[Found] = field(default_factory=list)
     """What the items looked at came to."""
 
@@ -44,11 +43,6 @@ class Visit(Generic[Found]):
     def whole(self) -> bool:
         """Whether every item was looked at."""
         return len(self.found) == self.num_items
-
-    @property
-    def extent(self) -> float:
-        """What is known of every unit without a visit: its items, or the bytes of a tar."""
-        return self.unit.size if self.unit.stop is None else self.num_items
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,10 +56,15 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum(Generic[Found]):
-    """Units of one kind of source, and the visits to some of them; for use when these are over."""
+    """Units of one source format, and the visits to some of them; for use when these are over."""
 
     units: list[Unit]
     visits: list[Visit[Found]]
+
+    @property
+    def counted(self) -> bool:
+        """Whether the format counts items when it plans."""
+        return all(format_of(unit).num_items(unit) is not None for unit in self.units)
 
     @property
     def exact(self) -> bool:
@@ -74,13 +73,12 @@ class Stratum(Generic[Found]):
 
     @cached_property
     def sizes(self) -> list[float]:
-        """How many items each unit holds: as planned or found, else by its bytes and the tars that were visited."""
+        """Number of items of each unit: as planned or found, or from its bytes and those of the visited units."""
+        if self.counted:
+            return [extent(unit) for unit in self.units]
         found = {visit.unit.name: visit.num_items for visit in self.visits}
-        per_byte = sum(found.values()) / max(1, sum(visit.unit.size for visit in self.visits))
-        return [
-            found.get(unit.name, unit.size * per_byte) if unit.stop is None else unit.stop - unit.start
-            for unit in self.units
-        ]
+        per_byte = sum(found.values()) / max(1, sum(extent(visit.unit) for visit in self.visits))
+        return [found.get(unit.name, extent(unit) * per_byte) for unit in self.units]
 
     @cached_property
     def weight(self) -> float:
@@ -96,7 +94,7 @@ class Stratum(Generic[Found]):
         if self.exact or not visits:
             return value, 0.0
         if len(self.visits) < len(self.units) and len(visits) > 1:
-            extents = [visit.extent for visit in visits]
+            extents = [extent(visit.unit) for visit in visits]
             ratio = sum(of_units) / sum(extents)
             squares = sum((y - ratio * x) ** 2 for y, x in zip(of_units, extents, strict=True))
             return value, self.weight**2 * len(visits) / (len(visits) - 1) * squares
@@ -112,7 +110,7 @@ class Stratum(Generic[Found]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample(Generic[Found]):
-    """What was looked at, by kind of source."""
+    """What was looked at, by source format."""
 
     strata: list[Stratum[Found]]
 
@@ -124,7 +122,7 @@ class Sample(Generic[Found]):
     @property
     def num_items(self) -> tuple[float, bool]:
         """All items, and whether that is a guess."""
-        guessed = any(stratum.units[0].stop is None and not stratum.exact for stratum in self.strata if stratum.units)
+        guessed = any(not stratum.counted and not stratum.exact for stratum in self.strata)
         return sum(sum(stratum.sizes) for stratum in self.strata), guessed
 
     @property
@@ -145,21 +143,28 @@ class Sample(Generic[Found]):
         return Total(value=value, low=max(seen, value - margin), high=value + margin)
 
 
-def choose_units(units: list[Unit], budget: int | None) -> dict[str, list[Unit]]:
-    """The units to visit for ``budget`` items (None: all of both), by kind of source, small ones first.
+def choose_units(units: list[Unit], budget: int | None) -> list[tuple[list[Unit], list[Unit]]]:
+    """For each source format: its units, and those to visit for ``budget`` items (None: all), small ones first.
 
-    The same for the same units, however often it is asked.
+    Equal arguments give an equal choice.
     """
-    kinds: dict[str, list[Unit]] = {}
+    by_format: dict[str, list[Unit]] = {}
     for unit in units:
-        kinds.setdefault(unit.format, []).append(unit)
+        by_format.setdefault(unit.format, []).append(unit)
     if budget is None or _known_items(units) <= budget:
-        return kinds
-    chosen = {}
-    for kind, of_kind in sorted(kinds.items()):
-        count = min(len(of_kind), max(2, round(budget / len(kinds) / ITEMS_PER_UNIT)))
-        chosen[kind] = sorted(random.Random(SEED).sample(of_kind, count), key=lambda unit: unit.cost)
+        return [(of_format, of_format) for of_format in by_format.values()]
+    chosen = []
+    for _, of_format in sorted(by_format.items()):
+        count = min(len(of_format), max(2, round(budget / len(by_format) / ITEMS_PER_UNIT)))
+        drawn = random.Random(SEED).sample(of_format, count)
+        chosen.append((of_format, sorted(drawn, key=lambda unit: format_of(unit).cost(unit))))
     return chosen
+
+
+def extent(unit: Unit) -> float:
+    """Size of a unit, known without opening its source: its number of items, or its cost if they are not counted."""
+    num_items = format_of(unit).num_items(unit)
+    return format_of(unit).cost(unit) if num_items is None else num_items
 
 
 def visit_items(
@@ -167,7 +172,8 @@ def visit_items(
 ) -> Iterator[tuple[Visit[Found], Item]]:
     """Items of the visits' units: all, or a fair share of ``budget`` in each. Sets ``num_items`` of every visit.
 
-    In folders and manifests they are drawn; a tar is read from its beginning, and no further than needed.
+    They are drawn at random if the format counts items; otherwise the unit is read from its beginning, and no further
+    than needed.
     """
     for number, visit in enumerate(visits):
         share = None if budget is None else max(1, -(-budget // (len(visits) - number)))
@@ -184,30 +190,25 @@ def _some_items(
 ) -> Iterator[Item]:
     unit = visit.unit
     url = urls.get(unit.source, unit.source)
-    if unit.stop is None:
-        yield from _first_items(visit, share, items(unit, url, recipe, columns))
+    source_format = format_of(unit)
+    count = source_format.num_items(unit)
+    if count is None:
+        yield from _first_items(visit, share, source_format.items(unit, url, recipe, columns))
         return
-    count = unit.stop - unit.start
     visit.num_items = count
     if share is None or share >= count:
-        yield from items(unit, url, recipe, columns)
+        yield from source_format.items(unit, url, recipe, columns)
         return
-    drawn = set(random.Random(unit.name).sample(range(unit.start, unit.stop), share))
-    if unit.format == "manifest":
-        yield from (item for item in items(unit, url, recipe, columns) if item.ordinal in drawn)
-        return
-    for ordinal in sorted(drawn):  # each as a unit of its own: the files beside the others are not asked for
-        files = unit.files.cut(ordinal - unit.start, ordinal - unit.start + 1)
-        alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
-        yield from items(alone, url, recipe, columns)
+    drawn = set(random.Random(unit.name).sample(range(unit.start, unit.start + count), share))
+    yield from source_format.some_items(unit, drawn, url, recipe, columns)
 
 
 def _first_items(visit: Visit[Found], share: int | None, found: Iterator[Item]) -> Iterator[Item]:
-    """The first items of a tar; one more is read to know whether there are more."""
+    """The first items of a unit whose items are not counted. One more is read to know whether there are more."""
     taken = end_byte = 0
     for item in found:
         if taken == share:
-            visit.num_items = max(taken + 1, taken * visit.unit.size / end_byte)
+            visit.num_items = max(taken + 1, taken * extent(visit.unit) / end_byte)
             return
         taken, end_byte = taken + 1, item.end_byte
         yield item
@@ -215,7 +216,9 @@ def _first_items(visit: Visit[Found], share: int | None, found: Iterator[Item]) 
 
 
 def _known_items(units: list[Unit]) -> float:
-    return sum(math.inf if unit.stop is None else unit.stop - unit.start for unit in units)
+    """Number of items in the units; infinity if one of them is not counted."""
+    counts = [format_of(unit).num_items(unit) for unit in units]
+    return sum(math.inf if count is None else count for count in counts)
 
 
 def _variance(values: list[float]) -> float:

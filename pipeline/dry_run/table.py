@@ -12,6 +12,7 @@ from pipeline.dry_run.notes import concerns
 from pipeline.dry_run.sampling import Total
 from pipeline.progress.formatting import byte_size, duration
 from pipeline.recipe import Recipe
+from pipeline.sources.formats import format_of
 
 MOST_BUCKETS, MOST_ROWS = 25, 8
 EXAMPLES = 3
@@ -42,14 +43,13 @@ def _scope(estimate: Estimate) -> Iterator[str]:
     if sample.exact:
         yield f"  items    {looked:,}, all looked at"
         return
-    tars = (
-        ", in tars from their beginning" if any(stratum.units[0].format == "tar" for stratum in sample.strata) else ""
-    )
+    formats = (format_of(unit) for stratum in sample.strata for unit in stratum.units[:1])
+    notes = "".join(f", {each.sampling_note}" for each in formats if each.sampling_note)
     num_items, guessed = sample.num_items
     yield f"  items    {'about ' if guessed else ''}{num_items:,.0f}"
     yield _wrapped(
         "looked",
-        f"at {looked:,} items in {len(sample.visits):,} units, drawn at random{tars}; ranges hold with 95 % confidence, "
+        f"at {looked:,} items in {len(sample.visits):,} units, drawn at random{notes}; ranges hold with 95 % confidence, "
         f"and what was not seen is below {3 / max(1, looked):.1%} of the items",
     )
 

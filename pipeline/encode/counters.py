@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pipeline.encode.unit_report import Heartbeat, UnitHeartbeat
 from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 
@@ -26,10 +27,9 @@ class UnitInFlight:
 
     @property
     def share(self) -> float | None:
-        """Share of the items that are done, 0 to 1; None for a tar, whose number of items is not known."""
-        if self.unit.stop is None:
-            return None
-        return (self.ordinal - self.unit.start) / max(1, self.unit.stop - self.unit.start)
+        """Share of the unit's items that is done; None if the source's format does not count them in advance."""
+        num_items = format_of(self.unit).num_items(self.unit)
+        return None if num_items is None else (self.ordinal - self.unit.start) / max(1, num_items)
 
     def heartbeat(self) -> UnitHeartbeat:
         """Its state as plain values."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 MAX_BLOCK_SHARE = 2000
@@ -49,7 +50,7 @@ def in_order(units: Sequence[Unit], attempts: Mapping[str, Sequence[str]], job: 
     job has begun, since that job is dead or will have committed them by then. Each part is shuffled by the job's name, so
     that two jobs on one output begin with different units. ``attempts``: file names of records by unit.
     """
-    fresh = sorted((unit for unit in units if unit.name not in attempts), key=lambda unit: -unit.cost)
+    fresh = sorted((unit for unit in units if unit.name not in attempts), key=lambda unit: -format_of(unit).cost(unit))
     longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
     begun = [unit for unit in units if unit.name in attempts]
     for part in (longest, rest, begun):

@@ -14,6 +14,7 @@ from pipeline.progress.advice import waiting_advice
 from pipeline.progress.formatting import byte_size, elapsed
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 LINE_EVERY_S = 10.0
@@ -194,7 +195,7 @@ class Progress:
             return now, then
 
     def _begun_work(self, name: str, unit: UnitHeartbeat) -> float:
-        """Of a unit in flight: by its items, or for tars by its windows, as units that are done had windows."""
+        """Work done of a unit in flight: by its items, or by its windows if its format does not count items."""
         work = self._work_of[name]
         if unit["share"] is not None:
             return work * unit["share"]
@@ -223,12 +224,15 @@ class Progress:
 
 
 def work_of_units(units: list[Unit]) -> dict[str, float]:
-    """How much work each unit is, where the average of its kind is 1: bytes and rows cannot be compared."""
-    costs: defaultdict[str, list[int]] = defaultdict(list)
+    """Work of each unit, by name. The average of a format's units is 1, because bytes and rows cannot be compared."""
+    costs: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for unit in units:
-        costs[unit.format].append(unit.cost)
-    averages = {kind: sum(values) / len(values) for kind, values in costs.items()}
-    return {unit.name: unit.cost / averages[unit.format] if averages[unit.format] else 1.0 for unit in units}
+        costs[unit.format][unit.name] = format_of(unit).cost(unit)
+    work: dict[str, float] = {}
+    for of_format in costs.values():
+        average = sum(of_format.values()) / len(of_format)
+        work |= {name: cost / average if average else 1.0 for name, cost in of_format.items()}
+    return work
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
