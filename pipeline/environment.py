@@ -1,4 +1,4 @@
-"""This machine: versions, device model, processors."""
+"""This machine: package versions, device model and processors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from pipeline.recipe import Run
 
 PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
+"""Packages whose version may change the bytes of the output."""
 
 
 def describe_environment(run: Run, device: str) -> dict[str, str]:
-    """What may change the last bits of a latent beside the recipe: versions, device model, threads."""
+    """What may change the last bits of a latent besides the recipe: package versions, device model, threads."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -23,7 +24,7 @@ def describe_environment(run: Run, device: str) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """The processor's own name."""
+    """Model name of this machine's processor, as ``cpu NAME``."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -33,7 +34,7 @@ def cpu_model() -> str:
 
 
 def gpu_model() -> str:
-    """The name of this process's GPU."""
+    """Model name of this process's GPU, as ``cuda NAME``."""
     import torch
 
     return f"cuda {torch.cuda.get_device_name()}"

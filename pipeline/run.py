@@ -1,21 +1,23 @@
-"""The whole path, from sources to a finished output. Start reading here.
+"""The whole path from sources to a finished output. Start reading here.
 
-sources -> plan -> [Ray Data] ShardEncoder, one actor per GPU -> reports -> index, summary, page
+sources -> plan of units -> encoders (one per GPU) -> unit reports -> index, summary, report page
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from pipeline.encode.attempts import begun_units, remove_attempts
-from pipeline.encode.unit_report import UnitReport, Watch
+from pipeline.encode.attempts import list_attempts, remove_attempts
+from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.environment import describe_environment
 from pipeline.errors import StoreError
 from pipeline.executor.local import encode_locally
 from pipeline.executor.ray_cluster import device_model
 from pipeline.executor.ray_data import encode_on_ray
-from pipeline.executor.tasks import in_order
+from pipeline.executor.tasks import Executor, in_order
 from pipeline.output.dataset import open_dataset, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
@@ -30,9 +32,17 @@ from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.units import Plan, Unit
-from pipeline.storage.parquet import schema_to_text
 from pipeline.storage.store import Store
 from stvae.card import Card
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One call of ``encode``: an open output, its plan, and how to encode it."""
+
+    store: Store
+    plan: Plan
+    settings: EncoderSettings
 
 
 def encode(
@@ -42,11 +52,34 @@ def encode(
     say: Callable[[str], None],
     show: Callable[[str], None] | None = None,
 ) -> Summary:
-    """Encode every item of ``run.sources`` once into ``run.output``. Safe to call again after anything.
+    """Encode every item of ``run.sources`` once into ``run.output``. It is safe to call this again after any failure.
 
-    ``say`` gets lines for people, ``show`` a line of progress every second, if there is a terminal for it.
-    Raises LatentmillError where the job cannot go on; what is committed stays.
+    ``say`` prints a line. ``show``, if there is a terminal for it, replaces the progress line; it is called every second.
+    Raises LatentmillError if the job cannot continue. What is committed stays.
     """
+    job = _open_job(recipe, run, card, say)
+    units = missing_units(job.store, job.plan)
+    planned = len(job.plan.units)
+    say(f"{planned} units planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
+    with Progress(run, units, RunLog(job.store, job.settings.job), say, show) as progress:
+        for report in _encode_units(job, units, progress.heartbeats):
+            progress.add(report)
+            if progress.too_many_rejects():
+                break
+    summary = _summarize(job, progress)
+    summary.save(job.store)
+    write_page(job.store)
+    return summary
+
+
+def missing_units(store: Store, plan: Plan) -> list[Unit]:
+    """Units of the plan that are not committed, as far as a listing shows."""
+    committed = committed_units(store)
+    return [unit for unit in plan.units if unit.name not in committed]
+
+
+def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> Job:
+    """Open the output and plan its units. Raises ConfigError if it was made with another recipe."""
     recipe.check_vae(card)
     check_members(recipe, card)
     sources = find_sources(run.sources)
@@ -57,63 +90,51 @@ def encode(
     plan = freeze_plan(store, sources, recipe)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)
-    todo = _missing(plan, store)
-    say(f"{len(plan.units)} units planned, {len(plan.units) - len(todo)} committed, {len(todo) or 'nothing'} to do")
-    job = secrets.token_hex(6)
-    with Progress(run, todo, RunLog(store, job), say, show) as progress:
-        urls = {source.name: source.url for source in sources}
-        for report in _encode_units(todo, store, recipe, run, plan, urls, job, progress.watch):
-            progress.add(report)
-            if progress.too_many_rejects():
-                break
-    if progress.too_many_rejects():
-        summary = summarize_stopped(store, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
-    else:
-        index = _finish(store, plan, recipe)
-        summary = summarize(store, index, run, recipe=recipe.fingerprint, units=len(plan.units), progress=progress)
-    summary.save(store)
-    write_page(store)
-    return summary
+    settings = EncoderSettings(
+        recipe=recipe,
+        run=run,
+        columns=tuple(plan.columns),
+        source_urls={source.name: source.url for source in sources},
+        job=secrets.token_hex(6),
+    )
+    return Job(store=store, plan=plan, settings=settings)
 
 
-def _missing(plan: Plan, store: Store) -> list[Unit]:
-    committed = committed_units(store)
-    return [unit for unit in plan.units if unit.name not in committed]
-
-
-def _encode_units(
-    units: list[Unit],
-    store: Store,
-    recipe: Recipe,
-    run: Run,
-    plan: Plan,
-    urls: dict[str, str],
-    job: str,
-    watch: Watch,
-) -> Iterator[UnitReport]:
-    """Reports of every unit. Those that other jobs had begun are asked for again at the end."""
-    columns = [schema_to_text(schema) for schema in plan.columns]
-    arguments = {"recipe": recipe.to_json(), "run": run.to_json(), "columns": columns, "urls": urls, "job": job}
+def _encode_units(job: Job, units: Sequence[Unit], heartbeats: Heartbeats) -> Iterator[UnitReport]:
+    """Yield the report of every unit. Units that another job has begun are tried again at the end."""
+    execute: Executor = encode_locally if job.settings.run.local else encode_on_ray
     while units:
-        left = set()
-        for report in (encode_locally if run.local else encode_on_ray)(
-            in_order(units, begun_units(store), job), run, arguments, watch
-        ):
+        left_to_others = set()
+        tasks = in_order(units, list_attempts(job.store), job.settings.job)
+        for report in execute(tasks, job.settings, heartbeats):
             if report.outcome == "left":
-                left.add(report.unit)
+                left_to_others.add(report.unit)
             else:
                 yield report
-        units = [unit for unit in units if unit.name in left]
+        units = [unit for unit in units if unit.name in left_to_others]
 
 
-def _finish(store: Store, plan: Plan, recipe: Recipe) -> Index:
-    """Make sure that every planned unit is committed, then build the index and remove what dead attempts left."""
-    for unit in _missing(plan, store):  # a listing may lag behind
+def _summarize(job: Job, progress: Progress) -> Summary:
+    """Finish the output and summarize it, or summarize why the job has stopped."""
+    recipe, units = job.settings.recipe.fingerprint, len(job.plan.units)
+    if progress.too_many_rejects():
+        return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
+    index = _finish(job)
+    return summarize(job.store, index, job.settings.run, recipe=recipe, units=units, progress=progress)
+
+
+def _finish(job: Job) -> Index:
+    """Check that every unit is committed, build the index, and remove what dead jobs left behind.
+
+    Raises StoreError if a unit is missing.
+    """
+    store, plan = job.store, job.plan
+    for unit in missing_units(store, plan):  # listings may lag, so these are looked up one by one
         if store.size(unit_metadata_path(unit.name)) is None:
             raise StoreError(f"unit {unit.name} is not committed; run the same command again")
     index = newest_index(store)
     if index is None or not index.covers(plan):
-        index = build_index(store, plan, recipe)
+        index = build_index(store, plan, job.settings.recipe)
     units = {unit.name for unit in plan.units}
     remove_orphans(store, units, index)
     store.abort_uploads("shards", lambda path: unit_of(path) in units)

@@ -1,4 +1,4 @@
-"""Spatio-temporal VAEs ("VAEs") that turn video into latents and back. Importing this package imports no torch."""
+"""Spatio-temporal VAEs, which turn video into latents and back. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Card", "gc_paused", "load_vae", "read_card"]
 
 
 def load_vae(vae: str | Path, **options: Any) -> VAE:
-    """The VAE of a checkpoint folder, given by name, path or URL; see ``stvae.vae.load_vae`` for the options."""
+    """Load a VAE by name, path or URL. See ``stvae.vae.load_vae`` for the options."""
     with gc_paused():
         from stvae.vae import load_vae as load
 
@@ -26,7 +26,10 @@ def load_vae(vae: str | Path, **options: Any) -> VAE:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Imports without searches for garbage, which take a quarter of the time of torch's and diffusers' and find none."""
+    """Pause garbage collection inside the block. Meant for heavy imports.
+
+    Collections take a quarter of the time that importing torch and diffusers needs, and they free nothing.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
 """Any autoencoder of diffusers behind two calls: pixels to moments, and latents to pixels.
 
-Shape suffixes: B batch, N pictures, C channels, T frames, t latent frames, H and W pixels, h and w latent grid.
+Shape suffixes: B clips, N pictures, C channels, T frames, t latent frames, H and W pixels, h and w latent grid.
 """
 
 from __future__ import annotations
@@ -12,139 +12,163 @@ from typing import Any
 
 import diffusers
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvae import conventions, weights
 from stvae.card import Card, UnknownVAE
 
 PICTURES_PER_CALL = 8
-"""Frames that a VAE for pictures takes at once; bounds memory."""
+"""Number of frames that an image VAE takes at once; bounds memory."""
 
 
-def build(config: dict[str, Any]) -> Any:
-    """The untrained model of a diffusers configuration; UnknownVAE for a class that this diffusers does not have."""
+def build_untrained(config: dict[str, Any]) -> Any:
+    """Build the model of a diffusers configuration. Raises UnknownVAE if this diffusers does not have its class."""
     model_class = getattr(diffusers, config["_class_name"], None)
     if model_class is None:
-        raise UnknownVAE(f"diffusers {diffusers.__version__} has no {config['_class_name']}")
+        raise UnknownVAE(
+            f"diffusers {diffusers.__version__} has no class {config['_class_name']}; install one that does"
+        )
     return model_class.from_config(config)
 
 
-def load(folder: Path, card: Card, unused: tuple[str, ...]) -> Autoencoder:
-    """The model of a checkpoint folder, without its parts named in ``unused``. WeightsError as ``weights.load``."""
+def load_autoencoder(folder: Path, card: Card, unused: tuple[str, ...]) -> Autoencoder:
+    """Load the model of a checkpoint folder without the submodules in ``unused``.
+
+    Raises WeightsError as ``weights.load_weights`` does.
+    """
     config = weights.read_config(folder)
     with torch.device("meta"):
-        model = build(config)
-    parts = tuple(name for name in unused if getattr(model, name, None) is not None)
-    weights.load(model, folder, parts)
-    for name in parts:
-        setattr(model, name, nn.Identity())  # some classes look into both halves whatever they do
-    if any(buffer.is_meta for buffer in model.buffers()):  # constants that are in no checkpoint
-        made = dict(build(config).named_buffers())
-        for name, buffer in list(model.named_buffers()):
-            if buffer.is_meta:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, made[name])
-    return Autoencoder(model, card, conventions.complete(config))
+        model = build_untrained(config)
+    dropped = tuple(name for name in unused if getattr(model, name, None) is not None)
+    weights.load_weights(model, folder, dropped)
+    for name in dropped:
+        setattr(model, name, nn.Identity())  # some classes access both halves in every call
+    _fill_meta_buffers(model, config)
+    return Autoencoder(model, card, conventions.with_defaults(config))
 
 
-def posterior(encoded: Any) -> tuple[Tensor, Tensor | None]:
-    """Mean and log-variance of what a class's ``encode`` returns; None where it has no posterior."""
+def mean_and_logvar(encoded: Any) -> tuple[Tensor, Tensor | None]:
+    """Return mean and log-variance of what a class's ``encode`` returned; the latter is None without a posterior."""
     distribution = getattr(encoded, "latent_dist", None)
     if distribution is not None and hasattr(distribution, "logvar"):
         return distribution.mean, distribution.logvar
     if distribution is not None:
         return distribution.mode(), None
-    latents: Tensor = encoded[0]  # a tuple (VidTok's quantised form), or an output of one field
+    latents: Tensor = encoded[0]  # a tuple (VidTok when quantised), or an output with one field
     return latents, None
 
 
-def forget(model: nn.Module) -> None:
-    """Drop what a call that failed half-way left behind: EasyAnimate's convolutions keep frames."""
+def clear_cached_frames(model: nn.Module) -> None:
+    """Drop the frames that EasyAnimate's convolutions keep when a call fails before its end."""
     for module in model.modules():
         if getattr(module, "prev_features", None) is not None:
             module.prev_features = None  # type: ignore[assignment]
 
 
 class Autoencoder(nn.Module):
-    """Pixels in [-1, 1] to moments (or means) and back, whatever the class's own habits are."""
+    """Pixels in [-1, 1] to moments (or means) and back, the same way for every class."""
 
     def __init__(self, model: Any, card: Card, config: conventions.Config) -> None:
         super().__init__()
         self.model = model
-        self.images = card.geometry.chunk_frames == 1
-        self.config = config
-        self.row = conventions.TABLE.get(card.class_name, conventions.UNLISTED)
-        self.front_frames = self.row.front_frames(config)
-        if self.row.always_tiled:
+        self.takes_images = card.geometry.chunk_frames == 1
+        self.convention = conventions.TABLE.get(card.class_name, conventions.UNLISTED)
+        self.first_frame_copies = self.convention.first_frame_copies(config)
+        self.takes_noise_level = bool(config.get("timestep_conditioning"))
+        if self.convention.always_tiled:
             model.enable_tiling()
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
-        """Mean then log-variance (B, 2C, t, h, w), or the mean alone. ``noise_BCThw`` has no meaning here."""
+        """Return mean then log-variance (B, 2C, t, h, w), or the mean alone. ``noise_BCThw`` must be None."""
+        # Shapes:    image VAEs: (B, 3, T, H, W) -> (B * T, 3, H, W) -> (B * T, 2C, h, w) -> (B, 2C, T, h, w).
+        #            video VAEs: (B, 3, T, H, W) -> (B, 3, copies + T, H, W) -> (B, 2C, t, h, w).
+        # Invariant: a clip's moments do not depend on the other clips of the batch.
+        # Example:   a causal VidTok with stride 4 gets 3 copies of the first frame: 17 frames become 20, then t = 5.
         assert noise_BCThw is None
-        if self.images:
-            frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
-            parts = [self._moments(part) for part in frames.split(PICTURES_PER_CALL)]
-            return _clips(torch.cat(parts), len(x_BCTHW))
-        if self.front_frames:
-            x_BCTHW = torch.cat([x_BCTHW[:, :, :1].expand(-1, -1, self.front_frames, -1, -1), x_BCTHW], dim=2)
-        return torch.cat([self._moments(part) for part in self._calls(x_BCTHW)])
+        if self.takes_images:
+            frames_NCHW = rearrange(x_BCTHW, "b c t h w -> (b t) c h w")
+            moments = [self._moments(call) for call in frames_NCHW.split(PICTURES_PER_CALL)]
+            return _to_clips(torch.cat(moments), len(x_BCTHW))
+        if self.first_frame_copies:
+            copies_BCTHW = x_BCTHW[:, :, :1].expand(-1, -1, self.first_frame_copies, -1, -1)
+            x_BCTHW = torch.cat([copies_BCTHW, x_BCTHW], dim=2)
+        return torch.cat([self._moments(call) for call in self._split_clips(x_BCTHW)])
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        """Pixels (B, 3, num_frames, H, W), about -1 to 1, of raw latents."""
-        batch = len(z_BCthw)
-        if not self.images:
-            arguments = {}
-            if self.config.get("timestep_conditioning"):  # LTX: the noise level of the latents
-                arguments["temb"] = torch.zeros(batch, device=z_BCthw.device, dtype=z_BCthw.dtype)
-            parts = [_pixels(self.model.decode(z, **arguments)) for z in self._calls(z_BCthw)]
-            pixels = torch.cat(parts)
-            return (pixels.transpose(1, 2) if self.row.frames_first else pixels)[:, :, -num_frames:]
-        frames = _unpatched(z_BCthw.transpose(1, 2).flatten(0, 1), self.row.patch)
-        if self.row.decodes_clips:
-            return _clips(_pixels(self.model.decode(frames, num_frames=num_frames)), batch)
-        parts = [_pixels(self.model.decode(part)) for part in frames.split(PICTURES_PER_CALL)]
-        return _clips(torch.cat(parts), batch)
+        """Return pixels (B, 3, num_frames, H, W), in about [-1, 1], of raw latents."""
+        return (
+            self._decode_images(z_BCthw, num_frames) if self.takes_images else self._decode_clips(z_BCthw, num_frames)
+        )
 
     @property
     def can_tile(self) -> bool:
-        """Whether there is a tiled path beside the usual one."""
-        return hasattr(self.model, "use_tiling") and not self.row.always_tiled
+        """True if the class can encode both in tiles and without."""
+        return hasattr(self.model, "use_tiling") and not self.convention.always_tiled
 
     @contextmanager
     def tiled(self) -> Iterator[None]:
-        """Encode in tiles meanwhile: less memory, and blended seams instead of the exact values."""
+        """Encode in tiles inside the block. It needs less memory, but blends the seams, so values are not exact."""
         self.model.enable_tiling()
         try:
             yield
         finally:
             self.model.disable_tiling()
 
-    def _calls(self, x_B: Tensor) -> tuple[Tensor, ...]:
-        """The batch as the class can take it."""
-        return x_B.split(1) if self.row.one_clip else (x_B,)
+    def _decode_images(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
+        latents_NChw = _unfold_patches(rearrange(z_BCthw, "b c t h w -> (b t) c h w"), self.convention.patch)
+        if self.convention.decodes_whole_clips:
+            pixels_NCHW = _tensor_of(self.model.decode(latents_NChw, num_frames=num_frames))
+        else:
+            calls = latents_NChw.split(PICTURES_PER_CALL)
+            pixels_NCHW = torch.cat([_tensor_of(self.model.decode(call)) for call in calls])
+        return _to_clips(pixels_NCHW, len(z_BCthw))
+
+    def _decode_clips(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
+        arguments = {}
+        if self.takes_noise_level:  # LTX: the noise level of the latents
+            arguments["temb"] = torch.zeros(len(z_BCthw), device=z_BCthw.device, dtype=z_BCthw.dtype)
+        pixels = torch.cat([_tensor_of(self.model.decode(call, **arguments)) for call in self._split_clips(z_BCthw)])
+        pixels_BCTHW = rearrange(pixels, "b t c h w -> b c t h w") if self.convention.decodes_frames_first else pixels
+        return pixels_BCTHW[:, :, -num_frames:]  # the copies of the first frame come first
+
+    def _split_clips(self, x_B: Tensor) -> tuple[Tensor, ...]:
+        """Split the batch into the calls that the class can take."""
+        return x_B.split(1) if self.convention.one_clip_per_call else (x_B,)
 
     def _moments(self, x: Tensor) -> Tensor:
-        forget(self.model)
-        mean, logvar = posterior(self.model.encode(x))
-        parts = [_patched(part, self.row.patch) for part in (mean, logvar) if part is not None]
+        clear_cached_frames(self.model)
+        mean, logvar = mean_and_logvar(self.model.encode(x))
+        parts = [_fold_patches(part, self.convention.patch) for part in (mean, logvar) if part is not None]
         return torch.cat(parts, dim=1)
 
 
-def _clips(pictures_NChw: Tensor, batch: int) -> Tensor:
-    clips_BTChw: Tensor = pictures_NChw.unflatten(0, (batch, -1))
-    return clips_BTChw.transpose(1, 2)
+def _fill_meta_buffers(model: nn.Module, config: dict[str, Any]) -> None:
+    """Give constants that no checkpoint holds the values that the class computes for them."""
+    if not any(buffer.is_meta for buffer in model.buffers()):
+        return
+    computed = dict(build_untrained(config).named_buffers())
+    for name, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, computed[name])
 
 
-def _pixels(decoded: Any) -> Tensor:
-    """What a class's ``decode`` returns, as the tensor in it."""
+def _to_clips(pictures_NChw: Tensor, batch: int) -> Tensor:
+    return rearrange(pictures_NChw, "(b t) c h w -> b c t h w", b=batch)
+
+
+def _tensor_of(decoded: Any) -> Tensor:
+    """Return the tensor in what a class's ``decode`` returned."""
     pixels: Tensor = decoded if isinstance(decoded, Tensor) else decoded[0]
     return pixels
 
 
-def _patched(z_NChw: Tensor, patch: int) -> Tensor:
-    """Cells of ``patch`` by ``patch`` as one, channels in the order (c, row, column)."""
+def _fold_patches(z_NChw: Tensor, patch: int) -> Tensor:
+    """Merge ``patch`` by ``patch`` cells into one, with channels in the order (c, row, column)."""
     return z_NChw if patch == 1 else nn.functional.pixel_unshuffle(z_NChw, patch)
 
 
-def _unpatched(z_NChw: Tensor, patch: int) -> Tensor:
+def _unfold_patches(z_NChw: Tensor, patch: int) -> Tensor:
+    """Do the reverse of ``_fold_patches``."""
     return z_NChw if patch == 1 else nn.functional.pixel_shuffle(z_NChw, patch)

@@ -1,9 +1,9 @@
-"""Diffusers' autoencoders without tensors: what their configurations mean, and a table of where a class differs.
+"""What the configurations of diffusers' autoencoders mean, and a table with a row for each class.
 
-A class that follows the conventions needs no row: an unknown one is asked on the meta device by a subprocess
-(``probe.py``). A row saves that, and holds what no probe can find. Imports no torch.
+A class without a row works if it follows the usual conventions: a subprocess encodes shapes on the meta device
+(``probe.py``). A row saves that time, and holds what shapes do not show. Imports no torch.
 
-Sources: diffusers 0.42, models/autoencoders/*.py for geometry, and for normalisation the pipeline of each model.
+Sources: diffusers 0.42, models/autoencoders/*.py for geometry, and the pipeline of each model for normalisation.
 """
 
 from __future__ import annotations
@@ -13,55 +13,61 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stvae.geometry import Geometry, Rule, multiples, plain_geometry
+from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry
 
 Config = Mapping[str, Any]
 Statistics = tuple[float, ...] | tuple[tuple[float, ...], ...]
-"""One value per channel, or for each channel one per latent frame."""
+"""One value per channel, or for each channel one value per latent frame."""
 CONSTANTS = ("latents_mean", "latents_std", "bn.running_mean", "bn.running_var")
-"""Statistics that some classes keep among their weights."""
+"""Names of the statistics that some classes keep among their weights."""
 SIGMA_DATA = {"AutoencoderKLCosmos": 0.5}
-"""Classes whose transformer works in the scale of its scheduler, with the published scheduler's factor."""
+"""Published factor of the scheduler, for classes whose transformer works in the scale of its scheduler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """How one class encodes. The callables take its configuration."""
+    """How one class encodes and decodes. The callables take the configuration of a checkpoint."""
 
     spatial_stride: Callable[[Config], int]
+    """Pixels per latent cell along height and width, without ``patch``."""
     temporal_stride: Callable[[Config], int] = lambda config: 1
-    images: bool = False
-    """Takes pictures [N,3,H,W] rather than clips [B,3,T,H,W]; any number of frames fits."""
-    frames: Callable[[Config, int], Rule] = lambda config, stride: Rule(start=1, step=stride)
-    """Of the temporal stride; by default the first frame stands alone: 4n+1, 8n+1."""
-    size: Callable[[Config], tuple[Rule, Rule]] | None = None
-    """Rules of height and width where they are not multiples of the spatial stride."""
+    """Frames per latent frame."""
+    takes_images: bool = False
+    """True if it takes pictures [N,3,H,W] rather than clips [B,3,T,H,W]. Any number of frames fits."""
+    frame_rule: Callable[[Config, int], SizeRule] = lambda config, stride: SizeRule(start=1, step=stride)
+    """Numbers of frames that fit, given the temporal stride. By default the first frame stands alone: 4n+1, 8n+1."""
+    size_rules: Callable[[Config], tuple[SizeRule, SizeRule]] | None = None
+    """Rules of height and width; None if both are multiples of the spatial stride."""
     has_moments: Callable[[Config], bool] = lambda config: True
+    """True if encoding gives a posterior (mean and log-variance), False if it gives only a mean."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values that older checkpoints leave out, as in the class's signature."""
+    """Values that older checkpoints leave out, equal to those in the signature of the class."""
     patch: int = 1
-    """Latent cells per side that the model's transformer is fed as one: channels (c, row, column), stride times this."""
-    front_frames: Callable[[Config], int] = lambda config: 0
-    """Copies of the first frame that belong in front of a clip; the class leaves that to its caller."""
-    one_clip: bool = False
-    """Encodes right only one clip per call."""
-    decodes_clips: bool = False
-    """Takes pictures to encode, but needs a whole clip and its length to decode."""
-    frames_first: bool = False
-    """Decodes to [B,T,3,H,W]."""
+    """Side of the square of latent cells that the transformer takes as one, with channels (c, row, column)."""
+    first_frame_copies: Callable[[Config], int] = lambda config: 0
+    """Number of copies of the first frame to put in front of a clip, for classes that leave this to the caller."""
+    one_clip_per_call: bool = False
+    """True if it encodes correctly only one clip per call."""
+    decodes_whole_clips: bool = False
+    """True if it encodes pictures, but needs a whole clip and its length to decode."""
+    decodes_frames_first: bool = False
+    """True if it decodes to [B,T,3,H,W]."""
     always_tiled: bool = False
-    """Has no untiled path."""
+    """True if it can encode only in tiles."""
 
 
-def _halvings(key: str) -> Callable[[Config], int]:
+def _stride_of_levels(key: str) -> Callable[[Config], int]:
+    """Return the stride of a model that halves its input between each two of the levels under ``key``."""
     return lambda config: 2 ** (len(config[key]) - 1)
 
 
-def _value(key: str) -> Callable[[Config], int]:
+def _number_at(key: str) -> Callable[[Config], int]:
+    """Return the stride of a model whose configuration names it under ``key``."""
     return lambda config: int(config[key])
 
 
-def _product(key: str) -> Callable[[Config], int]:
+def _product_of(key: str) -> Callable[[Config], int]:
+    """Return the stride of a model whose configuration lists a factor per level under ``key``."""
     return lambda config: math.prod(config[key])
 
 
@@ -73,103 +79,113 @@ def _wan_temporal(config: Config) -> int:
     return int(2 ** sum(config["temperal_downsample"]))
 
 
-def _ltx(key: str, patch: str) -> Callable[[Config], int]:
+def _ltx_stride(key: str, patch: str) -> Callable[[Config], int]:
     return lambda config: int(config.get(key) or config[patch] * 2 ** sum(config["spatio_temporal_scaling"]))
 
 
-def _ltx2(key: str, patch: str, kinds: tuple[str, ...]) -> Callable[[Config], int]:
+def _ltx2_stride(key: str, patch: str, block_types: tuple[str, ...]) -> Callable[[Config], int]:
     def stride(config: Config) -> int:
         scaled = config["spatio_temporal_scaling"]
         scaled = [scaled] * len(config["downsample_type"]) if isinstance(scaled, bool) else scaled
-        halvings = sum(kind in kinds for kind, on in zip(config["downsample_type"], scaled, strict=False) if on)
+        blocks = zip(config["downsample_type"], scaled, strict=False)
+        halvings = sum(block_type in block_types for block_type, is_scaled in blocks if is_scaled)
         return int(config.get(key) or config[patch] * 2**halvings)
 
     return stride
 
 
 def _vidtok_levels(config: Config, key: str) -> int:
-    given = config.get(key)
-    if given is not None:
-        return len(given)
+    levels_listed = config.get(key)
+    if levels_listed is not None:
+        return len(levels_listed)
     levels = len(config["ch_mult"])
     return levels - 1 if key == "spatial_ds" else 2
 
 
-def _vidtok_frames(config: Config, stride: int) -> Rule:
-    return Rule(start=1, step=stride) if config["is_causal"] else multiples(16)
+def _vidtok_frame_rule(config: Config, stride: int) -> SizeRule:
+    return SizeRule(start=1, step=stride) if config["is_causal"] else multiples(16)
 
 
-def _allegro_tiles(config: Config) -> tuple[Rule, Rule]:
+def _allegro_size_rules(config: Config) -> tuple[SizeRule, SizeRule]:
     side = int(config["sample_size"])
-    return Rule(start=side, step=side - 120), Rule(start=side, step=side - 80)
+    return SizeRule(start=side, step=side - 120), SizeRule(start=side, step=side - 80)
 
 
-_WAN_DOWN = {"temperal_downsample": [False, True, True]}
-_WAN = Convention(spatial_stride=_wan_spatial, temporal_stride=_wan_temporal, defaults=_WAN_DOWN)
+_WAN_DEFAULTS = {"temperal_downsample": [False, True, True]}
+_WAN = Convention(spatial_stride=_wan_spatial, temporal_stride=_wan_temporal, defaults=_WAN_DEFAULTS)
 _LTX_DEFAULTS = {"patch_size": 4, "patch_size_t": 1, "spatio_temporal_scaling": [True, True, True, False]}
 
 TABLE: dict[str, Convention] = {
     "AutoencoderKL": Convention(
-        spatial_stride=_halvings("block_out_channels"), images=True, defaults={"scaling_factor": 0.18215}
+        spatial_stride=_stride_of_levels("block_out_channels"), takes_images=True, defaults={"scaling_factor": 0.18215}
     ),
     "AutoencoderKLTemporalDecoder": Convention(
-        spatial_stride=_halvings("block_out_channels"),
-        images=True,
-        decodes_clips=True,
+        spatial_stride=_stride_of_levels("block_out_channels"),
+        takes_images=True,
+        decodes_whole_clips=True,
         defaults={"scaling_factor": 0.18215},
     ),
     "AutoencoderTiny": Convention(
-        spatial_stride=_halvings("encoder_block_out_channels"), images=True, has_moments=lambda config: False
+        spatial_stride=_stride_of_levels("encoder_block_out_channels"),
+        takes_images=True,
+        has_moments=lambda config: False,
     ),
     "AutoencoderDC": Convention(
-        spatial_stride=_halvings("encoder_block_out_channels"), images=True, has_moments=lambda config: False
+        spatial_stride=_stride_of_levels("encoder_block_out_channels"),
+        takes_images=True,
+        has_moments=lambda config: False,
     ),
-    # its transformer is fed 2x2 cells as one, normalised with the statistics of a batch norm
+    # its transformer takes 2x2 cells as one, normalised with the statistics of a batch norm
     "AutoencoderKLFlux2": Convention(
-        spatial_stride=_halvings("block_out_channels"), images=True, patch=2, defaults={"batch_norm_eps": 1e-4}
+        spatial_stride=_stride_of_levels("block_out_channels"),
+        takes_images=True,
+        patch=2,
+        defaults={"batch_norm_eps": 1e-4},
     ),
     "AutoencoderKLMagvit": Convention(
-        spatial_stride=_halvings("block_out_channels"),
+        spatial_stride=_stride_of_levels("block_out_channels"),
         temporal_stride=lambda config: 2 ** (len(config["block_out_channels"]) - 2),
         defaults={"scaling_factor": 0.7125},
     ),
     "AutoencoderKLCogVideoX": Convention(
-        spatial_stride=_halvings("block_out_channels"),
-        temporal_stride=_value("temporal_compression_ratio"),
+        spatial_stride=_stride_of_levels("block_out_channels"),
+        temporal_stride=_number_at("temporal_compression_ratio"),
         defaults={"scaling_factor": 1.15258426, "temporal_compression_ratio": 4},
     ),
-    # knows only tiles: 24 frames every 16, and 320 pixels every 200 down and 240 across
+    # it encodes only in tiles: 24 frames every 16 frames, 320 pixels every 200 pixels down and every 240 across
     "AutoencoderKLAllegro": Convention(
-        spatial_stride=_halvings("block_out_channels"),
-        temporal_stride=_value("temporal_compression_ratio"),
-        frames=lambda config, stride: Rule(start=24, step=16),
-        size=_allegro_tiles,
-        one_clip=True,
+        spatial_stride=_stride_of_levels("block_out_channels"),
+        temporal_stride=_number_at("temporal_compression_ratio"),
+        frame_rule=lambda config, stride: SizeRule(start=24, step=16),
+        size_rules=_allegro_size_rules,
+        one_clip_per_call=True,
         always_tiled=True,
-        frames_first=True,
+        decodes_frames_first=True,
         defaults={"scaling_factor": 0.13, "temporal_compression_ratio": 4, "sample_size": 320},
     ),
     "AutoencoderKLHunyuanVideo": Convention(
-        spatial_stride=_value("spatial_compression_ratio"),
-        temporal_stride=_value("temporal_compression_ratio"),
+        spatial_stride=_number_at("spatial_compression_ratio"),
+        temporal_stride=_number_at("temporal_compression_ratio"),
         defaults={"scaling_factor": 0.476986, "spatial_compression_ratio": 8, "temporal_compression_ratio": 4},
     ),
     "AutoencoderKLHunyuanVideo15": Convention(
-        spatial_stride=_value("spatial_compression_ratio"),
-        temporal_stride=_value("temporal_compression_ratio"),
-        one_clip=True,
+        spatial_stride=_number_at("spatial_compression_ratio"),
+        temporal_stride=_number_at("temporal_compression_ratio"),
+        one_clip_per_call=True,
         defaults={"scaling_factor": 1.03682, "spatial_compression_ratio": 16, "temporal_compression_ratio": 4},
     ),
     "AutoencoderKLWan": _WAN,
     "AutoencoderKLQwenImage": _WAN,
     "AutoencoderKLLTXVideo": Convention(
-        spatial_stride=_ltx("spatial_compression_ratio", "patch_size"),
-        temporal_stride=_ltx("temporal_compression_ratio", "patch_size_t"),
+        spatial_stride=_ltx_stride("spatial_compression_ratio", "patch_size"),
+        temporal_stride=_ltx_stride("temporal_compression_ratio", "patch_size_t"),
         defaults=_LTX_DEFAULTS,
     ),
     "AutoencoderKLLTX2Video": Convention(
-        spatial_stride=_ltx2("spatial_compression_ratio", "patch_size", ("spatial", "spatiotemporal", "conv")),
-        temporal_stride=_ltx2("temporal_compression_ratio", "patch_size_t", ("temporal", "spatiotemporal", "conv")),
+        spatial_stride=_ltx2_stride("spatial_compression_ratio", "patch_size", ("spatial", "spatiotemporal", "conv")),
+        temporal_stride=_ltx2_stride(
+            "temporal_compression_ratio", "patch_size_t", ("temporal", "spatiotemporal", "conv")
+        ),
         defaults={
             "patch_size": 4,
             "patch_size_t": 1,
@@ -178,69 +194,68 @@ TABLE: dict[str, Convention] = {
         },
     ),
     "AutoencoderKLMochi": Convention(
-        spatial_stride=_product("spatial_expansions"),
-        temporal_stride=_product("temporal_expansions"),
+        spatial_stride=_product_of("spatial_expansions"),
+        temporal_stride=_product_of("temporal_expansions"),
         defaults={"spatial_expansions": [2, 2, 2], "temporal_expansions": [1, 2, 3]},
     ),
     "AutoencoderKLCosmos": Convention(
-        spatial_stride=_value("spatial_compression_ratio"),
-        temporal_stride=_value("temporal_compression_ratio"),
+        spatial_stride=_number_at("spatial_compression_ratio"),
+        temporal_stride=_number_at("temporal_compression_ratio"),
         has_moments=lambda config: False,
         defaults={"spatial_compression_ratio": 8, "temporal_compression_ratio": 8},
     ),
     "AutoencoderVidTok": Convention(
         spatial_stride=lambda config: 2 ** _vidtok_levels(config, "spatial_ds"),
         temporal_stride=lambda config: 2 ** _vidtok_levels(config, "tempo_ds"),
-        frames=_vidtok_frames,
+        frame_rule=_vidtok_frame_rule,
         has_moments=lambda config: config.get("regularizer") != "fsq",
-        front_frames=lambda config: 2 ** _vidtok_levels(config, "tempo_ds") - 1 if config["is_causal"] else 0,
+        first_frame_copies=lambda config: 2 ** _vidtok_levels(config, "tempo_ds") - 1 if config["is_causal"] else 0,
         defaults={"is_causal": True, "ch_mult": [1, 2, 4, 4]},
     ),
 }
 
 
 UNLISTED = Convention(spatial_stride=lambda config: 1)
-"""A class without a row has no habits; its geometry is asked for."""
+"""Row of a class that the table does not list. ``probe.py`` finds its geometry, so the stride here is not used."""
 
 
-def complete(config: Config) -> dict[str, Any]:
-    """The configuration with the values that its class would fill in where they matter here."""
-    row = TABLE.get(config["_class_name"])
-    return dict(row.defaults if row else {}) | {key: value for key, value in config.items() if value is not None}
+def with_defaults(config: Config) -> dict[str, Any]:
+    """Return the configuration, completed with the defaults of its class that matter here."""
+    convention = TABLE.get(config["_class_name"])
+    defaults = dict(convention.defaults) if convention else {}
+    return defaults | {key: value for key, value in config.items() if value is not None}
 
 
 def geometry(config: Config) -> Geometry:
-    """Geometry of a class in the table, from its completed configuration."""
-    row = TABLE[config["_class_name"]]
-    spatial, temporal = row.spatial_stride(config) * row.patch, row.temporal_stride(config)
-    if row.images:
-        return plain_geometry(spatial, 1, multiples(1), chunk_frames=1)
-    if row.size is None:
-        return plain_geometry(spatial, temporal, row.frames(config, temporal))
-    height, width = row.size(config)
+    """Return the geometry of a class in the table, from its completed configuration."""
+    convention = TABLE[config["_class_name"]]
+    spatial_stride = convention.spatial_stride(config) * convention.patch
+    temporal_stride = convention.temporal_stride(config)
+    if convention.takes_images:
+        return plain_geometry(spatial_stride, 1, multiples(1), chunk_frames=1)
+    frames = convention.frame_rule(config, temporal_stride)
+    if convention.size_rules is None:
+        return plain_geometry(spatial_stride, temporal_stride, frames)
+    height, width = convention.size_rules(config)
     return Geometry(
-        spatial_stride=spatial,
-        temporal_stride=temporal,
-        frames=row.frames(config, temporal),
-        height=height,
-        width=width,
+        spatial_stride=spatial_stride, temporal_stride=temporal_stride, frames=frames, height=height, width=width
     )
 
 
 def latent_channels(config: Config) -> int:
-    """Channels of a latent cell as the transformer is fed it."""
+    """Return the number of channels of a latent cell, as the transformer takes it."""
     name = next(key for key in ("latent_channels", "z_dim", "z_channels") if key in config)
-    row = TABLE.get(config["_class_name"])
-    return int(config[name]) * (row.patch**2 if row else 1)
+    convention = TABLE.get(config["_class_name"], UNLISTED)
+    return int(config[name]) * convention.patch**2
 
 
 def normalisation(
     config: Config, constants: Mapping[str, list[float]], sigma_data: float | None
 ) -> tuple[Statistics, Statistics]:
-    """Shift and scale of ``(raw - shift) * scale``, per channel, or per channel and latent frame.
+    """Return shift and scale of ``(raw - shift) * scale``, per channel, or per channel and latent frame.
 
-    ``constants`` are the tensors among the weights that hold statistics; ``sigma_data`` is the factor of the scheduler
-    in whose scale the model's transformer works, where it has one (Cosmos).
+    ``constants`` are the statistics among the weights. ``sigma_data`` is the factor of the scheduler if the model's
+    transformer works in the scale of its scheduler (Cosmos), else None.
     """
     channels = latent_channels(config)
     factor = float(config.get("scaling_factor") or 1.0)
@@ -259,9 +274,9 @@ def normalisation(
     scale = [factor / value for value in std]
     if len(mean) == channels:
         return tuple(mean), tuple(scale)
-    return _rows(mean, channels), _rows(scale, channels)
+    return _split_by_channel(mean, channels), _split_by_channel(scale, channels)
 
 
-def _rows(values: list[float], count: int) -> tuple[tuple[float, ...], ...]:
-    length = len(values) // count
+def _split_by_channel(values: list[float], channels: int) -> tuple[tuple[float, ...], ...]:
+    length = len(values) // channels
     return tuple(tuple(values[start : start + length]) for start in range(0, len(values), length))

@@ -8,30 +8,30 @@ from typing import Any
 
 
 class ShapeError(ValueError):
-    """A clip's frames, height or width do not fit the VAE."""
+    """A clip's number of frames, height or width does not fit the VAE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """The sizes that fit along one axis: ``start``, ``start + step``, ..., up to ``most`` if there is a limit."""
+class SizeRule:
+    """The sizes that fit along one axis: ``start``, ``start + step``, ..., up to ``largest`` if there is a limit."""
 
     start: int
     step: int
-    most: int | None = None
+    largest: int | None = None
 
     def fits(self, size: int) -> bool:
-        """Whether the axis may have this size."""
-        return size >= self.start and self.at_most(size) == size
+        """Return True if the axis may have this size."""
+        return size >= self.start and self.largest_up_to(size) == size
 
-    def at_most(self, size: int) -> int:
-        """The largest size up to ``size`` that fits; 0 if there is none."""
-        if self.most is not None:
-            size = min(size, self.most)
+    def largest_up_to(self, size: int) -> int:
+        """Return the largest size that fits and is not above ``size``; 0 if there is none."""
+        if self.largest is not None:
+            size = min(size, self.largest)
         return size - (size - self.start) % self.step if size >= self.start else 0
 
     def nearest(self, size: int) -> int:
-        """The size that fits and is nearest; the smaller of two."""
-        below = max(self.at_most(size), self.start)
+        """Return the size that fits and is nearest; the smaller one if two are equally near."""
+        below = max(self.largest_up_to(size), self.start)
         above = below + self.step
         return above if self.fits(above) and above - size < size - below else below
 
@@ -44,33 +44,33 @@ class Rule:
             text = f"{self.step}n+{self.start}"
         else:
             text = f"{self.start} + {self.step}n"
-        return text if self.most is None else f"{text}, at most {self.most}"
+        return text if self.largest is None else f"{text}, at most {self.largest}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
     """How a VAE maps pixels (T, H, W) to latent cells (t, h, w).
 
-    Time is cut into chunks which are encoded independently; the last one may be shorter. Every ``temporal_stride``
-    frames of a chunk become one latent frame. Where a chunk is no multiple of the stride, its first latent frame covers
-    fewer: the VAE puts ``pad_frames`` frames of its own in front.
+    Time is cut into chunks that are encoded independently; the last one may be shorter. Every ``temporal_stride``
+    frames of a chunk become one latent frame. If a chunk is not a multiple of the stride, its first latent frame
+    covers fewer input frames, because the VAE puts ``pad_frames`` frames of its own in front.
     """
 
     spatial_stride: int
     temporal_stride: int
-    frames: Rule
-    height: Rule
-    width: Rule
+    frames: SizeRule
+    height: SizeRule
+    width: SizeRule
     chunk_frames: int | None = None
-    """Frames encoded together; None: the whole clip."""
+    """Frames that are encoded together; None if the whole clip is."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Geometry:
-        """The geometry that ``dataclasses.asdict`` made plain."""
-        return cls(**(values | {axis: Rule(**values[axis]) for axis in ("frames", "height", "width")}))
+        """Build the geometry from the plain values that ``dataclasses.asdict`` gave."""
+        return cls(**(values | {axis: SizeRule(**values[axis]) for axis in ("frames", "height", "width")}))
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent (t, h, w) of pixels (T, H, W). Raises ShapeError, naming the nearest size that fits."""
+        """Return the latent (t, h, w) of pixels (T, H, W). Raises ShapeError, naming the nearest size that fits."""
         num_frames, height, width = size
         self.check(size)
         t = sum(-(-n // self.temporal_stride) for n in self.chunks(num_frames))
@@ -85,21 +85,21 @@ class Geometry:
                 raise ShapeError(f"{name} must be {rule}, got {got}; the nearest that fits is {rule.nearest(got)}")
 
     def chunks(self, num_frames: int) -> list[int]:
-        """Frames of each chunk, in order: 40 frames in chunks of 17 are [17, 17, 6]."""
+        """Return the number of frames of each chunk, in order: 40 frames in chunks of 17 are [17, 17, 6]."""
         chunk = self.chunk_frames or num_frames
         whole, tail = divmod(num_frames, chunk)
         return [chunk] * whole + ([tail] if tail else [])
 
     def pad_frames(self, num_frames: int) -> int:
-        """Frames that the VAE puts in front of the first chunk of a clip."""
+        """Return the number of frames that the VAE puts in front of the first chunk of a clip."""
         return -self.chunks(num_frames)[0] % self.temporal_stride
 
     def latents_per_chunk(self, num_frames: int) -> int:
-        """Latent frames of a clip's whole chunks."""
+        """Return the number of latent frames in each whole chunk of a clip."""
         return -(-(self.chunk_frames or num_frames) // self.temporal_stride)
 
     def covered_frames(self, num_frames: int) -> list[tuple[int, int]]:
-        """For each latent frame the input frames [first, last) that it stands for; together they are the whole clip."""
+        """Return the input frames [first, last) behind each latent frame. Together they are the whole clip."""
         covered: list[tuple[int, int]] = []
         start = 0
         for chunk in self.chunks(num_frames):
@@ -109,22 +109,22 @@ class Geometry:
             start += chunk
         return covered
 
-    def rule_frames(self, max_frames: int) -> int:
-        """The most frames up to ``max_frames`` that waste nothing (whole chunks); 0 if there are none."""
+    def largest_whole_length(self, max_frames: int) -> int:
+        """Return the most frames up to ``max_frames`` that fit and fill every chunk; 0 if there are none."""
         if self.chunk_frames is not None:
             return max_frames - max_frames % self.chunk_frames
-        return self.frames.at_most(max_frames)
+        return self.frames.largest_up_to(max_frames)
 
 
-def multiples(step: int) -> Rule:
-    """The rule of an axis that takes any positive multiple."""
-    return Rule(start=step, step=step)
+def multiples(step: int) -> SizeRule:
+    """Return the rule of an axis that takes any positive multiple of ``step``."""
+    return SizeRule(start=step, step=step)
 
 
 def plain_geometry(
-    spatial_stride: int, temporal_stride: int, frames: Rule, chunk_frames: int | None = None
+    spatial_stride: int, temporal_stride: int, frames: SizeRule, chunk_frames: int | None = None
 ) -> Geometry:
-    """The usual geometry: height and width are multiples of the spatial stride."""
+    """Return the usual geometry, whose height and width are multiples of the spatial stride."""
     return Geometry(
         spatial_stride=spatial_stride,
         temporal_stride=temporal_stride,

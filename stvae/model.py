@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stvae.geometry import Geometry
 from stvae.spatial import SpatialVAE
 from stvae.temporal import TemporalVAE
 
-Run = Callable[[Tensor], Tensor]
+ChunkFunction = Callable[[Tensor], Tensor]
 
 
 class SpatioTemporalVAE(nn.Module):
@@ -36,22 +37,22 @@ class SpatioTemporalVAE(nn.Module):
         self.register_buffer("scale", torch.ones(1, channels, 1, 1, 1))
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
-        """Moments (B, 2C, t, h, w) of a batch of clips: mean then log-variance, not normalised.
+        """Return moments (B, 2C, t, h, w) of a batch of clips: mean then log-variance, not normalised.
 
-        x_BCTHW: float in [-1, 1], H and W multiples of 8, any T. ``noise_BCThw``: see SpatialVAE.encode.
+        x_BCTHW: float in [-1, 1], H and W multiples of 8, any T. noise_BCThw: see ``SpatialVAE.encode``.
         """
         return self.encode_spatial_latents(self.spatial_vae.encode(x_BCTHW, noise_BCThw))
 
     def encode_spatial_latents(self, z_BCThw: Tensor) -> Tensor:
-        """Temporal moments (B, 2C, t, h, w) of 2D latents: whole chunks of all clips in one batch, then the tails."""
+        """Return temporal moments (B, 2C, t, h, w) of 2D latents."""
         num_chunks = z_BCThw.shape[2] // self.chunk_frames
         encode = self.temporal_vae.encode
-        return _by_chunk(z_BCThw, self.chunk_frames, num_chunks, encode, encode)
+        return _map_chunks(z_BCThw, self.chunk_frames, num_chunks, encode, encode)
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        """Pixels (B, 3, num_frames, H, W), about -1 to 1, of raw (not normalised) latents."""
+        """Return pixels (B, 3, num_frames, H, W), in about [-1, 1], of raw (not normalised) latents."""
         num_chunks, tail_frames = divmod(num_frames, self.chunk_frames)
-        frames_BCThw = _by_chunk(
+        frames_BCThw = _map_chunks(
             z_BCthw,
             self.geometry.latents_per_chunk(num_frames),
             num_chunks,
@@ -61,12 +62,18 @@ class SpatioTemporalVAE(nn.Module):
         return self.spatial_vae.decode(frames_BCThw)
 
 
-def _by_chunk(x_BCThw: Tensor, size: int, count: int, run_whole: Run, run_tail: Run) -> Tensor:
-    """Run ``count`` chunks of every clip as one batch, what is left of every clip as another, and join them in time."""
+def _map_chunks(
+    x_BCThw: Tensor, chunk_size: int, num_chunks: int, run_chunks: ChunkFunction, run_tail: ChunkFunction
+) -> Tensor:
+    """Run the whole chunks of all clips as one batch and the shorter tails as another, then join them in time."""
+    # Shapes:    (B, C, n * size + rest, h, w) -> (B * n, C, size, h, w) and (B, C, rest, h, w) -> (B, C', t, h, w).
+    # Invariant: each output frame depends on the frames of its own chunk only.
+    # Example:   2 clips of 40 frames in chunks of 17: one call with 4 chunks of 17, one call with 2 tails of 6.
     parts = []
-    if count:
-        whole = x_BCThw[:, :, : size * count].unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
-        parts.append(run_whole(whole).unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3))
-    if x_BCThw.shape[2] > size * count:
-        parts.append(run_tail(x_BCThw[:, :, size * count :]))
+    whole_frames = chunk_size * num_chunks
+    if num_chunks:
+        chunks = rearrange(x_BCThw[:, :, :whole_frames], "b c (n t) h w -> (b n) c t h w", n=num_chunks)
+        parts.append(rearrange(run_chunks(chunks), "(b n) c t h w -> b c (n t) h w", n=num_chunks))
+    if x_BCThw.shape[2] > whole_frames:
+        parts.append(run_tail(x_BCThw[:, :, whole_frames:]))
     return torch.cat(parts, dim=2)

@@ -1,4 +1,4 @@
-"""The one formula between stored latents and what a transformer is fed: ``(raw - shift) * scale``."""
+"""The one formula between stored latents and the input of a transformer: ``(raw - shift) * scale``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from stvae.card import Card
 
 
 def normalize(latents_BCthw: Tensor, card: Card) -> Tensor:
-    """Normalised latents of raw ones, in their dtype or float32, whichever is wider."""
+    """Turn raw latents into normalised ones. The dtype is the input's or float32, whichever is wider."""
     shift, scale = _statistics(latents_BCthw, card)
     return (latents_BCthw - shift) * scale
 
 
 def normalize_(latents_BCthw: Tensor, card: Card) -> Tensor:
-    """``normalize`` in place, for float32."""
+    """Do the same as ``normalize`` in place. The latents must be float32."""
     shift, scale = _statistics(latents_BCthw, card)
     return latents_BCthw.sub_(shift).mul_(scale)
 
 
 def denormalize(latents_BCthw: Tensor, card: Card) -> Tensor:
-    """Raw latents of normalised ones."""
+    """Turn normalised latents back into raw ones."""
     shift, scale = _statistics(latents_BCthw, card)
     return latents_BCthw / scale + shift
 
 
 def _statistics(latents_BCthw: Tensor, card: Card) -> tuple[Tensor, Tensor]:
-    """Shift and scale as [C,1,1,1], or [C,t,1,1] where the VAE has them per latent frame."""
+    """Return shift and scale as [C,1,1,1], or as [C,t,1,1] if the VAE has one value per latent frame."""
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=latents_BCthw.device).view(card.latent_channels, -1, 1, 1)
         for values in card.statistics(latents_BCthw.shape[-3])

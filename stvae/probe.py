@@ -1,6 +1,6 @@
-"""What an autoencoder that is not in our table does with shapes: ``python -m stvae.probe FOLDER`` prints it as JSON.
+"""Find out how an autoencoder without a row in our table maps sizes: ``python -m stvae.probe FOLDER`` prints JSON.
 
-The model is made on the meta device, where encoding computes shapes and no values. Started by ``card.py``.
+The model is built on the meta device, where encoding computes shapes and no values. ``card.py`` starts this program.
 """
 
 from __future__ import annotations
@@ -14,39 +14,44 @@ import torch
 from torch import Tensor
 
 from stvae import weights
-from stvae.autoencoder import build, forget, posterior
+from stvae.autoencoder import build_untrained, clear_cached_frames, mean_and_logvar
 
 SIDE = 128
-"""Pixels per side of what is encoded."""
+"""Height and width, in pixels, of the inputs that are tried."""
 LENGTHS = (*range(1, 18), 32, 33)
-"""Frames of the clips that are tried."""
+"""Numbers of frames of the clips that are tried."""
+STRIDES = (1, 2, 4, 6, 8, 16)
+"""Temporal strides that are compared with the lengths of the latents."""
 
 
 def probe(config: dict[str, Any]) -> dict[str, Any]:
-    """Strides, frame rule and kind of a class; RuntimeError where they follow no rule that we know."""
+    """Return strides, frame rule and ``has_moments`` of a class. RuntimeError if they follow no rule that we know."""
     with torch.device("meta"):
-        model = build(config)
-        picture = _encoded(model, torch.empty(1, 3, SIDE, SIDE))
+        model = build_untrained(config)
+        picture = _try_encode(model, torch.empty(1, 3, SIDE, SIDE))
         if picture is not None:
             return _facts(picture, temporal_stride=1, frames={"start": 1, "step": 1}, chunk_frames=1)
-        clips = {n: _encoded(model, torch.empty(1, 3, n, SIDE, SIDE)) for n in LENGTHS}
-    lengths = {n: clip[0].shape[2] for n, clip in clips.items() if clip is not None}
-    for stride in (1, 2, 4, 6, 8, 16):
+        clips = {n: _try_encode(model, torch.empty(1, 3, n, SIDE, SIDE)) for n in LENGTHS}
+    latent_lengths = {n: clip[0].shape[2] for n, clip in clips.items() if clip is not None}
+    for stride in STRIDES:
         for start in (1, stride):
             first = clips[start]
             fitting = [n for n in LENGTHS if n >= start and (n - start) % stride == 0]
-            if first is not None and all(lengths.get(n) == 1 + (n - start) // stride for n in fitting):
+            if first is not None and all(latent_lengths.get(n) == 1 + (n - start) // stride for n in fitting):
                 frames = {"start": start, "step": stride}
                 return _facts(first, temporal_stride=stride, frames=frames, chunk_frames=None)
-    raise RuntimeError(f"no rule that we know gives these numbers of latent frames: {lengths or 'none can be encoded'}")
+    raise RuntimeError(
+        f"no known rule maps these numbers of frames to these numbers of latent frames: {latent_lengths or 'none encodes'}"
+    )
 
 
-def _encoded(model: Any, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    forget(model)
+def _try_encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Return mean and log-variance, or None if the class does not take this shape."""
+    clear_cached_frames(model)
     try:
         with torch.inference_mode():
-            return posterior(model.encode(x))
-    except Exception:  # whatever a class raises for a shape that it does not take
+            return mean_and_logvar(model.encode(x))
+    except Exception:  # each class raises errors of its own for a shape that it does not take
         return None
 
 

@@ -1,6 +1,6 @@
-"""The 2D VAE that Open-Sora 1.2 applies frame by frame: SDXL's AutoencoderKL, scaled by 0.18215.
+"""The 2D VAE that Open-Sora 1.2 applies frame by frame: SDXL's AutoencoderKL with its latents scaled by 0.18215.
 
-Shape suffixes: B batch, C channels, T frames, H and W pixels, h and w latent grid.
+Shape suffixes: B clips, C channels, T frames, N = B * T pictures, H and W pixels, h and w latent grid.
 Source: Open-Sora v1.2, opensora/models/vae/vae.py (VideoAutoencoderKL).
 """
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from einops import rearrange
 from torch import Tensor, nn
 
 SCALING_FACTOR = 0.18215
 """Open-Sora's own factor; the scaling_factor in SDXL's configuration (0.13025) is not used."""
 
 PIXELS_PER_CALL = 1 << 16
-"""Small frames are encoded more at a time, up to so many pixels: fewer calls, wider convolutions."""
+"""Number of pixels up to which small frames share one call. Fewer calls give wider convolutions."""
 
 SDXL_CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -31,7 +32,7 @@ SDXL_CONFIG: dict[str, Any] = {
 
 
 class SpatialVAE(nn.Module):
-    """Frames to scaled 2D latents and back, at least ``frames_per_batch`` frames at a time."""
+    """Frames to scaled 2D latents and back, in batches of at least ``frames_per_batch`` frames."""
 
     def __init__(self, config: dict[str, Any] | None = None, *, frames_per_batch: int = 4) -> None:
         super().__init__()
@@ -39,25 +40,29 @@ class SpatialVAE(nn.Module):
         self.frames_per_batch = frames_per_batch
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
-        """Scaled latents (B, C, T, h, w): the posterior's mode, or where standard normal noise is given, that sample."""
-        batch, _, num_frames = x_BCTHW.shape[:3]
-        frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
-        most = max(self.frames_per_batch, PIXELS_PER_CALL // (frames.shape[2] * frames.shape[3]))
-        parts = frames.tensor_split(-(-len(frames) // most))
-        posteriors = [self.module.encode(part).latent_dist for part in parts]
-        z_BCThw = _per_clip(torch.cat([p.mean for p in posteriors]), batch, num_frames)
+        """Return scaled latents (B, C, T, h, w): the mode of the posterior, or a sample of it if there is noise.
+
+        noise_BCThw: standard normal values, in the shape of the result.
+        """
+        # Shapes:    (B, 3, T, H, W) -> N pictures (N, 3, H, W) -> (N, C, H/8, W/8) -> (B, C, T, H/8, W/8).
+        # Invariant: a picture's latents do not depend on the other pictures of its call, so calls may be of any size.
+        # Example:   2 clips of 17 frames at 64x64 are 34 pictures; 16 of them are 2**16 pixels, so there are 3 calls.
+        batch = len(x_BCTHW)
+        frames_NCHW = rearrange(x_BCTHW, "b c t h w -> (b t) c h w")
+        frames_per_call = max(self.frames_per_batch, PIXELS_PER_CALL // (frames_NCHW.shape[2] * frames_NCHW.shape[3]))
+        calls = frames_NCHW.tensor_split(-(-len(frames_NCHW) // frames_per_call))
+        posteriors = [self.module.encode(call).latent_dist for call in calls]
+        z_BCThw = _to_clips(torch.cat([p.mean for p in posteriors]), batch)
         if noise_BCThw is not None:
-            z_BCThw = z_BCThw + noise_BCThw * _per_clip(torch.cat([p.std for p in posteriors]), batch, num_frames)
+            z_BCThw = z_BCThw + noise_BCThw * _to_clips(torch.cat([p.std for p in posteriors]), batch)
         return z_BCThw * SCALING_FACTOR
 
     def decode(self, z_BCThw: Tensor) -> Tensor:
-        """Pixels (B, 3, T, H, W), about -1 to 1, of scaled latents."""
-        batch, _, num_frames = z_BCThw.shape[:3]
-        frames = (z_BCThw / SCALING_FACTOR).transpose(1, 2).flatten(0, 1)
-        pixels = [self.module.decode(part).sample for part in frames.split(self.frames_per_batch)]
-        return _per_clip(torch.cat(pixels), batch, num_frames)
+        """Return pixels (B, 3, T, H, W), in about [-1, 1], of scaled latents."""
+        frames_NChw = rearrange(z_BCThw / SCALING_FACTOR, "b c t h w -> (b t) c h w")
+        pixels = [self.module.decode(call).sample for call in frames_NChw.split(self.frames_per_batch)]
+        return _to_clips(torch.cat(pixels), len(z_BCThw))
 
 
-def _per_clip(frames_NChw: Tensor, batch: int, num_frames: int) -> Tensor:
-    clips_BTChw: Tensor = frames_NChw.unflatten(0, (batch, num_frames))
-    return clips_BTChw.transpose(1, 2)
+def _to_clips(frames_NChw: Tensor, batch: int) -> Tensor:
+    return rearrange(frames_NChw, "(b t) c h w -> b c t h w", b=batch)

@@ -1,8 +1,8 @@
-"""The causal temporal VAE of Open-Sora 1.2: 3D convolutions over 2D latents, down 4 in time, unchanged in space.
+"""The causal temporal VAE of Open-Sora 1.2: 3D convolutions over 2D latents that shorten time by 4, not space.
 
 Shape suffixes: B batch, C channels, T frames, t latent frames, h and w latent grid.
-Parameter names are those of the published checkpoint. Source of the architecture: Open-Sora v1.2,
-opensora/models/vae/vae_temporal.py; arXiv:2412.20404.
+Parameter names equal those of the published checkpoint.
+Source: Open-Sora v1.2, opensora/models/vae/vae_temporal.py; arXiv:2412.20404.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -28,22 +29,25 @@ class TemporalConfig:
 
     @property
     def temporal_stride(self) -> int:
-        """Pixel frames per latent frame."""
+        """Number of pixel frames per latent frame."""
         return int(2 ** sum(self.temporal_downsample))
 
 
 class CausalConv3d(nn.Module):
-    """A 3D convolution whose output frame depends on its own and earlier input frames only."""
+    """A 3D convolution in which an output frame depends only on input frames of the same time or earlier."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, *, stride_t: int = 1, bias: bool = True) -> None:
         super().__init__()
-        self.time_pad = kernel - stride_t  # a stride keeps one frame of history less
+        self.time_pad = kernel - stride_t  # a larger stride needs fewer frames of history
         space_pad = kernel // 2
         self.conv = nn.Conv3d(
             c_in, c_out, kernel, stride=(stride_t, 1, 1), padding=(0, space_pad, space_pad), bias=bias
         )
 
     def forward(self, x_BCThw: Tensor) -> Tensor:
+        # Shapes:    (B, C, T, h, w) -> (B, C', T // stride_t, h, w); zero frames are added in front only.
+        # Invariant: output frame i sees input frames up to (i + 1) * stride_t - 1 only.
+        # Example:   kernel 3, stride 2, T = 4: one zero frame in front, and outputs see frames [0, 1] and [1, 2, 3].
         if self.time_pad:
             x_BCThw = F.pad(x_BCThw, (0, 0, 0, 0, self.time_pad, 0))
         out: Tensor = self.conv(x_BCThw)
@@ -51,7 +55,7 @@ class CausalConv3d(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut. Group norm spans the whole chunk, time included."""
+    """Two convolutions with group norm, plus a shortcut. Group norm averages over the whole chunk, including time."""
 
     def __init__(self, c_in: int, c_out: int, num_groups: int) -> None:
         super().__init__()
@@ -73,7 +77,7 @@ def _res_stack(c_in: int, c_out: int, count: int, num_groups: int) -> nn.ModuleL
 
 
 class TemporalEncoder(nn.Module):
-    """2D latents to features; halves time at each True of ``temporal_downsample``."""
+    """2D latents to features. Each True in ``temporal_downsample`` halves the number of frames."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -105,12 +109,12 @@ class TemporalEncoder(nn.Module):
 
 
 class TemporalDecoder(nn.Module):
-    """Latents to 2D latents; doubles time where the encoder halved it."""
+    """Latents to 2D latents. Doubles the number of frames at each level where the encoder halved it."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
         widths = [config.filters * m for m in config.channel_multipliers]
-        self.doubles = config.temporal_downsample
+        self.upsamples = config.temporal_downsample
         self.conv1 = CausalConv3d(config.latent_embed_dim, widths[-1], 3)
         self.res_blocks = _res_stack(widths[-1], widths[-1], config.num_res_blocks, config.num_groups)
         self.block_res_blocks = nn.ModuleList(
@@ -119,13 +123,16 @@ class TemporalDecoder(nn.Module):
         )
         self.conv_blocks = nn.ModuleList(
             CausalConv3d(widths[i + 1], 2 * widths[i + 1], 3) if up else nn.Identity()
-            for i, up in enumerate(self.doubles)
+            for i, up in enumerate(self.upsamples)
         )
         self.norm1 = nn.GroupNorm(config.num_groups, widths[0])
         self.conv_out = CausalConv3d(widths[0], config.in_out_channels, 3)
 
     def forward(self, z_BCthw: Tensor) -> Tensor:
-        """Frames' latents [B,C,T,H,W] of temporal latents: twice the frames at each level that doubles time."""
+        """Return 2D latents (B, C, T, h, w) of temporal latents, T = t times the temporal stride."""
+        # Shapes:    a level that doubles time turns (B, 2C, t, h, w) into (B, C, 2t, h, w).
+        # Invariant: output frames 2i and 2i + 1 are made from frames up to i only, except for the group norms.
+        # Example:   channels [a0, a1, b0, b1] of one frame become frames [a0, b0] and [a1, b1].
         x = self.conv1(z_BCthw)
         for block in self.res_blocks:
             x = block(x)
@@ -134,15 +141,14 @@ class TemporalDecoder(nn.Module):
                 x = block(x)
             if i > 0:
                 x = self.conv_blocks[i - 1](x)
-                if self.doubles[i - 1]:
-                    # channels (c, 2) become two consecutive frames
-                    x = x.unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).flatten(2, 3)
+                if self.upsamples[i - 1]:
+                    x = rearrange(x, "b (c two) t h w -> b c (t two) h w", two=2)
         out: Tensor = self.conv_out(F.silu(self.norm1(x)))
         return out
 
 
 class TemporalVAE(nn.Module):
-    """Encoder, decoder and their 1x1x1 quantisation convolutions. Either half may be left out (None)."""
+    """Encoder, decoder and their 1x1x1 quantisation convolutions. Either half may be None if it is not needed."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -153,17 +159,17 @@ class TemporalVAE(nn.Module):
         self.decoder: TemporalDecoder | None = TemporalDecoder(config)
 
     def encode(self, x_BCThw: Tensor) -> Tensor:
-        """Moments of one chunk: mean then log-variance, (B, 2C, ceil(T / stride), h, w).
-
-        Zero frames are put in front until T is a multiple of the temporal stride.
-        """
+        """Return moments (B, 2C, ceil(T / stride), h, w) of one chunk: mean then log-variance."""
+        # Shapes:    (B, C, T, h, w) -> (B, C, pad + T, h, w) -> (B, 2C, (pad + T) / stride, h, w).
+        # Invariant: zero frames are added in front, so only the first latent frame can cover fewer than stride frames.
+        # Example:   T = 17, stride 4: 3 zero frames in front and 5 latent frames; the first covers frame 0 alone.
         assert self.encoder is not None and self.quant_conv is not None
         pad = -x_BCThw.shape[2] % self.config.temporal_stride
         moments: Tensor = self.quant_conv(self.encoder(F.pad(x_BCThw, (0, 0, 0, 0, pad, 0))))
         return moments
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        """2D latents (B, C, num_frames, h, w) of one chunk; the frames that stand for the padding are dropped."""
+        """Return 2D latents (B, C, num_frames, h, w) of one chunk, without the frames that stand for the padding."""
         assert self.decoder is not None and self.post_quant_conv is not None
         x: Tensor = self.decoder(self.post_quant_conv(z_BCthw))
         return x[:, :, -num_frames % self.config.temporal_stride :]

@@ -1,4 +1,4 @@
-"""The one interface the pipeline sees: pixels to moments, latents to pixels, and the normalisation between.
+"""The interface that the pipeline uses: pixels to moments, latents to pixels, and normalisation in between.
 
 Shape suffixes: B batch, C latent channels, T frames, H and W pixels, t, h and w latent grid.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stvae import autoencoder, weights
-from stvae.autoencoder import Autoencoder
+from stvae import weights
+from stvae.autoencoder import Autoencoder, load_autoencoder
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry, read_card, temporal_sizes
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
@@ -22,14 +22,15 @@ from stvae.normalisation import denormalize, normalize
 from stvae.spatial import SpatialVAE
 from stvae.temporal import TemporalConfig, TemporalVAE
 
-Half = Literal["both", "encoder", "decoder"]
+Half = Literal["encoder", "decoder"]
 Model = SpatioTemporalVAE | Autoencoder
 
-_UNUSED: dict[Half, tuple[str, ...]] = {
-    "both": (),
+_UNUSED: dict[Half | None, tuple[str, ...]] = {
+    None: (),
     "encoder": ("decoder", "post_quant_conv"),
     "decoder": ("encoder", "quant_conv"),
 }
+"""Submodules that each half does not need."""
 
 
 def load_vae(
@@ -37,27 +38,20 @@ def load_vae(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    half: Half = "both",
+    only: Half | None = None,
     compiled: bool = False,
 ) -> VAE:
-    """The VAE of a checkpoint folder, given by name, path or URL.
+    """Load the VAE of a checkpoint folder, given by name, path or URL.
 
-    ``dtype`` is the precision it computes in. ``half="encoder"`` reads and keeps only what encoding needs.
-    ``compiled`` puts the encoder through torch.compile, for each shape when it first comes. Raises
+    ``dtype`` is the precision of its computations. ``only="encoder"`` reads and keeps only what encoding needs.
+    ``compiled`` runs the encoder through torch.compile, which compiles each new shape when it first comes. Raises
     WeightsError if the folder is incomplete or its keys do not fit, UnknownVAE if the class is not known.
     """
     folder = weights.find_folder(str(vae))
     card = read_card(str(folder))
-    model: Model
-    if card.class_name == OPEN_SORA_CLASS:
-        with torch.device("meta"):
-            model = build_open_sora(weights.read_config(folder))
-        halves = ("spatial_vae.module", "temporal_vae")
-        weights.load(model, folder, tuple(f"{part}.{name}" for part in halves for name in _UNUSED[half]))
-    else:
-        model = autoencoder.load(folder, card, _UNUSED[half])
+    model = _load_model(folder, card, only)
     model = model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
-    lay_out(model)
+    use_channels_last(model)
     if compiled:
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "encoder":
@@ -65,16 +59,26 @@ def load_vae(
     return VAE(card, model)
 
 
+def _load_model(folder: Path, card: Card, only: Half | None) -> Model:
+    if card.class_name != OPEN_SORA_CLASS:
+        return load_autoencoder(folder, card, _UNUSED[only])
+    with torch.device("meta"):
+        model = build_open_sora(weights.read_config(folder))
+    parents = ("spatial_vae.module", "temporal_vae")
+    weights.load_weights(model, folder, tuple(f"{parent}.{name}" for parent in parents for name in _UNUSED[only]))
+    return model
+
+
 def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
-    """The untrained model of an Open-Sora 1.2 configuration; the published one names only types."""
+    """Build the untrained model of an Open-Sora 1.2 configuration. The published one names types without sizes."""
     spatial = SpatialVAE(config["vae_2d"].get("config"), frames_per_batch=config["vae_2d"].get("micro_batch_size") or 4)
     return SpatioTemporalVAE(spatial, TemporalVAE(TemporalConfig(**temporal_sizes(config))), open_sora_geometry(config))
 
 
 class VAE:
-    """A frozen VAE. Raw latents go in and out; ``normalize`` gives what a diffusion transformer trains on.
+    """A frozen VAE. Raw latents go in and out; ``normalize`` turns them into what a diffusion transformer trains on.
 
-    Not for several threads at once: some models keep frames of the call in progress.
+    Only one thread may use it at a time, because some models keep frames of the call in progress.
     """
 
     def __init__(self, card: Card, model: Model) -> None:
@@ -86,7 +90,7 @@ class VAE:
         self._upload_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def upload(self, pixels: Tensor) -> Tensor:
-        """The pixels on the VAE's device. A GPU takes them beside what it computes, from pinned memory."""
+        """Copy the pixels to the VAE's device. A GPU copies them from pinned memory while it computes."""
         if self._upload_stream is None or pixels.device == self.device:
             return pixels.to(self.device)
         with torch.cuda.stream(self._upload_stream):
@@ -97,15 +101,15 @@ class VAE:
 
     @torch.inference_mode()
     def encode(self, pixels_BCTHW: Tensor, *, noise_seeds: Sequence[int] | None = None, tiled: bool = False) -> Tensor:
-        """Moments (B, 2C, t, h, w) in float32 of uint8 RGB clips (B, 3, T, H, W): mean then log-variance, raw.
+        """Return raw moments (B, 2C, t, h, w), float32, of uint8 RGB clips (B, 3, T, H, W): mean then log-variance.
 
-        Means only (B, C, t, h, w) where the VAE has no posterior (``card.has_moments``). Open-Sora's spatial posterior is
-        taken at its mode, or sampled with one seed per clip where ``noise_seeds`` is given. ``tiled`` needs less memory
-        and gives blended seams; see ``can_tile``. Raises ShapeError where the clip does not fit the VAE.
+        The result is means only (B, C, t, h, w) if the VAE has no posterior (``card.has_moments``). Open-Sora's spatial
+        posterior is taken at its mode, or sampled with one seed per clip if ``noise_seeds`` is given. ``tiled`` needs
+        less memory but blends the seams; see ``can_tile``. Raises ShapeError if the clip does not fit the VAE.
         """
         if pixels_BCTHW.dtype != torch.uint8 or pixels_BCTHW.ndim != 5 or pixels_BCTHW.shape[1] != 3:
             raise ShapeError(
-                f"encode takes uint8 pixels [B,3,T,H,W], got {pixels_BCTHW.dtype} {list(pixels_BCTHW.shape)}"
+                f"encode expects uint8 pixels [B,3,T,H,W], got {pixels_BCTHW.dtype} {list(pixels_BCTHW.shape)}"
             )
         x_BCTHW = self.upload(pixels_BCTHW).float().div_(127.5).sub_(1).to(self.dtype)
         size = self.latent_size((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
@@ -115,36 +119,37 @@ class VAE:
         expected = (len(x_BCTHW), self.card.stored_channels, *size)
         if moments.shape != expected:
             raise ShapeError(
-                f"{self.card.class_name} made {list(moments.shape)} of {list(x_BCTHW.shape)}, its card says {list(expected)}"
-                + (" (in tiles)" if tiled else "")
+                f"{self.card.class_name} encoded {list(x_BCTHW.shape)} to {list(moments.shape)}"
+                f"{' in tiles' if tiled else ''}, but its card expects {list(expected)}; "
+                "correct the row of the class in stvae/conventions.py"
             )
         return moments
 
     @torch.inference_mode()
     def decode(self, latents_BCthw: Tensor, num_frames: int) -> Tensor:
-        """Pixels uint8 (B, 3, T, H, W) of raw latents (B, C, t, h, w), T = ``num_frames``."""
+        """Return uint8 pixels (B, 3, T, H, W) of raw latents (B, C, t, h, w), T = ``num_frames``."""
         x_BCTHW = self.model.decode(latents_BCthw.to(self.device, self.dtype), num_frames).float()
         return x_BCTHW.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
     @property
     def can_tile(self) -> bool:
-        """Whether ``encode`` has a tiled path beside the usual one."""
+        """True if ``encode`` works both with and without tiles."""
         return isinstance(self.model, Autoencoder) and self.model.can_tile
 
     def normalize(self, latents_BCthw: Tensor) -> Tensor:
-        """``(raw - shift) * scale``: what the model's own transformer is fed."""
+        """Return ``(raw - shift) * scale``, the input of the model's own transformer."""
         return normalize(latents_BCthw, self.card)
 
     def denormalize(self, latents_BCthw: Tensor) -> Tensor:
-        """The raw latents of normalised ones."""
+        """Return the raw latents of normalised ones."""
         return denormalize(latents_BCthw, self.card)
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent (t, h, w) of pixels (T, H, W), as integers; ShapeError names the nearest size that fits."""
+        """Return the latent (t, h, w) of pixels (T, H, W). Raises ShapeError, naming the nearest size that fits."""
         return self.card.geometry.latent_size(size)
 
     def _spatial_noise(self, pixels_shape: torch.Size, seeds: Sequence[int]) -> Tensor:
-        """Standard normal noise for the 2D latents, made on the CPU so that a clip's noise is the same everywhere."""
+        """Draw standard normal noise for the 2D latents. The CPU draws it, so a clip has the same noise on every device."""
         _, _, num_frames, height, width = pixels_shape
         stride = self.card.geometry.spatial_stride
         shape = (self.card.latent_channels, num_frames, height // stride, width // stride)
@@ -152,8 +157,8 @@ class VAE:
         return torch.stack(noise).to(self.device, self.dtype)
 
 
-def lay_out(model: nn.Module) -> None:
-    """Weights of convolutions in channels-last order, which both CPUs and GPUs compute fastest in."""
+def use_channels_last(model: nn.Module) -> None:
+    """Store the weights of convolutions in channels-last order, which is fastest on CPUs and on GPUs."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.executor.ray_cluster import connect
+from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Bucket, Recipe, Run
 from stvae import Card, load_vae
@@ -80,7 +80,7 @@ def _try_on_encoder_device(
     """Run ``try_sizes`` in this process, or on Ray if the encoders would be there with a GPU."""
     if run.local or not run.gpus:
         return try_sizes(run, bucket, dtype, compiled, sizes)
-    ray = connect(run)
+    ray = connect_to_ray(run)
     trials: dict[int, Trial] = ray.get(
         ray.remote(num_gpus=run.gpus)(try_sizes).remote(run, bucket, dtype, compiled, sizes)
     )
@@ -97,7 +97,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=dtype, half="encoder", compiled=compiled)
+    vae = load_vae(run.vae, device=device, dtype=dtype, only="encoder", compiled=compiled)
     trials: dict[int, Trial] = {}
     for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)

@@ -73,7 +73,7 @@ class Estimate:
     @property
     def size_bytes(self) -> EstimatedTotal:
         """Size of all shards: their members, and the end of each archive."""
-        members = self.total(lambda item: item.size_bytes)
+        members = self.total(lambda item: item.counts.size_bytes)
         ends = (sum(self.shard_bytes) - sum(self.unit_bytes)) / max(1, len(self.unit_bytes)) * self.num_left
         return EstimatedTotal(value=members.value + ends, low=members.low + ends, high=members.high + ends)
 
@@ -174,11 +174,8 @@ def _choose_sample(left: list[Unit], budget: int | None) -> Sample[ItemEstimate]
     """Choose the units to sample; their items are not drawn yet."""
     return Sample(
         formats=[
-            FormatSample(
-                units=[unit for unit in left if unit.format == kind],
-                sampled_units=[SampledUnit[ItemEstimate](unit=unit) for unit in units],
-            )
-            for kind, units in choose_units(left, budget).items()
+            FormatSample(units=units, sampled_units=[SampledUnit[ItemEstimate](unit=unit) for unit in chosen])
+            for units, chosen in choose_units(left, budget)
         ]
     )
 

@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.errors import Reject, Rejected
+from pipeline.output.counts import Counts
 from pipeline.output.rows import RowBuilder, sample_bytes
 from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
-from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Decoded, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
 from stvae.card import Card
 
@@ -24,11 +26,8 @@ class ItemEstimate:
     """Expected outcome of one item."""
 
     clips: Counter[ClipSize] = field(default_factory=Counter)
-    skips: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    """Rejects by ``stage/reason``."""
-    size_bytes: int = 0
-    """Size of its members in the shard."""
+    counts: Counts = field(default_factory=Counts)
+    """Outcomes of its windows. ``size_bytes`` is the size of its members in the shard."""
     num_frames: int = 0
     """Number of frames at the recipe's frame rate."""
     fps: float | None = None
@@ -43,11 +42,6 @@ class ItemEstimate:
     """Number of clips in which a frame occurs twice."""
     is_image: bool = False
     reject_message: str = ""
-
-    @property
-    def num_clips(self) -> int:
-        """Number of samples that it would become."""
-        return self.clips.total()
 
 
 def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Recipe, card: Card) -> ItemEstimate:
@@ -72,7 +66,7 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
 
 
 def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
-    return ItemEstimate(rejects=Counter([reject.name]), reject_message=f"{item.key}: {reject.message}")
+    return ItemEstimate(counts=Counts(rejects=Counter([reject.name])), reject_message=f"{item.key}: {reject.message}")
 
 
 def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> ItemEstimate:
@@ -86,11 +80,13 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
     )
     for window in select_windows(facts, recipe, card.geometry):
         if isinstance(window, Skip):
-            estimate.skips[window.reason] += 1
+            estimate.counts.skips[window.reason] += 1
             continue
         placement = window.placement
         estimate.clips[window.bucket, window.filled] += 1
-        estimate.size_bytes += sample_bytes(rows, item, facts, window)
+        estimate.counts.samples += 1
+        estimate.counts.frames += window.bucket.num_frames
+        estimate.counts.size_bytes += sample_bytes(rows, item, facts, window)
         estimate.used_s += 0.0 if facts.is_image else window.end_s - window.start_s
         kept = placement.height * placement.width / (placement.scaled_height * placement.scaled_width)
         estimate.min_kept_share = min(estimate.min_kept_share, kept)

@@ -13,6 +13,7 @@ from pipeline.encode.prefetch import CLIPS_AHEAD
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.progress import too_many_rejects
 from pipeline.recipe import Bucket
+from pipeline.sources.formats import format_of
 
 MIN_SHARE = 0.2
 """Share of items or clips above which something is worth a note."""
@@ -57,12 +58,12 @@ def _count_item(item: ItemEstimate) -> float:
 
 
 def _count_clips(item: ItemEstimate) -> float:
-    return item.num_clips
+    return item.counts.samples
 
 
 def _check_rejects(estimate: Estimate) -> Iterator[str]:
-    rejects = estimate.total(lambda item: item.rejects.total()).value
-    windows = rejects + estimate.total(lambda item: item.num_clips + item.skips.total()).value
+    rejects = estimate.total(lambda item: item.counts.rejects.total()).value
+    windows = rejects + estimate.total(lambda item: item.counts.samples + item.counts.skips.total()).value
     if too_many_rejects(round(rejects), round(windows), estimate.run.max_rejects):
         yield (
             f"{rejects / windows:.0%} of the windows are rejects, above --max-rejects {estimate.run.max_rejects:g}: "
@@ -71,8 +72,8 @@ def _check_rejects(estimate: Estimate) -> Iterator[str]:
 
 
 def _check_short_items(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda item: "too_short" in item.skips, _count_item)
-    num_frames = [item.num_frames for item in estimate.sample.observations if "too_short" in item.skips]
+    share = _share(estimate, lambda item: "too_short" in item.counts.skips, _count_item)
+    num_frames = [item.num_frames for item in estimate.sample.observations if "too_short" in item.counts.skips]
     if share > MIN_SHARE:
         shorten = "" if estimate.recipe.remainder == "shorten" else ", or use --remainder shorten"
         yield (
@@ -82,8 +83,8 @@ def _check_short_items(estimate: Estimate) -> Iterator[str]:
 
 
 def _check_small_items(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda item: "too_small" in item.skips, _count_item)
-    upscales = sorted(item.upscale for item in estimate.sample.observations if "too_small" in item.skips)
+    share = _share(estimate, lambda item: "too_small" in item.counts.skips, _count_item)
+    upscales = sorted(item.upscale for item in estimate.sample.observations if "too_small" in item.counts.skips)
     if share > MIN_SHARE:
         half, most = (_round_up(upscales[int(part * (len(upscales) - 1))]) for part in (0.5, 0.9))
         admits = most if half == most else f"{half} would admit half and {most}"
@@ -98,9 +99,9 @@ def _check_repeated_frames(estimate: Estimate) -> Iterator[str]:
     rates = [
         item.fps
         for item in estimate.sample.observations
-        if item.fps and (item.repeating_clips or "repeated_frames" in item.skips)
+        if item.fps and (item.repeating_clips or "repeated_frames" in item.counts.skips)
     ]
-    skip_share = _share(estimate, lambda item: "repeated_frames" in item.skips, _count_item)
+    skip_share = _share(estimate, lambda item: "repeated_frames" in item.counts.skips, _count_item)
     skipped = f", and {skip_share:.0%} of the items have clips that exceed --max-repeats" if skip_share else ""
     if rates and max(clip_share, skip_share) > MIN_SHARE:
         yield (
@@ -110,7 +111,7 @@ def _check_repeated_frames(estimate: Estimate) -> Iterator[str]:
 
 
 def _check_crops(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda item: item.num_clips * (1 - item.min_kept_share > LARGE_CROP), _count_clips)
+    share = _share(estimate, lambda item: item.counts.samples * (1 - item.min_kept_share > LARGE_CROP), _count_clips)
     if share > MIN_SHARE:
         yield (
             f"{share:.0%} of the clips lose more than {LARGE_CROP:.0%} of the picture to cropping: "
@@ -160,8 +161,9 @@ def _check_shard_sizes(estimate: Estimate) -> Iterator[str]:
     unit_clips = estimate.recipe.unit_clips
     proposed = min(MAX_UNIT_CLIPS, max(1, round(unit_clips * GOOD_SHARD_BYTES / typical)))
     remedy = f"--unit-clips {proposed} makes them about {byte_size(typical * proposed / unit_clips)}"
-    if all(unit.format == "tar" for part in estimate.sample.formats for unit in part.units):
-        remedy = "each tar becomes one shard, so split or join the tars"
+    format_remedies = {format_of(unit).shard_size_advice for part in estimate.sample.formats for unit in part.units}
+    if len(format_remedies) == 1:
+        remedy = format_remedies.pop() or remedy
     side = "below" if typical < SMALL_SHARD_BYTES else "above"
     yield f"half of the shards are {side} {byte_size(typical)}: {remedy}"
 

@@ -7,7 +7,6 @@ chapter 11 (two stages, ratio to size) if units were drawn.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 
 from pipeline.recipe import Recipe
-from pipeline.sources.formats import items
+from pipeline.sources.formats import format_of
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 
@@ -37,7 +36,7 @@ class SampledUnit(Generic[Observation]):
 
     unit: Unit
     num_items: float = 0.0
-    """Number of all its items; estimated from its bytes for a tar that was not read to its end."""
+    """Number of its items; estimated from bytes if its format does not count them and it was not read to its end."""
     observations: list[Observation] = field(default_factory=list)
     """One observation per sampled item."""
 
@@ -45,11 +44,6 @@ class SampledUnit(Generic[Observation]):
     def is_complete(self) -> bool:
         """True if every item was sampled."""
         return len(self.observations) == self.num_items
-
-    @property
-    def known_size(self) -> float:
-        """Size that the plan knows without opening the unit: its number of items, or the bytes of a tar."""
-        return self.unit.size if self.unit.stop is None else self.num_items
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,19 +64,23 @@ class FormatSample(Generic[Observation]):
     sampled_units: list[SampledUnit[Observation]]
 
     @property
+    def is_counted(self) -> bool:
+        """True if the format counts items when it plans."""
+        return all(format_of(unit).num_items(unit) is not None for unit in self.units)
+
+    @property
     def is_complete(self) -> bool:
         """True if every item of every unit was sampled."""
         return len(self.sampled_units) == len(self.units) and all(sampled.is_complete for sampled in self.sampled_units)
 
     @cached_property
     def unit_sizes(self) -> list[float]:
-        """Number of items of each unit: as planned or read, or for other tars estimated from their bytes."""
+        """Number of items of each unit: as planned or read, or estimated from its bytes and those of the sampled units."""
+        if self.is_counted:
+            return [known_size(unit) for unit in self.units]
         read = {sampled.unit.name: sampled.num_items for sampled in self.sampled_units}
-        per_byte = sum(read.values()) / max(1, sum(sampled.unit.size for sampled in self.sampled_units))
-        return [
-            read.get(unit.name, unit.size * per_byte) if unit.stop is None else unit.stop - unit.start
-            for unit in self.units
-        ]
+        per_byte = sum(read.values()) / max(1, sum(known_size(sampled.unit) for sampled in self.sampled_units))
+        return [read.get(unit.name, known_size(unit) * per_byte) for unit in self.units]
 
     @cached_property
     def weight(self) -> float:
@@ -100,7 +98,7 @@ class FormatSample(Generic[Observation]):
         if self.is_complete or not sampled_units:
             return total, 0.0
         if len(self.sampled_units) < len(self.units) and len(sampled_units) > 1:
-            known_sizes = [sampled.known_size for sampled in sampled_units]
+            known_sizes = [known_size(sampled.unit) for sampled in sampled_units]
             ratio = sum(unit_totals) / sum(known_sizes)
             squares = sum((y - ratio * x) ** 2 for y, x in zip(unit_totals, known_sizes, strict=True))
             return total, self.weight**2 * len(sampled_units) / (len(sampled_units) - 1) * squares
@@ -128,7 +126,7 @@ class Sample(Generic[Observation]):
     @property
     def num_items(self) -> tuple[float, bool]:
         """Number of all items, and whether it is an estimate."""
-        estimated = any(part.units[0].stop is None and not part.is_complete for part in self.formats if part.units)
+        estimated = any(not part.is_counted and not part.is_complete for part in self.formats)
         return sum(sum(part.unit_sizes) for part in self.formats), estimated
 
     @property
@@ -149,21 +147,28 @@ class Sample(Generic[Observation]):
         return EstimatedTotal(value=value, low=max(observed, value - margin), high=value + margin)
 
 
-def choose_units(units: list[Unit], budget: int | None) -> dict[str, list[Unit]]:
-    """Choose units to sample ``budget`` items from (None: all units), by source format, small ones first.
+def choose_units(units: list[Unit], budget: int | None) -> list[tuple[list[Unit], list[Unit]]]:
+    """Choose units to sample ``budget`` items from (None: all units), small ones first.
 
-    Equal units give equal choices.
+    Returns for each source format all its units and the chosen ones. Equal arguments give an equal choice.
     """
     by_format: dict[str, list[Unit]] = {}
     for unit in units:
         by_format.setdefault(unit.format, []).append(unit)
     if budget is None or _known_items(units) <= budget:
-        return by_format
-    chosen = {}
-    for name, candidates in sorted(by_format.items()):
-        count = min(len(candidates), max(2, round(budget / len(by_format) / ITEMS_PER_UNIT)))
-        chosen[name] = sorted(random.Random(SEED).sample(candidates, count), key=lambda unit: unit.cost)
-    return chosen
+        return [(of_format, of_format) for of_format in by_format.values()]
+    choices = []
+    for _, of_format in sorted(by_format.items()):
+        count = min(len(of_format), max(2, round(budget / len(by_format) / ITEMS_PER_UNIT)))
+        chosen = random.Random(SEED).sample(of_format, count)
+        choices.append((of_format, sorted(chosen, key=lambda unit: format_of(unit).cost(unit))))
+    return choices
+
+
+def known_size(unit: Unit) -> float:
+    """Size of a unit that is known without opening its source: its number of items, or its bytes if not counted."""
+    num_items = format_of(unit).num_items(unit)
+    return format_of(unit).cost(unit) if num_items is None else num_items
 
 
 def draw_items(
@@ -175,7 +180,8 @@ def draw_items(
 ) -> Iterator[tuple[SampledUnit[Observation], Item]]:
     """Yield items of the units: all, or an equal share of ``budget`` from each. Sets ``num_items`` of every unit.
 
-    Items of folders and manifests are drawn at random. A tar is read from its beginning, and no further than needed.
+    Items are drawn at random if the format counts them. Otherwise the unit is read from its beginning, and no further
+    than needed.
     """
     for number, sampled in enumerate(sampled_units):
         share = None if budget is None else max(1, -(-budget // (len(sampled_units) - number)))
@@ -192,30 +198,25 @@ def _draw_from_unit(
 ) -> Iterator[Item]:
     unit = sampled.unit
     url = urls.get(unit.source, unit.source)
-    if unit.stop is None:
-        yield from _first_items(sampled, share, items(unit, url, recipe, columns))
+    source_format = format_of(unit)
+    count = source_format.num_items(unit)
+    if count is None:
+        yield from _first_items(sampled, share, source_format.items(unit, url, recipe, columns))
         return
-    count = unit.stop - unit.start
     sampled.num_items = count
     if share is None or share >= count:
-        yield from items(unit, url, recipe, columns)
+        yield from source_format.items(unit, url, recipe, columns)
         return
-    drawn = set(random.Random(unit.name).sample(range(unit.start, unit.stop), share))
-    if unit.format == "manifest":
-        yield from (item for item in items(unit, url, recipe, columns) if item.ordinal in drawn)
-        return
-    for ordinal in sorted(drawn):  # one unit per item, so that no sidecar files of other items are read
-        files = unit.files.cut(ordinal - unit.start, ordinal - unit.start + 1)
-        alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
-        yield from items(alone, url, recipe, columns)
+    drawn = set(random.Random(unit.name).sample(range(unit.start, unit.start + count), share))
+    yield from source_format.some_items(unit, drawn, url, recipe, columns)
 
 
 def _first_items(sampled: SampledUnit[Observation], share: int | None, all_items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the first items of a tar; reads one more to find out whether the tar has more."""
+    """Yield the first items of a unit that is not counted; reads one more to find out whether there are more."""
     taken = end_byte = 0
     for item in all_items:
         if taken == share:
-            sampled.num_items = max(taken + 1, taken * sampled.unit.size / end_byte)
+            sampled.num_items = max(taken + 1, taken * known_size(sampled.unit) / end_byte)
             return
         taken, end_byte = taken + 1, item.end_byte
         yield item
@@ -223,7 +224,9 @@ def _first_items(sampled: SampledUnit[Observation], share: int | None, all_items
 
 
 def _known_items(units: list[Unit]) -> float:
-    return sum(math.inf if unit.stop is None else unit.stop - unit.start for unit in units)
+    """Return the number of items in the units; infinity if one of them is not counted."""
+    counts = [format_of(unit).num_items(unit) for unit in units]
+    return sum(math.inf if count is None else count for count in counts)
 
 
 def _variance(values: list[float]) -> float:

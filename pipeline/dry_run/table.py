@@ -14,6 +14,7 @@ from pipeline.dry_run.sampling import EstimatedTotal
 from pipeline.progress.advice import skip_meaning
 from pipeline.progress.formatting import byte_size, duration, number
 from pipeline.recipe import Recipe
+from pipeline.sources.formats import format_of
 
 MAX_BUCKET_ROWS, MAX_REASON_ROWS = 25, 8
 MAX_EXAMPLES = 3
@@ -46,12 +47,13 @@ def _scope(estimate: Estimate) -> Iterator[str]:
     if sample.is_complete:
         yield f"  items    {num_sampled:,}, all probed"
         return
-    tars = " (the first items of each tar)" if any(part.units[0].format == "tar" for part in sample.formats) else ""
+    formats = [format_of(unit) for part in sample.formats for unit in part.units[:1]]
+    notes = "".join(f", {source_format.sampling_note}" for source_format in formats if source_format.sampling_note)
     num_items, is_estimated = sample.num_items
     yield f"  items    {'about ' if is_estimated else ''}{num_items:,.0f}"
     yield _wrapped(
         "probed",
-        f"{number(num_sampled, 'item')} in {number(len(sample.sampled_units), 'unit')}, drawn at random{tars}; ranges are "
+        f"{number(num_sampled, 'item')} in {number(len(sample.sampled_units), 'unit')}, drawn at random{notes}; ranges are "
         f"95 % confidence intervals; anything that is not listed occurs in less than {3 / max(1, num_sampled):.1%} of the "
         "items",
     )
@@ -61,7 +63,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
     """One row per bucket, skip reason and name of a reject, with its share of all windows."""
     items = estimate.sample.observations
     sizes = sorted({size for item in items for size, _ in item.clips}, key=lambda size: (size.num_frames, size))
-    windows = estimate.total(lambda item: item.num_clips + item.skips.total() + item.rejects.total()).value
+    windows = estimate.total(lambda item: item.counts.windows).value
     groups: list[tuple[str, list[tuple[EstimatedTotal, str]]]] = [
         ("buckets", [(estimate.total(_count_clips(str(size))), str(size)) for size in sizes]),
         (
@@ -73,7 +75,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
         ),
         ("rejects", [(estimate.total(_count_rejects(name)), name) for name in _names(items, "rejects")]),
     ]
-    clips = _format_total(estimate.total(lambda item: item.num_clips))
+    clips = _format_total(estimate.total(lambda item: item.counts.samples))
     about = "" if estimate.sample.is_complete else "about "
     yield f"  clips    {clips} of {about}{windows:,.0f} windows"
     for title, rows in groups:
@@ -126,7 +128,7 @@ def _wrapped(title: str, sentence: str) -> str:
 
 
 def _names(items: list[ItemEstimate], field: str) -> list[str]:
-    counts: Counter[str] = sum((getattr(item, field) for item in items), Counter())
+    counts: Counter[str] = sum((getattr(item.counts, field) for item in items), Counter())
     return sorted(counts)
 
 
@@ -135,11 +137,11 @@ def _count_clips(size: str) -> Callable[[ItemEstimate], float]:
 
 
 def _count_skips(reason: str) -> Callable[[ItemEstimate], float]:
-    return lambda item: item.skips[reason]
+    return lambda item: item.counts.skips[reason]
 
 
 def _count_rejects(name: str) -> Callable[[ItemEstimate], float]:
-    return lambda item: item.rejects[name]
+    return lambda item: item.counts.rejects[name]
 
 
 def _explain_skip(reason: str, recipe: Recipe) -> str:

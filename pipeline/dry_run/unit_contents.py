@@ -21,7 +21,7 @@ def count_units(sample: Sample[ItemEstimate]) -> UnitContents:
     clips, sizes = [], []
     for sampled in sample.sampled_units:
         clips.append(sum((item.clips for item in sampled.observations), Counter[ClipSize]()))
-        sizes.append(sum(item.size_bytes for item in sampled.observations))
+        sizes.append(sum(item.counts.size_bytes for item in sampled.observations))
     return clips, sizes
 
 
@@ -54,7 +54,7 @@ def _simulate_format(part: FormatSample[ItemEstimate], count: int, generator: np
         sampled.num_items / len(sampled.observations) for sampled in part.sampled_units for _ in sampled.observations
     ]
     clip_sizes = sorted({clip_size for item in items for clip_size in item.clips})
-    table = np.array([[item.clips[clip_size] for clip_size in clip_sizes] + [item.size_bytes] for item in items])
+    table = np.array([[item.clips[clip_size] for clip_size in clip_sizes] + [item.counts.size_bytes] for item in items])
     shares: npt.NDArray[np.float64] = np.array(weights) / sum(weights)
     clips, sizes = [], []
     for num_items in generator.choice(part.unit_sizes, count, replace=count > len(part.units)):

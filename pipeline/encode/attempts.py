@@ -1,7 +1,8 @@
-"""Who has begun which unit: how jobs keep out of each other's way, and how a clip that kills its encoder is found.
+"""Records of attempts: they keep jobs from working on the same unit, and find the clip that crashes the encoder.
 
-``attempts/<unit>/<job>-<n>.json`` is written when a job begins a unit for the n-th time and removed once the unit is
-committed. A record that a job finds of its own means that the encoder died over the unit, unless its node was lost.
+A job writes ``attempts/<unit>/<job>-<n>.json`` when it begins its n-th attempt at a unit (n from 0), and removes the
+records once the unit is committed. If a job finds a record of its own, then the encoder crashed during that attempt,
+unless the node was lost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import LatentmillError
 from pipeline.storage.failpoints import Failpoint, failpoint
@@ -19,37 +21,37 @@ from pipeline.storage.store import Store
 
 FOLDER = "attempts"
 MAX_CRASHES_ALONE = 3
-"""Deaths of the encoder, with one clip alone in flight, after which that clip is rejected."""
+"""Number of crashes with one clip alone in the VAE after which that clip is rejected."""
 MAX_UNEXPLAINED_CRASHES = 5
-"""Deaths over one unit with nothing in flight, after which the job stops rather than go on for ever."""
+"""Number of crashes during one unit with nothing in the VAE after which the job stops, so that it does not loop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """A start of a unit, and what was in the VAE when it was last heard of."""
+    """One record: an attempt at a unit, and what was in the VAE when the record was last written."""
 
     node: str
-    """Of the encoder; empty without Ray."""
+    """Id of the encoder's Ray node; empty without Ray."""
     in_flight: tuple[str, ...] = ()
-    """Ids of the samples, noted from the second attempt on."""
+    """Ids of the samples in the VAE. Recorded only after a first crash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrashHistory:
-    """What earlier deaths over a unit ask of the next attempt."""
+    """What earlier crashes during a unit mean for the next attempt."""
 
     number: int = 0
-    """Of the next attempt."""
+    """Number of the next attempt, from 0."""
     careful: bool = False
-    """Encode nothing else meanwhile, and note what is in flight."""
+    """Whether to encode nothing else at the same time and to record what is in the VAE."""
     isolate: frozenset[str] = frozenset()
-    """Ids that were in flight at a death: encode them one by one."""
+    """Ids of samples that were in the VAE at a crash. They are encoded one by one."""
     skipped_ids: frozenset[str] = frozenset()
-    """Ids that were alone in flight at ``MAX_CRASHES_ALONE`` deaths: reject them."""
+    """Ids of samples that were alone in the VAE at ``MAX_CRASHES_ALONE`` crashes. They are rejected."""
 
 
 class Attempts:
-    """One job's records in an output. ``is_alive`` tells whether a node still runs."""
+    """One job's records in an output. ``is_alive`` tells whether a Ray node still runs."""
 
     def __init__(self, store: Store, job: str, node: str, is_alive: Callable[[str], bool]) -> None:
         self._store = store
@@ -57,67 +59,74 @@ class Attempts:
         self._node = node
         self._is_alive = is_alive
 
-    def of_others(self, unit: str, known: Collection[str]) -> bool:
-        """Whether another job has begun this unit, apart from ``known`` attempts; a hint, since listings may lag."""
+    def begun_by_another_job(self, unit: str, ignored: Collection[str]) -> bool:
+        """Whether another job has a record of this unit that is not among the ``ignored`` file names.
+
+        A hint only, since listings may lag.
+        """
         names = {path.rpartition("/")[2] for path in self._store.list_files(f"{FOLDER}/{unit}")}
-        return any(not name.startswith(f"{self._job}-") for name in names.difference(known))
+        return any(not name.startswith(f"{self._job}-") for name in names.difference(ignored))
 
     def crash_history(self, unit: str) -> CrashHistory:
-        """What this job's earlier attempts at the unit say. The deaths of nodes are nobody's fault.
+        """What this job's records of the unit mean for the next attempt. Attempts on lost nodes are not crashes.
 
-        LatentmillError if the encoder keeps dying with nothing in flight: no clip could be blamed.
+        Raises LatentmillError if the encoder keeps crashing with nothing in the VAE, since no clip is the cause.
         """
-        earlier: list[Attempt] = []
-        while True:
-            try:
-                values = json.loads(self._store.get(self._path(unit, len(earlier))))
-            except FileNotFoundError:
-                break
-            earlier.append(Attempt(node=values["node"], in_flight=tuple(values["in_flight"])))
-        deaths = [attempt for attempt in earlier if self._is_alive(attempt.node)]
-        if sum(not attempt.in_flight for attempt in deaths) >= MAX_UNEXPLAINED_CRASHES:
+        earlier = self._read(unit)
+        crashes = [attempt for attempt in earlier if self._is_alive(attempt.node)]
+        if sum(not attempt.in_flight for attempt in crashes) >= MAX_UNEXPLAINED_CRASHES:
             raise LatentmillError(
-                f"the encoder has died {len(deaths)} times over unit {unit}, but never while it encoded: look at the "
-                "memory of its node and at its log, then run the same command again"
+                f"the encoder has crashed {len(crashes)} times during unit {unit}, but never while it encoded: check "
+                "its log and the memory of its node, then run the same command again"
             )
-        alone = Counter(attempt.in_flight[0] for attempt in deaths if len(attempt.in_flight) == 1)
+        alone = Counter(attempt.in_flight[0] for attempt in crashes if len(attempt.in_flight) == 1)
         return CrashHistory(
             number=len(earlier),
-            careful=bool(deaths),
-            isolate=frozenset(name for attempt in deaths for name in attempt.in_flight),
-            skipped_ids=frozenset(name for name, count in alone.items() if count >= MAX_CRASHES_ALONE),
+            careful=bool(crashes),
+            isolate=frozenset(id for attempt in crashes for id in attempt.in_flight),
+            skipped_ids=frozenset(id for id, count in alone.items() if count >= MAX_CRASHES_ALONE),
         )
 
     def begin(self, unit: str, number: int) -> None:
-        """Record that this job begins the unit now."""
-        self.note(unit, number, [])
+        """Record that this job begins an attempt at the unit."""
+        self.record(unit, number, [])
         failpoint(Failpoint.ATTEMPT_RECORDED)
 
-    def note(self, unit: str, number: int, in_flight: list[str]) -> None:
-        """Record what goes into the VAE; nothing when it has come back."""
+    def record(self, unit: str, number: int, in_flight: list[str]) -> None:
+        """Record the ids of the samples that are in the VAE from now on; none when they have come back."""
         attempt = Attempt(node=self._node, in_flight=tuple(in_flight))
         self._store.put(self._path(unit, number), json.dumps(dataclasses.asdict(attempt)).encode())
 
     def end(self, unit: str, number: int) -> None:
-        """Remove this job's records of a unit that is committed."""
+        """Remove this job's records of a committed unit, those of attempts 0 to ``number``."""
         for n in range(number + 1):
             self._store.delete(self._path(unit, n))
+
+    def _read(self, unit: str) -> list[Attempt]:
+        """This job's records of the unit, by number."""
+        found: list[Attempt] = []
+        while True:
+            try:
+                values = json.loads(self._store.get(self._path(unit, len(found))))
+            except FileNotFoundError:
+                return found
+            found.append(Attempt(node=values["node"], in_flight=tuple(values["in_flight"])))
 
     def _path(self, unit: str, number: int) -> str:
         return f"{FOLDER}/{unit}/{self._job}-{number}.json"
 
 
-def begun_units(store: Store) -> dict[str, list[str]]:
-    """Units that some job has begun and not committed, with the names of the records, as far as a listing tells."""
-    begun: dict[str, list[str]] = {}
+def list_attempts(store: Store) -> dict[str, list[str]]:
+    """File names of all records in an output, by unit. Listings may lag."""
+    names: dict[str, list[str]] = {}
     for path in store.list_files(FOLDER):
         _, unit, name = path.split("/")
-        begun.setdefault(unit, []).append(name)
-    return begun
+        names.setdefault(unit, []).append(name)
+    return names
 
 
 def remove_attempts(store: Store, committed: set[str]) -> None:
-    """Remove what dead jobs recorded of units that are committed now."""
+    """Remove the records that dead jobs left of units that are committed now."""
     for path in store.list_files(FOLDER):
         if path.split("/")[1] in committed:
             store.delete(path)
@@ -125,11 +134,19 @@ def remove_attempts(store: Store, committed: set[str]) -> None:
     store.remove_empty(FOLDER)
 
 
-def where_this_runs() -> tuple[str, Callable[[str], bool]]:
-    """The Ray node of this process (empty without Ray), and what tells whether a node is alive."""
+def current_node() -> str:
+    """Id of this process's Ray node; empty without Ray."""
+    ray = _ray()
+    return ray.get_runtime_context().get_node_id() if ray else ""
+
+
+def is_node_alive(node: str) -> bool:
+    """Whether a Ray node still runs; False without Ray."""
+    ray = _ray()
+    return ray is not None and any(other["NodeID"] == node and other["Alive"] for other in ray.nodes())
+
+
+def _ray() -> Any:
+    """Ray, if this process has connected to it."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return "", lambda node: False
-    return ray.get_runtime_context().get_node_id(), lambda node: any(
-        other["NodeID"] == node and other["Alive"] for other in ray.nodes()
-    )
+    return ray if ray is not None and ray.is_initialized() else None

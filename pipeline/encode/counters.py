@@ -1,4 +1,4 @@
-"""What an encoder has done so far: in units that have ended, and in those in flight."""
+"""What an encoder has done so far, in units that have ended and in units in flight."""
 
 from __future__ import annotations
 
@@ -7,100 +7,83 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+from pipeline.encode.unit_report import Heartbeat, UnitHeartbeat
 from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 
 @dataclass(kw_only=True, slots=True)
-class InFlight:
-    """A unit that is being encoded."""
+class UnitInFlight:
+    """A unit that is being encoded, and how far it is. The unit's own thread updates it."""
 
     unit: Unit
     counts: Counts
+    """Outcomes so far."""
     ordinal: int
-    """Of the item that it has come to."""
+    """Ordinal of the current item."""
 
     @property
     def share(self) -> float | None:
-        """How much of it is done; None for tars, whose items nobody has counted."""
-        if self.unit.stop is None:
-            return None
-        return (self.ordinal - self.unit.start) / max(1, self.unit.stop - self.unit.start)
+        """Share of the unit's items that is done; None if the source's format does not count them in advance."""
+        num_items = format_of(self.unit).num_items(self.unit)
+        return None if num_items is None else (self.ordinal - self.unit.start) / max(1, num_items)
+
+    def heartbeat(self) -> UnitHeartbeat:
+        """Its state as plain values."""
+        counts = self.counts
+        return {"samples": counts.samples, "frames": counts.frames, "windows": counts.windows, "share": self.share}
 
 
 @dataclass(kw_only=True, slots=True)
 class EncoderTotals:
-    """Of one encoder since it was ready. Work that a later attempt repeats counts each time."""
+    """Totals of one encoder since it became ready. Work that a later attempt repeats counts each time."""
 
     units: Counter[str] = field(default_factory=Counter)
-    """By outcome."""
-    samples: int = 0
-    frames: int = 0
-    skips: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    size_bytes: int = 0
-    """Of committed tars."""
-
-    def add(self, counts: Counts | EncoderTotals) -> None:
-        """Count a unit's windows."""
-        self.samples += counts.samples
-        self.frames += counts.frames
-        self.skips += Counter(counts.skips)
-        self.rejects += Counter(counts.rejects)
+    """Number of units that have ended, by outcome."""
+    counts: Counts = field(default_factory=Counts)
+    """Outcomes of windows, those of units in flight included."""
 
 
 class EncoderCounters:
-    """Counts for any number of threads; ``encoder`` is a name to tell it from others."""
+    """Counters of one encoder. Any number of threads may use them."""
 
     def __init__(self, encoder: str) -> None:
         self.encoder = encoder
+        """Name of the encoder, different from the names of all others."""
         self._lock = threading.Lock()
         self._ended = EncoderTotals()
-        self._in_flight: list[InFlight] = []
+        self._in_flight: list[UnitInFlight] = []
 
     @contextmanager
-    def in_flight(self, unit: Unit, counts: Counts) -> Iterator[InFlight]:
-        """A unit that is being encoded meanwhile; ``counts`` are its own, as they grow."""
-        begun = InFlight(unit=unit, counts=counts, ordinal=unit.start)
+    def in_flight(self, unit: Unit, counts: Counts) -> Iterator[UnitInFlight]:
+        """Count the unit as in flight inside the ``with`` block. ``counts`` are the unit's own and grow meanwhile."""
+        in_flight = UnitInFlight(unit=unit, counts=counts, ordinal=unit.start)
         with self._lock:
-            self._in_flight.append(begun)
+            self._in_flight.append(in_flight)
         try:
-            yield begun
+            yield in_flight
         finally:
             with self._lock:
-                self._in_flight.remove(begun)
-                self._ended.add(counts)
+                self._in_flight.remove(in_flight)
+                self._ended.counts += counts
 
-    def end(self, outcome: str, size_bytes: int) -> None:
-        """One more unit has ended, with so many bytes of its tar committed."""
+    def unit_ended(self, outcome: str) -> None:
+        """Count one more unit that has ended."""
         with self._lock:
             self._ended.units[outcome] += 1
-            self._ended.size_bytes += size_bytes
 
     def totals(self) -> EncoderTotals:
-        """Everything until now."""
-        total = EncoderTotals()
+        """Totals up to now."""
         with self._lock:
-            total.units, total.size_bytes = Counter(self._ended.units), self._ended.size_bytes
-            total.add(self._ended)
-            for begun in self._in_flight:
-                total.add(begun.counts)
-        return total
+            counts = sum((unit.counts for unit in self._in_flight), self._ended.counts)
+            return EncoderTotals(units=Counter(self._ended.units), counts=counts)
 
-    def pulse(self, occupancy: Utilization) -> dict[str, Any]:
-        """What the driver wants to know between reports, as plain values: the units in flight and the idle time."""
-        encoder_s, idle_s, _ = occupancy.seconds()
+    def heartbeat(self, utilization: Utilization) -> Heartbeat:
+        """The encoder's state for the driver."""
+        times = utilization.times()
         with self._lock:
-            units = {
-                begun.unit.name: {
-                    "samples": begun.counts.samples,
-                    "frames": begun.counts.frames,
-                    "windows": begun.counts.windows,
-                    "share": begun.share,
-                }
-                for begun in self._in_flight
-            }
-        return {"encoder": self.encoder, "encoder_s": encoder_s, "idle_s": idle_s, "units": units}
+            units = {unit.unit.name: unit.heartbeat() for unit in self._in_flight}
+        return {"encoder": self.encoder, "encoder_s": times.total_s, "idle_s": times.idle_s, "units": units}

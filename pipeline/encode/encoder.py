@@ -1,8 +1,8 @@
-"""The encoder, one per GPU: a unit in, a committed shard out.
+"""The encoder, one per GPU: it takes a unit and commits the unit's shard.
 
-While one unit's micro-batches are in the VAE, children decode ahead; two units are in flight, so that one fills
-while the other drains. What earlier deaths of the encoder over a unit ask for, ``attempts.py`` tells. The same class runs
-without Ray. Torch is imported when an encoder is made: the driver only needs the class's name.
+Two units are in flight, so that one fills its micro-batches while the other ends. Children decode ahead meanwhile. See
+``shard_attempt.py`` for how a unit is encoded, and ``attempts.py`` for how it is retried after a crash. The encoder knows
+nothing of Ray. Torch is imported when an encoder is made, since the driver only needs the class's name.
 """
 
 from __future__ import annotations
@@ -11,34 +11,26 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.encode.attempts import Attempts, CrashHistory, where_this_runs
+from pipeline.encode.attempts import Attempts, CrashHistory, current_node, is_node_alive
 from pipeline.encode.counters import EncoderCounters
 from pipeline.encode.device_queue import Slots
-from pipeline.encode.micro_batches import DecodedClip, MicroBatchEncoder
-from pipeline.encode.prefetch import decode_in_order
-from pipeline.encode.shard_attempt import ShardAttempt, only
-from pipeline.encode.unit_report import UnitReport
+from pipeline.encode.micro_batches import MicroBatchEncoder
+from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.shard_attempt import AttemptContext, ShardAttempt
+from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity, Utilization
 from pipeline.environment import cpu_model, describe_environment, gpu_model
-from pipeline.errors import ConfigError, Rejected
+from pipeline.errors import ConfigError
 from pipeline.output.dataset import PATH, read_dataset
-from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
-from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.sources.fetch import fetch
-from pipeline.sources.formats import items
-from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
-from pipeline.storage.parquet import schema_from_text
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Decoded, Decoders, RejectedWindow
-from pipeline.video.windows import Skip, select_windows
+from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
 from stvae.weights import WeightsError
 
@@ -46,164 +38,137 @@ if TYPE_CHECKING:
     from stvae.vae import VAE
 
 UNITS_IN_FLIGHT = 2
-"""Units that one encoder works on, so that one fills while the other drains."""
+"""Number of units that an encoder works on at once: one fills its micro-batches while the other ends."""
 
 
 class ShardEncoder:
-    """Holds the VAE and the decoding children. Raises ConfigError if the output is not the driver's."""
+    """Holds the VAE, the decoding children and the counters, and starts attempts at units.
 
-    def __init__(
-        self, recipe: dict[str, Any], run: dict[str, Any], columns: list[str], urls: dict[str, str], job: str
-    ) -> None:
-        self.recipe = Recipe.from_json(recipe)
-        self.run = Run.from_json(run)
-        self.columns = [schema_from_text(text) for text in columns]
-        self.urls = urls
-        self.store = Store(self.run.output, single_writer=self.run.single_writer)
-        self.notes = self._agree_with_dataset()
-        node, is_alive = where_this_runs()
-        self.attempts = Attempts(self.store, job, node, is_alive)
-        self.places = Slots(UNITS_IN_FLIGHT)
+    Raises ConfigError if the output or the VAE is not the one that the driver has.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.run.output, single_writer=settings.run.single_writer)
+        self.notes = self._check_dataset()
+        node = current_node()
+        self.attempts = Attempts(self.store, settings.job, node, is_node_alive)
         with ThreadPoolExecutor(1) as pool:
-            decoders = pool.submit(Decoders, self.recipe, self.run)  # they start while torch is imported
+            starting = pool.submit(Decoders, settings.recipe, settings.run)  # while torch is imported
             try:
                 vae = self._load_vae()
             except BaseException:
-                decoders.result().close()
+                starting.result().close()
                 raise
         self.card = vae.card
-        self.batches = MicroBatchEncoder(vae, self.recipe)
-        self.decoders = decoders.result()
-        self.tally = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}")
-        self.occupancy = Utilization()
+        self.decoders = starting.result()
+        self.batches = MicroBatchEncoder(vae, settings.recipe)
+        self.counters = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}")
+        self.utilization = Utilization()
+        self._slots = Slots(UNITS_IN_FLIGHT)
 
     def close(self) -> None:
         """End the decoding children and the VAE's thread."""
         self.decoders.close()
-        self.batches.device.close()
+        self.batches.queue.close()
 
-    def pulse(self) -> dict[str, Any]:
-        """What this encoder does now, as ``EncoderCounters.pulse`` tells it."""
-        return self.tally.pulse(self.occupancy)
+    def heartbeat(self) -> Heartbeat:
+        """The encoder's current state."""
+        return self.counters.heartbeat(self.utilization)
 
-    def encode_unit(self, unit: Unit, known: Sequence[str] = ()) -> UnitReport:
-        """Make the unit's shard and commit it, unless that has happened already or another job has begun it.
+    def encode_unit(self, unit: Unit, ignored_attempts: Sequence[str] = ()) -> UnitReport:
+        """Encode the unit and commit its shard, unless it is committed already or another job has begun it.
 
-        ``known``: attempts of other jobs that do not count.
+        ``ignored_attempts``: file names of other jobs' records that do not count.
         """
-        with self.occupancy.unit() as activities:
+        with self.utilization.unit() as activities:
             if self.store.size(unit_metadata_path(unit.name)) is not None:
                 report = UnitReport(unit=unit.name, outcome="already")
-            elif self.attempts.of_others(unit.name, known):
+            elif self.attempts.begun_by_another_job(unit.name, ignored_attempts):
                 report = UnitReport(unit=unit.name, outcome="left")
             else:
-                crash_history = self.attempts.crash_history(unit.name)
-                activities.enter(Activity.DEVICE)
-                with self.places.held(UNITS_IN_FLIGHT if crash_history.careful else 1):
-                    activities.enter(Activity.COMMIT)
-                    self.attempts.begin(unit.name, crash_history.number)
-                    report = self._attempt(unit, crash_history, activities)
-                    self.attempts.end(unit.name, crash_history.number)
+                report = self._attempt(unit, activities)
         report.ended_s = time.time()
         report.activities = dict(activities.seconds)
         report.wall_s, report.encode_s = sum(report.activities.values()), report.activities.get(Activity.ENCODE, 0.0)
-        report.encoder = self.tally.encoder
-        report.encoder_s, report.idle_s, _ = self.occupancy.seconds()
-        self.tally.end(report.outcome, report.size_bytes if report.outcome == "committed" else 0)
+        report.encoder = self.counters.encoder
+        report.encoder_s, report.idle_s, _ = self.utilization.times()
+        self.counters.unit_ended(report.outcome)
         return report
 
-    def _attempt(self, unit: Unit, crash_history: CrashHistory, activities: UnitActivity) -> UnitReport:
-        report = UnitReport(unit=unit.name, outcome="committed")
+    def _attempt(self, unit: Unit, activities: UnitActivity) -> UnitReport:
+        """Make an attempt at the unit, with the records that it needs. After a crash it gets the encoder for itself."""
+        history = self.attempts.crash_history(unit.name)
+        activities.enter(Activity.DEVICE)
+        with self._slots.reserve(UNITS_IN_FLIGHT if history.careful else 1):
+            activities.enter(Activity.COMMIT)
+            self.attempts.begin(unit.name, history.number)
+            report = self._encode_shard(unit, history, activities)
+            self.attempts.end(unit.name, history.number)
+        return report
+
+    def _encode_shard(self, unit: Unit, history: CrashHistory, activities: UnitActivity) -> UnitReport:
+        recipe, columns = self.settings.recipe, self.settings.columns[unit.generation]
         with (
             self.store.scratch() as scratch,
-            ShardWriter(scratch, unit, self.recipe, self.card, self.columns[unit.generation]) as shard,
-            self.tally.in_flight(unit, shard.counts) as begun,
+            ShardWriter(scratch, unit, recipe, self.card, columns) as shard,
+            self.counters.in_flight(unit, shard.counts) as in_flight,
         ):
-            self._fill(ShardAttempt(unit, shard, crash_history, activities, begun, self.batches, self.attempts))
+            attempt = ShardAttempt(
+                context=AttemptContext(
+                    settings=self.settings,
+                    geometry=self.card.geometry,
+                    decoders=self.decoders,
+                    batches=self.batches,
+                    attempts=self.attempts,
+                ),
+                in_flight=in_flight,
+                shard=shard,
+                crash_history=history,
+                activities=activities,
+            )
+            attempt.fill()
             activities.enter(Activity.COMMIT)
-            report.outcome = shard.commit(self.store, self.notes)
-            counts = shard.counts
-            report.samples, report.frames = counts.samples, counts.frames
-            report.skips, report.rejects = dict(counts.skips), dict(counts.rejects)
-            report.size_bytes = shard.size_bytes
-        return report
+            outcome = shard.commit(self.store, self.notes)
+        return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
     def _load_vae(self) -> VAE:
+        run, recipe = self.settings.run, self.settings.recipe
         with gc_paused():
             import torch
-        torch.set_num_threads(self.run.cpus)
+        torch.set_num_threads(run.cpus)
         try:
             vae = load_vae(
-                self.run.vae,
-                device="cuda" if self.run.gpus else "cpu",
-                dtype=self.recipe.compute_dtype,
-                half="encoder",
-                compiled=self.recipe.compile,
+                run.vae,
+                device="cuda" if run.gpus else "cpu",
+                dtype=recipe.compute_dtype,
+                only="encoder",
+                compiled=recipe.compile,
             )
         except WeightsError as error:
             raise ConfigError(f"an encoder cannot load the VAE that the driver read: {error}") from error
-        if vae.card.sha256 != self.recipe.vae:
-            raise ConfigError(f"the VAE at '{self.run.vae}' is not the one that the driver read: is the path shared?")
-        gc.freeze()  # nothing that was imported will ever be garbage; to look it through again at the end takes a second
+        if vae.card.sha256 != recipe.vae:
+            raise ConfigError(
+                f"the VAE at '{run.vae}' on the encoder's node is not the one that the driver read: check that all nodes "
+                "share this path"
+            )
+        gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
         return vae
 
-    def _agree_with_dataset(self) -> dict[str, str]:
-        """What to note in the unit metadata: the environment, if it is not the one that the output was begun in."""
+    def _check_dataset(self) -> dict[str, str]:
+        """Check that the output is the driver's. Returns what to note in unit metadata: the environment, if it is not
+        the one in which the output was begun."""
         try:
             dataset = read_dataset(self.store)
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.store.url}/{PATH} is not visible here: an output must be shared by all nodes"
             ) from None
-        if dataset.recipe != self.recipe:
-            raise ConfigError(f"{self.store.url} here is not the output that the driver opened: is the path shared?")
-        device = gpu_model() if self.run.gpus else cpu_model()
-        environment = describe_environment(self.run, device)
+        if dataset.recipe != self.settings.recipe:
+            raise ConfigError(
+                f"{self.store.url} on the encoder's node is not the output that the driver opened: check that all nodes "
+                "share this path"
+            )
+        device = gpu_model() if self.settings.run.gpus else cpu_model()
+        environment = describe_environment(self.settings.run, device)
         return {} if environment == dataset.environment else {"environment": json.dumps(environment, sort_keys=True)}
-
-    def _fill(self, filling: ShardAttempt) -> None:
-        """Every outcome of the unit's items into the shard; clips wait until their micro-batch is full."""
-        unit, shard = filling.unit, filling.shard
-        waiting: dict[Bucket, list[DecodedClip]] = {}
-        sizes = self.recipe.clips_per_call
-        url = self.urls.get(unit.source, unit.source)
-        found = items(unit, url, self.recipe, self.columns[unit.generation])
-        wanted = {retry.ordinal: retry.windows for retry in unit.retries}
-        if wanted:
-            found = (item for item in found if item.ordinal in wanted)
-
-        def decode(item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
-            windows = wanted.get(item.ordinal)
-            return only(self._decode(item, fetched), windows) if windows else self._decode(item, fetched)
-
-        for item, (facts, outcome) in decode_in_order(found, decode, self.run.cpus + 1, filling.activities.enter):
-            filling.activities.enter(Activity.PACK)
-            filling.begun.ordinal = item.ordinal
-            if isinstance(outcome, Skip):
-                shard.add_skip(item, facts, outcome)
-            elif isinstance(outcome, RejectedWindow):
-                shard.add_reject(item, facts, outcome)
-            else:
-                assert facts is not None
-                clip = DecodedClip(item, facts, outcome, sample_id(unit, item, outcome.window.index))
-                micro_batch = waiting.setdefault(outcome.window.bucket, [])
-                micro_batch.append(clip)
-                if len(micro_batch) == sizes[outcome.window.filled]:
-                    filling.encode(waiting.pop(outcome.window.bucket))
-        filling.activities.enter(Activity.PACK)
-        for micro_batch in waiting.values():
-            filling.encode(micro_batch)
-        filling.store()
-
-    def _decode(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
-        """Outcomes of one item's windows; whatever is wrong with the item becomes one."""
-        plan = partial(select_windows, recipe=self.recipe, geometry=self.card.geometry)
-        try:
-            fd = fetch(item, self.recipe)
-        except Rejected as rejected:
-            fetched()
-            yield None, RejectedWindow(index=0, reject=rejected.reject)
-            return
-        fetched()
-        with open(fd, "rb", buffering=0):
-            yield from self.decoders.clips(fd, plan)

@@ -1,4 +1,7 @@
-"""Micro-batches through the VAE: always the recipe's shape, and what to do where memory does not suffice."""
+"""Micro-batches through the VAE. They always have the recipe's shape; if memory runs out, smaller calls are tried.
+
+Shapes: B clips of the recipe's micro-batch, 3 colors, T frames, H x W pixels; C latent channels, t x h x w latent grid.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from pipeline.encode.utilization import UnitActivity
 from pipeline.output.members import members_of
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.video.decoders import Clip
+from pipeline.video.outcomes import Clip
 from pipeline.video.windows import VideoFacts
 from stvae.memory import is_out_of_memory, release_memory
 
-if TYPE_CHECKING:  # torch is imported when an encoder is made: the driver needs none
+if TYPE_CHECKING:  # torch is imported when an encoder is made; the driver needs none
     import torch
 
     from stvae.vae import VAE
@@ -26,102 +29,120 @@ Array = npt.NDArray[np.float32]
 
 
 class DecodedClip(NamedTuple):
-    """A decoded clip on its way into the VAE."""
+    """A decoded clip that waits for the VAE."""
 
     item: Item
     facts: VideoFacts
     clip: Clip
     id: str
-    """Of its sample."""
+    """Id of its sample."""
 
 
-Moments = tuple[dict[str, Array], str]
-"""Members to store of a clip, and how they were encoded."""
+class EncodedClip(NamedTuple):
+    """The VAE's result for one clip."""
+
+    members: dict[str, Array]
+    """Float32 arrays to store by member: ``[2C,t,h,w]`` moments, or ``[C,t,h,w]`` means if the recipe stores only those."""
+    encode_path: str
+    """How it was encoded: ``whole``, ``single`` or ``tiled``."""
 
 
-class Prepared(NamedTuple):
-    """A micro-batch as the VAE takes it."""
+EncodedClips = dict[str, EncodedClip | None]
+"""Results by sample id; None for a clip that does not fit the memory."""
+
+
+class PreparedBatch(NamedTuple):
+    """A micro-batch on the VAE's device."""
 
     ids: list[str]
-    parts: dict[str, torch.Tensor]
-    """Pixels by member, uint8 ``[B,3,T,H,W]`` with B of the recipe, on the VAE's device."""
+    """Sample ids of its clips. Rows of the tensors beyond these are blank."""
+    pixels: dict[str, torch.Tensor]
+    """uint8 ``[B,3,T,H,W]`` by member, with T frames of that member."""
     noise_seeds: list[int] | None
+    """A seed per row, if the recipe samples the spatial posterior."""
 
 
 class MicroBatchEncoder:
-    """A VAE and the device it is on, for any number of threads.
-
-    ``submit`` makes the micro-batch ready in the caller's thread, so that it waits beside the device when that is free.
-    """
+    """A VAE and the queue of calls to it. Any number of threads may use it."""
 
     def __init__(self, vae: VAE, recipe: Recipe) -> None:
         self.vae = vae
         self.recipe = recipe
         self.members = members_of(recipe)
-        self.device = DeviceQueue()
+        self.queue = DeviceQueue()
 
-    def submit(self, clips: list[DecodedClip], activities: UnitActivity) -> Future[dict[str, Moments | None]]:
-        """By id: what to store of each clip of one bucket, None where memory does not suffice."""
-        prepared = self._prepare(clips)
+    def submit(self, clips: list[DecodedClip], activities: UnitActivity) -> Future[EncodedClips]:
+        """Encode clips of one bucket, at most the recipe's micro-batch.
 
-        def call() -> dict[str, Moments | None]:
+        The micro-batch is prepared and uploaded in the caller's thread, so that it is there when the device gets free.
+        """
+        batch = self._prepare(clips)
+
+        def call() -> EncodedClips:
             with activities.encoding():
-                return self._encode(prepared)
+                return self._encode(batch)
 
-        return self.device.submit(activities.number, call)
+        return self.queue.submit(activities.number, call)
 
-    def _prepare(self, clips: list[DecodedClip]) -> Prepared:
-        """The VAE always gets the recipe's number of clips: a convolution's last bits depend on the batch's shape."""
+    def _prepare(self, clips: list[DecodedClip]) -> PreparedBatch:
+        """Copy the clips into tensors and upload them.
+
+        Shapes: ``pixels_BTHWC`` is uint8 ``[B,T,H,W,3]``; uploads are ``[B,3,T,H,W]``.
+        Invariant: B is the recipe's number even for fewer clips, because the last bits of a convolution depend on it.
+        Example: 3 clips of 256x256x17 with B = 4 give ``[4,3,17,256,256]``, whose row 3 is black.
+        """
         import torch
 
         window = clips[0].clip.window
         bucket = window.bucket
         size = self.recipe.clips_per_call[window.filled]
-        pixels = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
-        for row, waiting in zip(pixels, clips, strict=False):
-            row[:] = waiting.clip.frames_THWC
+        pixels_BTHWC = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+        for row, decoded in zip(pixels_BTHWC, clips, strict=False):
+            row[:] = decoded.clip.frames_THWC
         seeds = None
         if self.recipe.spatial_posterior == "sample":
-            seeds = [int(clip.id[:15], 16) for clip in clips] + [0] * (size - len(clips))
-        parts = {}
+            seeds = [int(decoded.id[:15], 16) for decoded in clips] + [0] * (size - len(clips))
+        uploads = {}
         for member in self.members:
             frames = member.frames(bucket.num_frames)
-            part = np.ascontiguousarray(pixels[:, frames.start : frames.stop : frames.step])
-            parts[member.name] = self.vae.upload(torch.from_numpy(part).permute(0, 4, 1, 2, 3))
-        return Prepared([clip.id for clip in clips], parts, seeds)
+            x_BTHWC = np.ascontiguousarray(pixels_BTHWC[:, frames.start : frames.stop : frames.step])
+            uploads[member.name] = self.vae.upload(torch.from_numpy(x_BTHWC).permute(0, 4, 1, 2, 3))
+        return PreparedBatch([decoded.id for decoded in clips], uploads, seeds)
 
-    def _encode(self, prepared: Prepared) -> dict[str, Moments | None]:
-        members: dict[str, tuple[Array, str]] = {}
-        for name, part in prepared.parts.items():
-            encoded = self._moments(part, len(prepared.ids), prepared.noise_seeds)
+    def _encode(self, batch: PreparedBatch) -> EncodedClips:
+        moments: dict[str, Array] = {}
+        encode_paths: dict[str, str] = {}
+        for name, x_BCTHW in batch.pixels.items():
+            encoded = self._moments(x_BCTHW, len(batch.ids), batch.noise_seeds)
             if encoded is None:
-                return dict.fromkeys(prepared.ids)
-            members[name] = encoded
+                return dict.fromkeys(batch.ids)
+            moments[name], encode_paths[name] = encoded
         channels = self.vae.card.latent_channels if self.recipe.store == "mean" else None
-        way = members["latent"][1]
         return {
-            id: ({name: moments[i, :channels] for name, (moments, _) in members.items()}, way)
-            for i, id in enumerate(prepared.ids)
+            id: EncodedClip({name: m[row, :channels] for name, m in moments.items()}, encode_paths["latent"])
+            for row, id in enumerate(batch.ids)
         }
 
     def _moments(
-        self, pixels_BCTHW: torch.Tensor, count: int, noise_seeds: list[int] | None
+        self, x_BCTHW: torch.Tensor, num_clips: int, noise_seeds: list[int] | None
     ) -> tuple[Array, str] | None:
-        """Moments of the first ``count`` clips, and how: ``whole``; where memory does not suffice clip by clip
-        (``single``), then in tiles if the VAE can (``tiled``); None where nothing helps."""
+        """Moments ``[num_clips or B,2C,t,h,w]`` of the first ``num_clips`` rows, and how they were encoded.
+
+        If memory runs out: clip by clip (``single``), then in tiles if the VAE can (``tiled``), then None.
+        """
         import torch
 
-        ways = ["whole", *(["single"] if len(pixels_BCTHW) > 1 else []), *(["tiled"] if self.vae.can_tile else [])]
-        for way in ways:
-            calls = [slice(None)] if way == "whole" else [slice(i, i + 1) for i in range(count)]
+        paths = ["whole", *(["single"] if len(x_BCTHW) > 1 else []), *(["tiled"] if self.vae.can_tile else [])]
+        for path in paths:
+            calls = [slice(None)] if path == "whole" else [slice(i, i + 1) for i in range(num_clips)]
             try:
                 parts = [
                     self.vae.encode(
-                        pixels_BCTHW[call], noise_seeds=noise_seeds and noise_seeds[call], tiled=way == "tiled"
+                        x_BCTHW[call], noise_seeds=noise_seeds and noise_seeds[call], tiled=path == "tiled"
                     ).cpu()
                     for call in calls
                 ]
-                return torch.cat(parts).numpy(), way
+                return torch.cat(parts).numpy(), path
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

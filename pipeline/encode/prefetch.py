@@ -1,4 +1,4 @@
-"""Items decoded ahead of their turn, by threads that each drive a decoding child."""
+"""Decoding ahead: several items are decoded at once, and their outcomes come out in order."""
 
 from __future__ import annotations
 
@@ -11,75 +11,91 @@ from typing import Generic, TypeVar
 
 from pipeline.encode.utilization import Activity
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
+ItemT = TypeVar("ItemT")
+OutcomeT = TypeVar("OutcomeT")
 
 CLIPS_AHEAD = 2
-"""Decoded clips that wait per video in flight."""
+"""Number of decoded clips that may wait per item in flight."""
+STOP_CHECK_S = 0.2
+"""Seconds after which a thread with a full queue checks whether it should stop."""
 
 
-class _Lane(Generic[Asked, Answer]):
-    """What comes of one item: first that its bytes are there, then its outcomes, then None or an error."""
+class _ItemInFlight(Generic[ItemT, OutcomeT]):
+    """An item that a thread decodes, with the outcomes that are ready."""
 
-    def __init__(self, item: Asked) -> None:
+    def __init__(self, item: ItemT) -> None:
         self.item = item
         self.fetched = threading.Event()
-        self.outcomes: Queue[Answer | BaseException | None] = Queue(CLIPS_AHEAD)
+        """Set when the item's bytes are there, or when it is known that they never will be."""
+        self.outcomes: Queue[OutcomeT | BaseException | None] = Queue(CLIPS_AHEAD)
+        """Outcomes in order, then None or the error that ended the decoding."""
 
 
 def decode_in_order(
-    found: Iterator[Asked],
-    decode: Callable[[Asked, Callable[[], None]], Iterator[Answer]],
+    items: Iterator[ItemT],
+    decode: Callable[[ItemT, Callable[[], None]], Iterator[OutcomeT]],
     ahead: int,
-    enter: Callable[[Activity], None] = lambda stage: None,
-) -> Iterator[tuple[Asked, Answer]]:
-    """Outcomes of every item in order, with ``ahead`` items being decoded at once and a few clips of each waiting.
+    enter: Callable[[Activity], None] = lambda activity: None,
+) -> Iterator[tuple[ItemT, OutcomeT]]:
+    """Yield every outcome of every item in order. ``ahead`` items are decoded at once, each by a thread of its own.
 
-    ``decode`` may call its second argument once it has, or will never have, the item's bytes. ``enter`` is told what the
-    caller waits for: ``FETCH`` or ``DECODE``.
+    ``decode(item, fetched)`` yields an item's outcomes. It should call ``fetched`` once it has the item's bytes or knows
+    that it will never have them. ``enter`` is called with what the caller waits for: ``FETCH`` or ``DECODE``. An error in
+    ``items`` or ``decode`` is raised here, when its turn comes.
     """
     stop = threading.Event()
-    lanes: deque[_Lane[Asked, Answer]] = deque()
-
-    def put(lane: _Lane[Asked, Answer], value: Answer | BaseException | None) -> None:
-        lane.fetched.set()
-        while not stop.is_set():
-            try:
-                return lane.outcomes.put(value, timeout=0.2)
-            except Full:
-                continue
-
-    def work(lane: _Lane[Asked, Answer]) -> None:
-        try:
-            for decoded in decode(lane.item, lane.fetched.set):
-                put(lane, decoded)
-                if stop.is_set():
-                    return
-            put(lane, None)
-        except BaseException as error:  # handed to the consumer, who raises it
-            put(lane, error)
-
-    def drain() -> Iterator[tuple[Asked, Answer]]:
-        lane = lanes.popleft()
-        lane.fetched.wait()
-        while True:
-            enter(Activity.DECODE)
-            value = lane.outcomes.get()
-            if isinstance(value, BaseException):
-                raise value
-            if value is None:
-                return enter(Activity.FETCH)
-            yield lane.item, value
-
+    in_flight: deque[_ItemInFlight[ItemT, OutcomeT]] = deque()
     with ThreadPoolExecutor(ahead) as pool:
         enter(Activity.FETCH)
         try:
-            for item in found:
-                lanes.append(_Lane(item))
-                pool.submit(work, lanes[-1])
-                if len(lanes) == ahead:
-                    yield from drain()
-            while lanes:
-                yield from drain()
+            for item in items:
+                in_flight.append(_ItemInFlight(item))
+                pool.submit(_decode_item, in_flight[-1], decode, stop)
+                if len(in_flight) == ahead:
+                    yield from _outcomes(in_flight.popleft(), enter)
+            while in_flight:
+                yield from _outcomes(in_flight.popleft(), enter)
         finally:
             stop.set()
+
+
+def _decode_item(
+    in_flight: _ItemInFlight[ItemT, OutcomeT],
+    decode: Callable[[ItemT, Callable[[], None]], Iterator[OutcomeT]],
+    stop: threading.Event,
+) -> None:
+    try:
+        for outcome in decode(in_flight.item, in_flight.fetched.set):
+            _put(in_flight, outcome, stop)
+            if stop.is_set():
+                return
+        _put(in_flight, None, stop)
+    except BaseException as error:  # ``_outcomes`` raises it in the caller's thread
+        _put(in_flight, error, stop)
+
+
+def _put(
+    in_flight: _ItemInFlight[ItemT, OutcomeT], value: OutcomeT | BaseException | None, stop: threading.Event
+) -> None:
+    in_flight.fetched.set()
+    while not stop.is_set():
+        try:
+            in_flight.outcomes.put(value, timeout=STOP_CHECK_S)
+            return
+        except Full:
+            continue
+
+
+def _outcomes(
+    in_flight: _ItemInFlight[ItemT, OutcomeT], enter: Callable[[Activity], None]
+) -> Iterator[tuple[ItemT, OutcomeT]]:
+    in_flight.fetched.wait()
+    while True:
+        enter(Activity.DECODE)
+        value = in_flight.outcomes.get()
+        if isinstance(value, BaseException):
+            raise value
+        if value is None:
+            enter(Activity.FETCH)
+            return
+        yield in_flight.item, value

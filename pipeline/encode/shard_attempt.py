@@ -1,95 +1,185 @@
-"""An attempt at a unit, from decoded clips to its shard: micro-batches given to the VAE, and what comes back stored."""
+"""One attempt at a unit: its items are fetched and decoded, their clips encoded, and every outcome written to a shard."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.encode.attempts import MAX_CRASHES_ALONE, Attempts, CrashHistory
-from pipeline.encode.counters import InFlight
-from pipeline.encode.micro_batches import DecodedClip, MicroBatchEncoder, Moments
+from pipeline.encode.counters import UnitInFlight
+from pipeline.encode.micro_batches import DecodedClip, EncodedClips, MicroBatchEncoder
+from pipeline.encode.prefetch import decode_in_order
+from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.utilization import Activity, UnitActivity
-from pipeline.errors import Reject
+from pipeline.errors import Reject, Rejected
+from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
-from pipeline.sources.units import Unit
-from pipeline.video.decoders import Clip, Decoded, RejectedWindow
+from pipeline.recipe import Bucket
+from pipeline.sources.fetch import fetch
+from pipeline.sources.formats import items
+from pipeline.sources.item import Item
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
+from pipeline.video.windows import Skip, select_windows
+from stvae.geometry import Geometry
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptContext:
+    """The parts of an encoder that all of its attempts use."""
+
+    settings: EncoderSettings
+    geometry: Geometry
+    """Frame and size rules of the VAE."""
+    decoders: Decoders
+    batches: MicroBatchEncoder
+    attempts: Attempts
+
+
+@dataclass(kw_only=True, slots=True)
 class ShardAttempt:
-    """A shard on its way. While one of its micro-batches is in the VAE, the next is made ready."""
+    """Fills one unit's shard. One thread calls ``fill``; while a micro-batch is in the VAE, it prepares the next one."""
 
-    unit: Unit
+    context: AttemptContext
+    in_flight: UnitInFlight
     shard: ShardWriter
     crash_history: CrashHistory
     activities: UnitActivity
-    begun: InFlight
-    batches: MicroBatchEncoder
-    attempts: Attempts
-    in_vae: tuple[list[DecodedClip], Future[dict[str, Moments | None]]] | None = None
+    _waiting: dict[Bucket, list[DecodedClip]] = field(default_factory=dict, init=False)
+    """Clips of each size that do not fill a micro-batch yet."""
+    _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
+    """The micro-batch that was submitted last, until its results are in the shard."""
+    _retried: dict[int, tuple[int, ...]] = field(init=False)
+    """Windows to retry by the item's ordinal; empty unless the unit retries rejects."""
 
-    def encode(self, micro_batch: list[DecodedClip]) -> None:
-        """Give a micro-batch to the VAE, and store the one before it. After the encoder died over this unit: one by
-        one where that may have been why, with a note of what is in flight, and without the clips known to kill it."""
-        if not self.crash_history.careful:
-            future = self.batches.submit(micro_batch, self.activities)
-            self.store()
-            self.in_vae = micro_batch, future
-            return
-        innocent = [clip for clip in micro_batch if clip.id not in self.crash_history.skipped_ids]
-        alone = any(clip.id in self.crash_history.isolate for clip in innocent)
-        results: dict[str, Moments | None] = {}
-        for clips in [[clip] for clip in innocent] if alone else [innocent] if innocent else []:
-            self.attempts.note(self.unit.name, self.crash_history.number, [clip.id for clip in clips])
-            results |= self.batches.submit(clips, self.activities).result()
-            self.attempts.note(self.unit.name, self.crash_history.number, [])
-        self._add(micro_batch, results)
+    def __post_init__(self) -> None:
+        self._retried = {retry.ordinal: retry.windows for retry in self.in_flight.unit.retries}
 
-    def store(self) -> None:
-        """What is in the VAE into the shard, when it has come back."""
-        if self.in_vae is not None:
-            micro_batch, future = self.in_vae
-            self.in_vae = None
-            self.activities.enter(Activity.DEVICE)
-            results = future.result()
+    def fill(self) -> None:
+        """Write one outcome to the shard for every window of the unit's items."""
+        items_ahead = self.context.settings.run.cpus + 1
+        for item, (facts, outcome) in decode_in_order(self._items(), self._decode, items_ahead, self.activities.enter):
             self.activities.enter(Activity.PACK)
-            self._add(micro_batch, results)
-
-    def _add(self, micro_batch: list[DecodedClip], results: dict[str, Moments | None]) -> None:
-        for clip in micro_batch:
-            if clip.id in self.crash_history.skipped_ids:
-                self.shard.add_reject(clip.item, clip.facts, _deadly(clip))
-            elif (moments := results[clip.id]) is None:
-                self.shard.add_reject(clip.item, clip.facts, _too_large(clip))
+            self.in_flight.ordinal = item.ordinal
+            if isinstance(outcome, Skip):
+                self.shard.add_skip(item, facts, outcome)
+            elif isinstance(outcome, RejectedWindow):
+                self.shard.add_reject(item, facts, outcome)
             else:
-                latents, way = moments
-                self.shard.add_sample(clip.item, clip.facts, clip.clip, latents, encode_path=way)
+                assert facts is not None
+                id = sample_id(self.in_flight.unit, item, outcome.window.index)
+                self._add_clip(DecodedClip(item, facts, outcome, id))
+        self.activities.enter(Activity.PACK)
+        for micro_batch in self._waiting.values():
+            self._encode(micro_batch)
+        self._store()
+
+    def _items(self) -> Iterator[Item]:
+        """The unit's items; only the items to retry, if the unit retries rejects."""
+        unit, settings = self.in_flight.unit, self.context.settings
+        url = settings.source_urls.get(unit.source, unit.source)
+        found = items(unit, url, settings.recipe, settings.columns[unit.generation])
+        return (item for item in found if item.ordinal in self._retried) if self._retried else found
+
+    def _decode(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
+        """Outcomes of an item's windows; only those of the windows to retry, if the unit retries rejects."""
+        outcomes = self._decode_item(item, fetched)
+        windows = self._retried.get(item.ordinal)
+        return one_per_window(outcomes, windows) if windows else outcomes
+
+    def _decode_item(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
+        """Outcomes of all windows of an item. A fault of the item becomes a reject of window 0."""
+        recipe = self.context.settings.recipe
+        try:
+            fd = fetch(item, recipe)
+        except Rejected as rejected:
+            fetched()
+            yield None, RejectedWindow(index=0, reject=rejected.reject)
+            return
+        fetched()
+        with open(fd, "rb", buffering=0):
+            select = partial(select_windows, recipe=recipe, geometry=self.context.geometry)
+            yield from self.context.decoders.clips(fd, select)
+
+    def _add_clip(self, decoded: DecodedClip) -> None:
+        """Keep a clip until the micro-batch of its size is full, then encode that."""
+        window = decoded.clip.window
+        micro_batch = self._waiting.setdefault(window.bucket, [])
+        micro_batch.append(decoded)
+        if len(micro_batch) == self.context.settings.recipe.clips_per_call[window.filled]:
+            self._encode(self._waiting.pop(window.bucket))
+
+    def _encode(self, micro_batch: list[DecodedClip]) -> None:
+        """Submit a micro-batch to the VAE, then store the results of the one before."""
+        if self.crash_history.careful:
+            self._encode_carefully(micro_batch)
+            return
+        future = self.context.batches.submit(micro_batch, self.activities)
+        self._store()
+        self._in_vae = micro_batch, future
+
+    def _encode_carefully(self, micro_batch: list[DecodedClip]) -> None:
+        """Encode a micro-batch after the encoder has crashed during this unit.
+
+        The clips in the VAE are recorded. If one of them was in the VAE at a crash, all are encoded one by one. Clips
+        that are known to crash the encoder are left out.
+        """
+        history, attempts, unit = self.crash_history, self.context.attempts, self.in_flight.unit.name
+        kept = [decoded for decoded in micro_batch if decoded.id not in history.skipped_ids]
+        one_by_one = any(decoded.id in history.isolate for decoded in kept)
+        calls = [[decoded] for decoded in kept] if one_by_one else [kept] if kept else []
+        results: EncodedClips = {}
+        for clips in calls:
+            attempts.record(unit, history.number, [decoded.id for decoded in clips])
+            results |= self.context.batches.submit(clips, self.activities).result()
+            attempts.record(unit, history.number, [])
+        self._add_results(micro_batch, results)
+
+    def _store(self) -> None:
+        """Wait for the micro-batch in the VAE, if there is one, and write its results to the shard."""
+        if self._in_vae is None:
+            return
+        micro_batch, future = self._in_vae
+        self._in_vae = None
+        self.activities.enter(Activity.DEVICE)
+        results = future.result()
+        self.activities.enter(Activity.PACK)
+        self._add_results(micro_batch, results)
+
+    def _add_results(self, micro_batch: list[DecodedClip], results: EncodedClips) -> None:
+        for decoded in micro_batch:
+            if decoded.id in self.crash_history.skipped_ids:
+                self.shard.add_reject(decoded.item, decoded.facts, _crashes_encoder(decoded.clip))
+            elif (encoded := results[decoded.id]) is None:
+                self.shard.add_reject(decoded.item, decoded.facts, _too_large(decoded.clip))
+            else:
+                self.shard.add_sample(decoded.item, decoded.facts, decoded.clip, *encoded)
 
 
-def _too_large(waiting: DecodedClip) -> RejectedWindow:
-    window = waiting.clip.window
-    message = f"a clip of {window.bucket} does not fit the memory beside the VAE; encode it in a smaller bucket"
-    return RejectedWindow(index=window.index, reject=Reject("encode", "memory", message))
-
-
-def _deadly(waiting: DecodedClip) -> RejectedWindow:
-    message = f"the encoder died {MAX_CRASHES_ALONE} times with this clip alone in it"
-    return RejectedWindow(index=waiting.clip.window.index, reject=Reject("encode", "crash", message))
-
-
-def only(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
-    """Of an item's outcomes exactly one for each given window; what befell the item as a whole befell each of them."""
-    left = list(windows)
+def one_per_window(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
+    """Yield exactly one outcome per requested window. An item-level failure is repeated for each window."""
+    missing = list(windows)
     facts = None
-    cause = RejectedWindow(index=0, reject=Reject("decode", "changed", "the video lacks this window now"))
+    cause = RejectedWindow(index=0, reject=Reject("decode", "changed", "the video no longer has this window"))
     for facts, outcome in outcomes:
         index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
-        if index in left:
-            left.remove(index)
+        if index in missing:
+            missing.remove(index)
             yield facts, outcome
         elif isinstance(outcome, RejectedWindow):
             cause = outcome
-    for index in left:
+    for index in missing:
         yield facts, dataclasses.replace(cause, index=index)
+
+
+def _too_large(clip: Clip) -> RejectedWindow:
+    message = f"a clip of {clip.window.bucket} does not fit the memory beside the VAE; encode it in a smaller bucket"
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message))
+
+
+def _crashes_encoder(clip: Clip) -> RejectedWindow:
+    message = f"the encoder crashed {MAX_CRASHES_ALONE} times with this clip alone in it"
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message))

@@ -1,46 +1,86 @@
-"""What an encoder tells its driver: a report for each unit, and a heartbeat in between."""
+"""What an encoder tells its driver: a report when a unit ends, and heartbeats in between."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
-Heartbeat = dict[str, Any]
-"""What an encoder says between reports: see ``EncoderCounters.pulse``."""
-
-Watch = Callable[[Callable[[], Iterable[Heartbeat]]], None]
-"""Takes what tells what the encoders are doing."""
+from pipeline.output.counts import Counts
 
 
 @dataclass(kw_only=True, slots=True)
 class UnitReport:
-    """What became of one unit in this job; the only thing that goes back to the driver."""
+    """The result of one unit in one job. Nothing else goes back to the driver."""
 
     unit: str
+    """Name of the unit."""
     outcome: str
-    """``committed``, ``lost`` (another attempt was first), ``already`` (nothing to do) or ``left`` (to another job)."""
-    samples: int = 0
-    frames: int = 0
-    skips: dict[str, int] = dataclasses.field(default_factory=dict)
-    rejects: dict[str, int] = dataclasses.field(default_factory=dict)
-    size_bytes: int = 0
+    """``committed``; ``lost``: another attempt committed first; ``already``: it was committed before; ``left``: another
+    job is working on it."""
+    counts: Counts = field(default_factory=Counts)
+    """Outcomes of the unit's windows in this job."""
     ended_s: float = 0.0
-    """Unix time."""
+    """Unix time at which the unit ended."""
     wall_s: float = 0.0
+    """Seconds from the unit's begin to its end."""
     encode_s: float = 0.0
-    """In the VAE."""
-    activities: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds by ``occupancy.Stage``, in sum ``wall_s``."""
+    """Seconds that its micro-batches were in the VAE."""
+    activities: dict[str, float] = field(default_factory=dict)
+    """Seconds by ``utilization.Activity``. They add up to ``wall_s``."""
     encoder: str = ""
-    """Who did it: node and process."""
+    """Name of the encoder: its node and process."""
     encoder_s: float = 0.0
-    """Since that encoder was ready,"""
-    idle_s: dict[str, float] = dataclasses.field(default_factory=dict)
-    """and what of it no unit was in its VAE, by cause: ``Stage``, or ``unit`` where it had none."""
+    """Seconds since that encoder became ready."""
+    idle_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of ``encoder_s`` in which no unit was in the VAE, by cause: an activity, or ``unit`` if it had no unit."""
 
-    @property
-    def windows(self) -> int:
-        """Planned windows accounted for."""
-        return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by field name. The fields of ``counts`` stand beside the others."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "counts"}
+        return values | self.counts.to_json()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> UnitReport:
+        """The report that ``to_json`` wrote."""
+        own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name != "counts"}
+        return cls(**own, counts=Counts.from_json(values))
+
+
+class UnitHeartbeat(TypedDict):
+    """How far a unit in flight is."""
+
+    samples: int
+    frames: int
+    windows: int
+    share: float | None
+    """Share of the unit's items that are done, 0 to 1; None if their number is not known."""
+
+
+class Heartbeat(TypedDict):
+    """The state of one encoder. A plain dict, so that it can be sent as JSON."""
+
+    encoder: str
+    """Name of the encoder."""
+    encoder_s: float
+    """Seconds since it became ready."""
+    idle_s: dict[str, float]
+    """Idle seconds by cause, as in ``UnitReport``."""
+    units: dict[str, UnitHeartbeat]
+    """The units in flight by name."""
+
+
+class Heartbeats:
+    """Access to the newest heartbeat of every encoder of a job. An executor connects it; progress reads it."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[], list[Heartbeat]] = list
+
+    def connect(self, read: Callable[[], list[Heartbeat]]) -> None:
+        """Get heartbeats from ``read`` from now on."""
+        self._read = read
+
+    def latest(self) -> list[Heartbeat]:
+        """The newest heartbeat of every running encoder; empty until an executor has connected."""
+        return self._read()

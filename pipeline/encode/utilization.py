@@ -1,4 +1,4 @@
-"""What an encoder's time goes into: the activity of each unit in flight at every moment, and why the device was idle."""
+"""Where an encoder's time goes: the activity of each unit in flight, and why the device was idle."""
 
 from __future__ import annotations
 
@@ -9,34 +9,46 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Activity(StrEnum):
-    """What a unit waits for or is busy with; the keys of ``Report.activities``."""
+    """What a unit is doing or waiting for. The keys of ``UnitReport.activities``."""
 
     FETCH = "fetch"
-    """The source: the next item of a tar or manifest, the bytes of a video."""
+    """Waits for the source: the next item of a tar or manifest, or the bytes of a video."""
     DECODE = "decode"
-    """The children that decode, when the bytes are there."""
+    """Waits for the decoding children, which have the bytes."""
     PACK = "pack"
-    """Our own work between them: pixels into a micro-batch, latents into the tar."""
+    """Copies pixels into micro-batches and writes latents to the tar."""
     DEVICE = "device"
-    """The other unit's micro-batch in the VAE."""
+    """Waits for the other unit's micro-batch in the VAE."""
     ENCODE = "encode"
-    """Its own micro-batch in the VAE, whatever else it does meanwhile."""
+    """Its own micro-batch is in the VAE, whatever its thread does at the same time."""
     COMMIT = "commit"
-    """The output's store: records of the attempt, then the tar hashed and uploaded, and the unit metadata."""
+    """Waits for the output's store: records of the attempt, then the tar and the unit metadata."""
 
 
 NO_UNIT = "unit"
-"""Cause of idle time beside the activities: there was no unit to work on."""
+"""Cause of idle time while the encoder has no unit. The other causes are activities."""
+
+
+class Times(NamedTuple):
+    """Seconds since an encoder became ready."""
+
+    total_s: float
+    """All of them."""
+    idle_s: dict[str, float]
+    """Seconds in which the device was idle, by cause."""
+    activities_s: dict[str, float]
+    """Seconds of all units by activity. Two units in flight add two seconds per second."""
 
 
 class Utilization:
-    """Watches the units of one encoder; for any number of threads. Costs microseconds per change of activity.
+    """Measures the units of one encoder. Any number of threads may use it; a change of activity costs microseconds.
 
-    The device is idle while no unit is in ``ENCODE``. An idle second is shared evenly by the activities that the units in
-    flight are in then: the causes add up to the idle time.
+    The device is idle while no unit is in ``ENCODE``. An idle second is divided evenly among the activities of the units
+    in flight, so the causes add up to the idle time.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -44,72 +56,72 @@ class Utilization:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._units: list[UnitActivity] = []
-        self._started_s = self._settled_s = now()
+        self._started_s = self._updated_s = now()
         self._idle: defaultdict[str, float] = defaultdict(float)
         self._activities: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def unit(self) -> Iterator[UnitActivity]:
-        """A unit that is in flight meanwhile; it begins in ``COMMIT``, with the record of the attempt."""
+        """Measure a unit inside the ``with`` block. It begins in ``COMMIT``, with the record of the attempt."""
         unit = UnitActivity(self, next(self._numbers))
-        with self.settled():
+        with self.updated():
             self._units.append(unit)
         try:
             yield unit
         finally:
-            with self.settled():
+            with self.updated():
                 self._units.remove(unit)
 
-    def seconds(self) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Since this was made: all of it, what of it the device was idle by cause, and the units' seconds by activity."""
-        with self.settled():
-            return self._settled_s - self._started_s, dict(self._idle), dict(self._activities)
+    def times(self) -> Times:
+        """Seconds up to now."""
+        with self.updated():
+            return Times(self._updated_s - self._started_s, dict(self._idle), dict(self._activities))
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
-        """Account for the time until now; then something may change."""
+    def updated(self) -> Iterator[None]:
+        """Account for the time up to now. Inside the ``with`` block, activities may change."""
         with self._lock:
             now_s = self._now()
-            spent_s, self._settled_s = now_s - self._settled_s, now_s
+            passed_s, self._updated_s = now_s - self._updated_s, now_s
             for unit in self._units:
-                unit.seconds[unit.activity] += spent_s
-                self._activities[unit.activity] += spent_s
+                unit.seconds[unit.activity] += passed_s
+                self._activities[unit.activity] += passed_s
             causes = [str(unit.activity) for unit in self._units] or [NO_UNIT]
             if Activity.ENCODE not in causes:
                 for cause in causes:
-                    self._idle[cause] += spent_s / len(causes)
+                    self._idle[cause] += passed_s / len(causes)
             yield
 
 
 class UnitActivity:
-    """The activities of one unit, as the threads that work on it tell them."""
+    """The current activity of one unit. The threads that work on the unit report it."""
 
-    def __init__(self, occupancy: Utilization, number: int) -> None:
+    def __init__(self, utilization: Utilization, number: int) -> None:
         self.number = number
         """Lower for units that began earlier."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """By activity, in sum the time since it began."""
-        self._occupancy = occupancy
+        """Seconds by activity. They add up to the time since the unit began."""
+        self._utilization = utilization
         self._activity = Activity.COMMIT
         self._encoding = False
 
     @property
     def activity(self) -> Activity:
-        """Where the unit is."""
+        """The current activity."""
         return Activity.ENCODE if self._encoding else self._activity
 
     def enter(self, activity: Activity) -> None:
-        """The unit's own thread goes on to ``activity``."""
-        with self._occupancy.settled():
+        """Change the activity of the unit's own thread."""
+        with self._utilization.updated():
             self._activity = activity
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """The unit is in the VAE meanwhile."""
-        with self._occupancy.settled():
+        """Count the unit as in the VAE inside the ``with`` block."""
+        with self._utilization.updated():
             self._encoding = True
         try:
             yield
         finally:
-            with self._occupancy.settled():
+            with self._utilization.updated():
                 self._encoding = False

@@ -1,4 +1,4 @@
-"""Word from the encoders of a Ray cluster between their reports: a small actor holds what each has said last."""
+"""Heartbeats of encoders on Ray: encoders send them to a small actor, and the driver reads the newest from it."""
 
 from __future__ import annotations
 
@@ -9,61 +9,64 @@ from typing import Any
 
 from pipeline.encode.unit_report import Heartbeat
 
-AFTER_S, EVERY_S = 15.0, 5.0
-"""The board goes up after this time, so that short jobs have none; then encoders tell so often how they are."""
+START_AFTER_S = 15.0
+"""Seconds after which the driver starts the actor. Shorter jobs do without."""
+EVERY_S = 5.0
+"""Seconds between two heartbeats of an encoder, and between two reads of the driver."""
 STALE_AFTER_S = 3 * EVERY_S
-"""An encoder that has said nothing for so long is dead: its units will be begun again."""
+"""Seconds after which an encoder without a heartbeat counts as dead. Another one will begin its units again."""
 ANSWER_TIMEOUT_S = 2.0
+"""Seconds that the driver waits for the actor."""
 
 
-class _Latest:
-    """What runs in the actor."""
+class _LatestHeartbeats:
+    """The actor: the newest heartbeat of every encoder, as JSON."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, str]] = {}
+        self._latest: dict[str, tuple[float, str]] = {}
 
-    def put(self, encoder: str, pulse: str) -> None:
-        self._said[encoder] = time.monotonic(), pulse
+    def put(self, encoder: str, heartbeat: str) -> None:
+        self._latest[encoder] = time.monotonic(), heartbeat
 
     def fresh(self) -> list[str]:
         oldest_s = time.monotonic() - STALE_AFTER_S
-        self._said = {encoder: said for encoder, said in self._said.items() if said[0] >= oldest_s}
-        return [pulse for _, pulse in self._said.values()]
+        self._latest = {encoder: entry for encoder, entry in self._latest.items() if entry[0] >= oldest_s}
+        return [heartbeat for _, heartbeat in self._latest.values()]
 
 
-class HeartbeatBoard:
-    """A job's board: the driver looks, encoders post. Neither waits for it, or minds if it is not there."""
+class HeartbeatChannel:
+    """Carries a job's heartbeats from encoders to the driver. If the actor is missing, neither side waits or fails."""
 
     def __init__(self, job: str) -> None:
         self._name = f"latentmill-{job}"
         self._actor: Any = None
-        self._seen: list[Heartbeat] = []
-        self._next_s = time.monotonic() + AFTER_S
+        self._received: list[Heartbeat] = []
+        self._next_read_s = time.monotonic() + START_AFTER_S
 
-    def look(self) -> list[Heartbeat]:
-        """What encoders have said lately; puts the board up when it is time. May be asked at any moment."""
-        if time.monotonic() < self._next_s:
-            return self._seen
-        self._next_s = time.monotonic() + EVERY_S
+    def receive(self) -> list[Heartbeat]:
+        """In the driver: the newest heartbeats, at most ``EVERY_S`` old. Starts the actor when it is time."""
+        if time.monotonic() < self._next_read_s:
+            return self._received
+        self._next_read_s = time.monotonic() + EVERY_S
         import ray
         from ray.exceptions import RayError
 
         try:
             if self._actor is None:
                 options = {"name": self._name, "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-                self._actor = ray.remote(_Latest).options(**options).remote()
-            pulses = ray.get(self._actor.fresh.remote(), timeout=ANSWER_TIMEOUT_S)
-        except RayError:  # also where there is no answer in time
-            return self._seen
-        self._seen = [json.loads(pulse) for pulse in pulses]
-        return self._seen
+                self._actor = ray.remote(_LatestHeartbeats).options(**options).remote()
+            heartbeats = ray.get(self._actor.fresh.remote(), timeout=ANSWER_TIMEOUT_S)
+        except RayError:  # a timeout is one too
+            return self._received
+        self._received = [json.loads(heartbeat) for heartbeat in heartbeats]
+        return self._received
 
-    def post(self, pulse: Heartbeat) -> None:
-        """Tell how an encoder is."""
+    def send(self, heartbeat: Heartbeat) -> None:
+        """In an encoder: replace this encoder's heartbeat."""
         import ray
         from ray.exceptions import RayError
 
-        with contextlib.suppress(ValueError, RayError):  # ValueError: there is no board yet
+        with contextlib.suppress(ValueError, RayError):  # ValueError: the actor has not been started
             if self._actor is None:
                 self._actor = ray.get_actor(self._name)
-            self._actor.put.remote(pulse["encoder"], json.dumps(pulse))
+            self._actor.put.remote(heartbeat["encoder"], json.dumps(heartbeat))

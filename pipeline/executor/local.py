@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 from pipeline.encode.encoder import UNITS_IN_FLIGHT, ShardEncoder
-from pipeline.encode.unit_report import UnitReport, Watch
+from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.tasks import Task
-from pipeline.recipe import Run
 
 
-def encode_locally(tasks: list[Task], run: Run, arguments: dict[str, Any], watch: Watch) -> Iterator[UnitReport]:
-    """The same encoder as on Ray, in this process: two units in flight."""
-    encoder = ShardEncoder(**arguments)
-    watch(lambda: [encoder.pulse()])
+def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
+    """Encode every task with one encoder in this process. Yields each report as soon as its unit has ended."""
+    encoder = ShardEncoder(settings)
+    heartbeats.connect(lambda: [encoder.heartbeat()])
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
     try:
         for done in as_completed([pool.submit(encoder.encode_unit, *task) for task in tasks]):
             yield done.result()
     finally:
-        encoder.close()  # first, so that after a failure or Ctrl-C the units in flight end at once
+        encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""An encoder's numbers for Prometheus, through Ray: every node of a Ray cluster exports them."""
+"""An encoder's metrics for Prometheus. Every node of a Ray cluster exports those of its processes."""
 
 from __future__ import annotations
 
@@ -15,67 +15,69 @@ COUNTERS = {
     "clips": ("Clips encoded; work that is repeated after a failure counts again", ()),
     "frames": ("Frames of these clips", ()),
     "skips": ("Windows that the recipe leaves out", ("reason",)),
-    "rejects": ("Windows and items at fault", ("stage", "reason")),
+    "rejects": ("Windows and items that cannot be used", ("stage", "reason")),
     "committed_bytes": ("Bytes of committed shards", ()),
-    "encoder_seconds": ("Time that the encoder has been ready", ()),
-    "idle_seconds": ("Time in which no unit was in the VAE, by what the units in flight were at", ("cause",)),
+    "encoder_seconds": ("Time since the encoder became ready", ()),
+    "idle_seconds": ("Time in which no unit was in the VAE, by what the units in flight were doing", ("cause",)),
     "activity_seconds": (
-        "Time of units in flight by activity; two units add two seconds a second",
+        "Time of units in flight by activity; two units add two seconds per second",
         ("activity",),
     ),
 }
 GAUGES = {"busy_share": "Share of the time since the last update in which the VAE worked, 0 to 1"}
-HISTOGRAMS = {"unit_seconds": "From begin to commit of a unit"}
+HISTOGRAMS = {"unit_seconds": "Time from the begin of a unit to its commit"}
 UNIT_SECONDS = [1, 3, 10, 30, 60, 120, 300, 600, 1200, 3600, 7200]
+"""Boundaries of the histogram's buckets in seconds."""
 
 
 class Metrics:
-    """One encoder's metrics, tagged with the job and the encoder; to be made where Ray runs."""
+    """One encoder's metrics, tagged with the job and the encoder. Can only be made in a process that Ray runs."""
 
     def __init__(self, job: str, encoder: str) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
 
         tags = {"job": job, "encoder": encoder}
 
-        def made(metric_class: Any, name: str, description: str, *own: str, **options: Any) -> Any:
-            metric = metric_class(PREFIX + name, description=description, tag_keys=(*tags, *own), **options)
-            metric.set_default_tags(tags)
-            return metric
+        def metric(metric_class: Any, name: str, description: str, *keys: str, **options: Any) -> Any:
+            made = metric_class(PREFIX + name, description=description, tag_keys=(*tags, *keys), **options)
+            made.set_default_tags(tags)
+            return made
 
-        self._counters = {name: (made(Counter, name, text, *keys), keys) for name, (text, keys) in COUNTERS.items()}
-        self._busy_share = made(Gauge, "busy_share", GAUGES["busy_share"])
-        self._unit_seconds = made(Histogram, "unit_seconds", HISTOGRAMS["unit_seconds"], boundaries=UNIT_SECONDS)
-        self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._counters = {name: (metric(Counter, name, text, *keys), keys) for name, (text, keys) in COUNTERS.items()}
+        self._busy_share = metric(Gauge, "busy_share", GAUGES["busy_share"])
+        self._unit_seconds = metric(Histogram, "unit_seconds", HISTOGRAMS["unit_seconds"], boundaries=UNIT_SECONDS)
+        self._exported: dict[tuple[str, tuple[str, ...]], float] = {}
+        """Value of each counter by name and tags."""
 
-    def update(self, tally: EncoderCounters, occupancy: Utilization) -> None:
-        """Bring the counters to what the encoder has done by now. Not from two threads at once."""
-        totals = tally.totals()
-        encoder_s, idle_s, activities_s = occupancy.seconds()
+    def update(self, counters: EncoderCounters, utilization: Utilization) -> None:
+        """Raise the metrics to the encoder's current counters. Only one thread may call this at a time."""
+        totals = counters.totals()
+        times = utilization.times()
         for outcome, count in totals.units.items():
-            self._raise("units", count, outcome)
-        self._raise("clips", totals.samples)
-        self._raise("frames", totals.frames)
-        for reason, count in totals.skips.items():
-            self._raise("skips", count, reason)
-        for name, count in totals.rejects.items():
-            self._raise("rejects", count, *Reject.parse_name(name))
-        self._raise("committed_bytes", totals.size_bytes)
-        for activity, seconds in activities_s.items():
-            self._raise("activity_seconds", seconds, activity)
-        spent_s = self._raise("encoder_seconds", encoder_s)
-        waited_s = sum(self._raise("idle_seconds", seconds, cause) for cause, seconds in idle_s.items())
-        if spent_s > 0:
-            self._busy_share.set(1 - waited_s / spent_s)
+            self._raise_to("units", count, outcome)
+        self._raise_to("clips", totals.counts.samples)
+        self._raise_to("frames", totals.counts.frames)
+        for reason, count in totals.counts.skips.items():
+            self._raise_to("skips", count, reason)
+        for name, count in totals.counts.rejects.items():
+            self._raise_to("rejects", count, *Reject.parse_name(name))
+        self._raise_to("committed_bytes", totals.counts.size_bytes)
+        for activity, seconds in times.activities_s.items():
+            self._raise_to("activity_seconds", seconds, activity)
+        passed_s = self._raise_to("encoder_seconds", times.total_s)
+        idle_s = sum(self._raise_to("idle_seconds", seconds, cause) for cause, seconds in times.idle_s.items())
+        if passed_s > 0:
+            self._busy_share.set(1 - idle_s / passed_s)
 
     def unit_ended(self, report: UnitReport) -> None:
-        """A unit's time from begin to end."""
+        """Add a unit's time to the histogram."""
         self._unit_seconds.observe(report.wall_s)
 
-    def _raise(self, name: str, value: float, *tags: str) -> float:
-        """By how much the counter had to grow."""
+    def _raise_to(self, name: str, value: float, *tags: str) -> float:
+        """Raise a counter to ``value``. Returns the difference to its last value."""
         counter, keys = self._counters[name]
-        grown = value - self._seen.get((name, tags), 0.0)
-        if grown > 0:
-            counter.inc(grown, dict(zip(keys, tags, strict=True)))
-            self._seen[name, tags] = value
-        return max(0.0, grown)
+        growth = value - self._exported.get((name, tags), 0.0)
+        if growth > 0:
+            counter.inc(growth, dict(zip(keys, tags, strict=True)))
+            self._exported[name, tags] = value
+        return max(0.0, growth)

@@ -1,8 +1,8 @@
-"""The encoder as Ray Data holds it: tasks and reports are JSON, errors are reports, a broken GPU ends the process."""
+"""The encoder as an actor of Ray Data. Tasks and reports are JSON, errors come back in rows, a broken GPU ends the
+process."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -12,37 +12,44 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from pipeline import errors
 from pipeline.encode.encoder import ShardEncoder
+from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import UnitReport
-from pipeline.errors import LatentmillError
-from pipeline.executor.heartbeats import EVERY_S, HeartbeatBoard
+from pipeline.errors import ConfigError, IntegrityError, LatentmillError, SourceChanged, StoreError
+from pipeline.executor.heartbeats import EVERY_S, HeartbeatChannel
 from pipeline.executor.metrics import Metrics
 from pipeline.executor.tasks import Task, unpack
 from stvae.memory import is_device_fault
 
+ERROR_CLASSES: dict[str, type[LatentmillError]] = {
+    error.__name__: error for error in (LatentmillError, ConfigError, StoreError, SourceChanged, IntegrityError)
+}
+"""Errors that an actor can report, by name."""
+
 
 class EncoderActor:
-    """A ``ShardEncoder`` whose errors come back in rows: raised, they would reach people as pages of Ray's traceback."""
+    """A ``ShardEncoder`` that returns its errors in rows. If it raised them, users would see pages of Ray's traceback."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, settings: EncoderSettings) -> None:
         self.failure: LatentmillError | None = None
         try:
-            self.encoder = ShardEncoder(**arguments)
+            self.encoder = ShardEncoder(settings)
         except LatentmillError as error:
             self.failure = error
             return
-        self._updating = threading.Lock()
-        self.metrics = Metrics(arguments["job"], self.encoder.tally.encoder)
-        threading.Thread(target=self._beat, args=[HeartbeatBoard(arguments["job"])], name="pulse", daemon=True).start()
+        self._metrics_lock = threading.Lock()
+        self.metrics = Metrics(settings.job, self.encoder.counters.encoder)
+        channel = HeartbeatChannel(settings.job)
+        threading.Thread(target=self._send_heartbeats, args=[channel], name="heartbeat", daemon=True).start()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Packed tasks to what ``read_report`` takes, one by one. Ends this process where its GPU has failed."""
+        """Encode packed tasks. Yields a row for ``read_report`` per task. Ends this process if its GPU has failed."""
         for packed in batch["tasks"]:
             for task in unpack(packed):
-                yield {"report": [self._answer(task)]}
+                yield {"report": [self._report(task)]}
 
-    def _answer(self, task: Task) -> str:
+    def _report(self, task: Task) -> str:
+        """The report of a task as JSON, or its error."""
         try:
             if self.failure is not None:
                 raise self.failure
@@ -54,30 +61,30 @@ class EncoderActor:
         except RuntimeError as error:
             if not is_device_fault(error):
                 raise
-            _die(error)
-        return json.dumps(dataclasses.asdict(report))
+            _kill_process(error)
+        return json.dumps(report.to_json())
 
-    def _beat(self, board: HeartbeatBoard) -> None:
+    def _send_heartbeats(self, channel: HeartbeatChannel) -> None:
         while True:
             time.sleep(EVERY_S)
             self._update_metrics()
-            board.post(self.encoder.pulse())
+            channel.send(self.encoder.heartbeat())
 
     def _update_metrics(self) -> None:
-        with self._updating:
-            self.metrics.update(self.encoder.tally, self.encoder.occupancy)
+        with self._metrics_lock:
+            self.metrics.update(self.encoder.counters, self.encoder.utilization)
 
 
 def read_report(text: str) -> UnitReport:
-    """The report in an actor's row; raises the error that it carries instead."""
+    """The report in an actor's row. If the row holds an error, raises it."""
     values = json.loads(text)
     if "error" in values:
-        raise getattr(errors, values["error"])(values["message"])
-    return UnitReport(**values)
+        raise ERROR_CLASSES.get(values["error"], LatentmillError)(values["message"])
+    return UnitReport.from_json(values)
 
 
-def _die(error: RuntimeError) -> NoReturn:
-    """Ray starts another encoder, which finds in the records of attempts what was in flight."""
+def _kill_process(error: RuntimeError) -> NoReturn:
+    """End this process. Ray starts another encoder, which finds in the records of attempts what was in the VAE."""
     sys.stderr.write(f"the GPU cannot be used any more: {error}\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)

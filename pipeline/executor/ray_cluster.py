@@ -1,4 +1,4 @@
-"""The nodes of the Ray cluster that a run joins: whether one of them could hold an encoder."""
+"""The Ray cluster of a run: connecting to it, and checking that some node can hold an encoder."""
 
 from __future__ import annotations
 
@@ -12,90 +12,15 @@ from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.recipe import Run
 
-LOOK_EVERY_S = 5.0
+CHECK_EVERY_S = 5.0
+"""Seconds between two looks at the cluster's nodes."""
 
 
-@contextmanager
-def watched(run: Run, say: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile, say when no node could hold an encoder, which Ray waits for in silence, and when one can."""
-    if run.local:
-        yield
-        return
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(run, say, done), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join(LOOK_EVERY_S)
+def connect_to_ray(run: Run) -> Any:
+    """The ``ray`` module, connected to the cluster that the run names, or to a new one on this machine.
 
-
-def stalled(run: Run) -> LatentmillError:
-    """The error of a job in which nothing has moved for too long."""
-    return LatentmillError(
-        f"nothing has moved for {run.progress_timeout_s:.0f} s: no node has come that could hold an encoder of "
-        f"{_size(run.cpus, run.gpus)}, or a unit takes longer than this. Run the same command again, with a larger "
-        "--progress-timeout-s if it may wait for longer"
-    )
-
-
-def must_hold(run: Run, resources: dict[str, float]) -> None:
-    """ConfigError unless the only node that there will be, which has ``resources``, could hold an encoder."""
-    if not _holds(resources, run):
-        raise ConfigError(
-            f"an encoder of {_size(run.cpus, run.gpus)} does not fit this machine, for which Ray finds "
-            f"{_size_of(resources)}: lower --cpus or --gpus, or name a cluster with --ray-address"
-        )
-
-
-def _watch(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
-    import ray
-
-    waiting = False
-    while not done.wait(LOOK_EVERY_S):
-        if not ray.is_initialized():
-            continue
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(_holds(node, run) for node in nodes):
-            if waiting:
-                say("a node has come; going on")
-            waiting = False
-        elif not waiting:
-            waiting = True
-            have = ", ".join(dict.fromkeys(map(_size_of, nodes)))
-            say(f"waiting for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {have}")
-
-
-def _holds(node: dict[str, float], run: Run) -> bool:
-    return node.get("CPU", 0) >= run.cpus and node.get("GPU", 0) >= run.gpus
-
-
-def _size_of(node: dict[str, float]) -> str:
-    return _size(node.get("CPU", 0), node.get("GPU", 0))
-
-
-def _size(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPU and {gpus:g} GPU"
-
-
-def device_model(run: Run) -> str:
-    """Model of what will compute, asked where the encoders will be."""
-    if not run.gpus:
-        return cpu_model()
-    if run.local:
-        return gpu_model()
-    ray = connect(run)
-    retry_call = ray.remote(num_gpus=run.gpus)(gpu_model).remote()
-    try:
-        name: str = ray.get(retry_call, timeout=run.progress_timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise stalled(run) from error
-    return name
-
-
-def connect(run: Run) -> Any:
-    """Ray, connected to the cluster that the run names or to one of its own."""
+    Raises ConfigError if an encoder does not fit the new one.
+    """
     import ray
     import ray.data.exceptions
 
@@ -104,11 +29,90 @@ def connect(run: Run) -> Any:
             address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
         )
         if run.ray_address == "local":
-            must_hold(run, ray.cluster_resources())
+            check_encoder_fits(run, ray.cluster_resources())
     return ray
 
 
-def disconnect() -> None:
-    """Leave Ray, if this process has imported it: what it says of encoders that it ended comes before the last words."""
+def disconnect_from_ray() -> None:
+    """Leave Ray, if this process has imported it. Its messages about ended encoders then come before our last line."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
+
+
+def device_model(run: Run) -> str:
+    """Model of the device that the encoders compute on."""
+    if not run.gpus:
+        return cpu_model()
+    if run.local:
+        return gpu_model()
+    ray = connect_to_ray(run)
+    on_a_gpu_node = ray.remote(num_gpus=run.gpus)(gpu_model)
+    try:
+        name: str = ray.get(on_a_gpu_node.remote(), timeout=run.progress_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise no_progress_error(run) from error
+    return name
+
+
+def check_encoder_fits(run: Run, resources: dict[str, float]) -> None:
+    """Raise ConfigError if an encoder needs more than ``resources``, which are those of the only node."""
+    if not _fits(run, resources):
+        raise ConfigError(
+            f"an encoder of {_size(run.cpus, run.gpus)} does not fit this machine, for which Ray finds "
+            f"{_node_size(resources)}: lower --cpus or --gpus, or name a cluster with --ray-address"
+        )
+
+
+def no_progress_error(run: Run) -> LatentmillError:
+    """The error for a job in which no unit has ended for too long."""
+    return LatentmillError(
+        f"no unit has ended for {run.progress_timeout_s:.0f} s: no node has joined that can hold an encoder of "
+        f"{_size(run.cpus, run.gpus)}, or a unit takes longer than this. Run the same command again, with a larger "
+        "--progress-timeout-s if it may wait longer"
+    )
+
+
+@contextmanager
+def report_missing_nodes(run: Run, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside the ``with`` block, say when no node can hold an encoder, and when one has joined. Ray waits silently."""
+    if run.local:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_watch_nodes, args=(run, say, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(CHECK_EVERY_S)
+
+
+def _watch_nodes(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
+    import ray
+
+    waiting = False
+    while not done.wait(CHECK_EVERY_S):
+        if not ray.is_initialized():
+            continue
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(_fits(run, node) for node in nodes):
+            if waiting:
+                say("a node has joined; going on")
+            waiting = False
+        elif not waiting:
+            waiting = True
+            sizes = ", ".join(dict.fromkeys(map(_node_size, nodes)))
+            say(f"waiting for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {sizes}")
+
+
+def _fits(run: Run, node: dict[str, float]) -> bool:
+    return node.get("CPU", 0) >= run.cpus and node.get("GPU", 0) >= run.gpus
+
+
+def _node_size(node: dict[str, float]) -> str:
+    return _size(node.get("CPU", 0), node.get("GPU", 0))
+
+
+def _size(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU and {gpus:g} GPU"

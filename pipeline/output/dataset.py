@@ -15,7 +15,7 @@ from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 from pipeline.storage.urls import scheme_of
 from stvae.card import Card
-from stvae.geometry import Geometry, Rule
+from stvae.geometry import Geometry, SizeRule
 
 PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
@@ -150,7 +150,7 @@ def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
     records = [
         (values, Card),
         (geometry, Geometry),
-        *((geometry[axis], Rule) for axis in ("frames", "height", "width")),
+        *((geometry[axis], SizeRule) for axis in ("frames", "height", "width")),
     ]
     for record, record_type in records:
         refuse_unknown_fields("the VAE's card", record, [field.name for field in dataclasses.fields(record_type)])

@@ -87,7 +87,7 @@ def read_plan(store: Store) -> Plan:
 def _to_table(units: list[Unit], schema: pa.Schema) -> pa.Table:
     rows = [unit.without_files() for unit in units]
     table = pa.Table.from_pylist(rows, schema=pa.schema([column for column in schema if column.name != "files"]))
-    files = Files.joined(unit.files for unit in units).rows.combine_chunks()
+    files = Files.concat(unit.files for unit in units).rows.combine_chunks()
     offsets = pa.array([0, *itertools.accumulate(len(unit.files) for unit in units)], pa.int32())
     lists = pa.ListArray.from_arrays(offsets, files, type=schema.field("files").type)
     return (
@@ -100,7 +100,7 @@ def _from_table(table: pa.Table) -> Iterator[Unit]:
     offsets, files = lists.offsets.to_pylist(), Files(pa.chunked_array([lists.values], FILE_TYPE))
     rows = table.drop_columns(["files"]).to_pylist()
     for row, (start, stop) in zip(rows, itertools.pairwise(offsets), strict=True):
-        yield Unit.with_files(row, files.cut(start, stop) if stop > start else Files())
+        yield Unit.with_files(row, files.slice(start, stop) if stop > start else Files())
 
 
 def committed_units(store: Store) -> set[str]:

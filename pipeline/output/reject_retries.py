@@ -15,12 +15,10 @@ from pipeline.errors import Reject
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
+from pipeline.sources.formats import FORMATS
 from pipeline.sources.units import Plan, Retry, Unit, unit_name
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
-
-REST_OF_A_TAR = "read/damaged_tar"
-"""A reject that stands for all later items of a tar. It is never tried again: an unchanged tar is still damaged."""
 
 
 def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]) -> Plan:
@@ -35,7 +33,8 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
         return plan
     rejects = _rejects(store, index)
     counts = Counter(row["name"] for row in rejects)
-    names = {full for full in counts if name in ("all", full, Reject.parse_name(full)[1])} - {REST_OF_A_TAR}
+    final = {source_format.final_reject for source_format in FORMATS.values()}
+    names = {full for full in counts if name in ("all", full, Reject.parse_name(full)[1])} - final
     chosen = [row for row in rejects if row["name"] in names]
     if not chosen:
         existing = ", ".join(f"{full} ({count})" for full, count in counts.most_common()) or "none at all"

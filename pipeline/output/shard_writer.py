@@ -24,7 +24,7 @@ from pipeline.sources.units import Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Clip, RejectedWindow
+from pipeline.video.outcomes import Clip, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts
 from stvae.card import Card
 
@@ -37,8 +37,6 @@ class ShardWriter:
 
     def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
         self.counts = Counts()
-        self.size_bytes = 0
-        """Size of the committed tar in bytes; 0 where there is none."""
         self._path = path
         self._unit = unit
         self._builder = RowBuilder(unit, recipe, card, user_columns)
@@ -89,7 +87,6 @@ class ShardWriter:
         sha256, size_bytes = self._tar.close()
         failpoint(Failpoint.TAR_WRITTEN)
         shard = f"shards/{self._unit.name}-{sha256[:8]}.tar" if self.counts.samples else None
-        self.size_bytes = size_bytes if shard else 0
         metadata = self._unit_metadata(shard, {"sha256": sha256, "size_bytes": str(size_bytes)} | notes)
         path = unit_metadata_path(self._unit.name)
         if store.size(path) is None:
@@ -98,9 +95,11 @@ class ShardWriter:
                 failpoint(Failpoint.TAR_UPLOADED)
             if store.put_new(path, metadata):
                 failpoint(Failpoint.UNIT_COMMITTED)
+                self.counts.size_bytes = size_bytes if shard else 0
                 return "committed"
         committed = store.get(path)
         if committed == metadata:  # perhaps our own, if the store's answer was lost
+            self.counts.size_bytes = size_bytes if shard else 0
             return "committed"
         if shard and unit_metadata_facts(read_parquet(committed)).get("shard") != shard:
             store.delete(shard)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.storage.concurrency import in_parallel
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
@@ -58,7 +58,7 @@ def unit_of(shard: str) -> str:
 def read_unit_metadata(store: Store, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
     """Read the metadata of each unit, in the order given, with many requests at a time."""
     pairs = zip(units, unit_metadata_paths(store, units), strict=True)
-    return in_parallel(lambda pair: (pair[0], read_parquet(store.get(pair[1]))), pairs)
+    return map_concurrently(lambda pair: (pair[0], read_parquet(store.get(pair[1]))), pairs)
 
 
 def in_source_order(plan: Plan) -> list[Unit]:

@@ -24,7 +24,7 @@ from pipeline.output.members import CHECKSUM, Member, members_of
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import in_source_order, unit_metadata_facts, unit_metadata_paths
 from pipeline.sources.units import Plan, Unit
-from pipeline.storage.concurrency import in_parallel
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
@@ -96,7 +96,7 @@ def _checked_units(
     """Check the metadata and the shard of each unit, and pass on what could be read. Adds to ``shards``."""
     units = in_source_order(plan)
     paths = unit_metadata_paths(store, units)
-    for unit, path, metadata in zip(units, paths, in_parallel(partial(_read, store), paths), strict=True):
+    for unit, path, metadata in zip(units, paths, map_concurrently(partial(_read, store), paths), strict=True):
         verdict.units += 1
         if isinstance(metadata, str):
             verdict.problems.append((path, metadata))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from pipeline.encode.unit_report import Heartbeat, UnitReport
+from pipeline.encode.unit_report import Heartbeat, Heartbeats, UnitHeartbeat, UnitReport
+from pipeline.output.counts import Counts
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
+from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
 
 LOG_INTERVAL_S = 10.0
@@ -43,9 +44,7 @@ class Snapshot:
     """Monotonic time in seconds."""
     work: float = 0.0
     """Work done so far, where a unit of average size is 1."""
-    samples: int = 0
-    frames: int = 0
-    size_bytes: int = 0
+    counts: Counts = field(default_factory=Counts)
     encoder_s: float = 0.0
     idle_s: dict[str, float] = field(default_factory=dict)
 
@@ -71,8 +70,9 @@ class Progress:
         self._total_work = sum(self._work_by_unit.values())
         self._started_s = self._logged_s = time.monotonic()
         self._advised_s = self._started_s + FIRST_ADVICE_S - ADVICE_INTERVAL_S
-        self._read_heartbeats: Callable[[], Iterable[Heartbeat]] = tuple
-        self._heartbeats: list[Heartbeat] = []
+        self.heartbeats = Heartbeats()
+        """Source of the encoders' heartbeats; an executor connects it."""
+        self._latest: list[Heartbeat] = []
         self._reported_units: dict[str, None] = {}  # a set that keeps its order
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}  # encoder_s and idle_s by encoder
         self._snapshots: deque[Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
@@ -80,9 +80,10 @@ class Progress:
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._report_periodically, name="progress", daemon=True)
-        self.units = self.windows = self.samples = self.frames = self.size_bytes = 0
-        self.skips: Counter[str] = Counter()
-        self.rejects: Counter[str] = Counter()
+        self.units = 0
+        """Number of units that have ended."""
+        self.counts = Counts()
+        """Outcomes of their windows."""
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -95,16 +96,12 @@ class Progress:
             self._say(self.line())
         self._run_log.write()
 
-    def watch(self, read_heartbeats: Callable[[], Iterable[Heartbeat]]) -> None:
-        """Set the function that returns the newest heartbeat of every encoder."""
-        self._read_heartbeats = read_heartbeats
-
     def poll(self) -> None:
         """Read the encoders' newest heartbeats."""
-        heartbeats = list(self._read_heartbeats())
+        latest = self.heartbeats.latest()
         with self._lock:
-            self._heartbeats = heartbeats
-            for heartbeat in heartbeats:
+            self._latest = latest
+            for heartbeat in latest:
                 self._update_encoder(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
 
     def add(self, report: UnitReport) -> None:
@@ -112,12 +109,7 @@ class Progress:
         self._run_log.add(report)
         with self._lock:
             self.units += 1
-            self.windows += report.windows
-            self.samples += report.samples
-            self.frames += report.frames
-            self.size_bytes += report.size_bytes
-            self.skips.update(report.skips)
-            self.rejects.update(report.rejects)
+            self.counts += report.counts
             self._work += self._work_by_unit[report.unit]
             self._reported_units[report.unit] = None
             if len(self._reported_units) > MAX_REPORTED_UNITS:
@@ -136,7 +128,7 @@ class Progress:
 
     def too_many_rejects(self) -> bool:
         """Return True if the share of rejected windows is so large that the job should stop."""
-        return too_many_rejects(self.rejects.total(), self.windows, self._max_rejects)
+        return too_many_rejects(self.counts.rejects.total(), self.counts.windows, self._max_rejects)
 
     def idle_time(self) -> tuple[float, dict[str, float]]:
         """Return the seconds since each encoder was ready, summed over encoders, and the idle seconds by cause."""
@@ -148,14 +140,14 @@ class Progress:
         before, now = self._recent_snapshots()
         span_s = max(now.time_s - before.time_s, 1e-3)
         with self._lock:
-            rejects, common = self.rejects.total(), self.rejects.most_common(2)
+            rejects, common = self.counts.rejects.total(), self.counts.rejects.most_common(2)
         reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
             f"{self.units}/{len(self._work_by_unit)} units",
-            f"{now.samples} clips ({max(0, now.samples - before.samples) / span_s:.1f}/s, "
-            f"{max(0, now.frames - before.frames) / span_s:.0f} frames/s)",
+            f"{now.counts.samples} clips ({max(0, now.counts.samples - before.counts.samples) / span_s:.1f}/s, "
+            f"{max(0, now.counts.frames - before.counts.frames) / span_s:.0f} frames/s)",
             f"{number(rejects, 'reject')}{reasons and f' ({reasons})'}",
-            byte_size(now.size_bytes),
+            byte_size(now.counts.size_bytes),
             _idle_text(before, now),
             self._time_left(before, now),
         ]
@@ -190,19 +182,17 @@ class Progress:
     def _recent_snapshots(self) -> tuple[Snapshot, Snapshot]:
         """Return the snapshots at the beginning and the end of the span that rates are computed over."""
         with self._lock:
-            samples, frames, work = self.samples, self.frames, self._work
-            for heartbeat in self._heartbeats:
+            counts, work = self.counts, self._work
+            for heartbeat in self._latest:
                 for name, unit in heartbeat["units"].items():
                     if name not in self._reported_units and name in self._work_by_unit:
-                        samples, frames = samples + unit["samples"], frames + unit["frames"]
+                        counts += Counts(samples=unit["samples"], frames=unit["frames"])
                         work += self._work_in_flight(name, unit)
             encoder_s, idle_s = self._idle_time()
             now = Snapshot(
                 time_s=time.monotonic(),
                 work=work,
-                samples=samples,
-                frames=frames,
-                size_bytes=self.size_bytes,
+                counts=counts,
                 encoder_s=encoder_s,
                 idle_s=idle_s,
             )
@@ -214,12 +204,13 @@ class Progress:
                 self._snapshots.append(now)
             return before, now
 
-    def _work_in_flight(self, name: str, unit: dict[str, Any]) -> float:
-        """Return the work done on a unit in flight: by its items, or for a tar by its windows, as in finished units."""
+    def _work_in_flight(self, name: str, unit: UnitHeartbeat) -> float:
+        """Return the work done on a unit in flight: by its items, or by its windows if its format does not count items."""
         work = self._work_by_unit[name]
         if unit["share"] is not None:
-            return work * float(unit["share"])
-        return min(work, unit["windows"] * self._work / self.windows) if self.windows else 0.0
+            return work * unit["share"]
+        windows = self.counts.windows
+        return min(work, unit["windows"] * self._work / windows) if windows else 0.0
 
     def _time_left(self, before: Snapshot, now: Snapshot) -> str:
         if self.units >= len(self._work_by_unit):
@@ -234,12 +225,15 @@ class Progress:
 
 
 def work_by_unit(units: list[Unit]) -> dict[str, float]:
-    """Return the work of each unit by name, where the average of its source format is 1: bytes and rows do not compare."""
-    costs: defaultdict[str, list[int]] = defaultdict(list)
+    """Return the work of each unit by name, where the average of its format is 1: bytes and rows do not compare."""
+    costs: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for unit in units:
-        costs[unit.format].append(unit.cost)
-    averages = {kind: sum(values) / len(values) for kind, values in costs.items()}
-    return {unit.name: unit.cost / averages[unit.format] if averages[unit.format] else 1.0 for unit in units}
+        costs[unit.format][unit.name] = format_of(unit).cost(unit)
+    work: dict[str, float] = {}
+    for cost_by_unit in costs.values():
+        average = sum(cost_by_unit.values()) / len(cost_by_unit)
+        work |= {name: cost / average if average else 1.0 for name, cost in cost_by_unit.items()}
+    return work
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:

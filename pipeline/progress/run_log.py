@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 
@@ -31,7 +30,7 @@ class RunLog:
 
     def add(self, report: UnitReport) -> None:
         """Add a report, and write a part if one is due."""
-        self._lines.append(json.dumps(dataclasses.asdict(report)) + "\n")
+        self._lines.append(json.dumps(report.to_json()) + "\n")
         if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_INTERVAL_S:
             self.write()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.output.counts import Counts
 from pipeline.output.index import Index
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.activities import idle_advice
@@ -38,22 +39,14 @@ class Summary:
     units: int
     units_done_now: int
     elapsed_s: float
-    samples: int = 0
-    frames: int = 0
-    size_bytes: int = 0
-    buckets: dict[str, int] = field(default_factory=dict)
-    skips: dict[str, int] = field(default_factory=dict)
-    rejects: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    buckets: Counter[str] = field(default_factory=Counter)
+    """Number of samples by bucket."""
     reject_examples: list[str] = field(default_factory=list)
     encoder_s: float = 0.0
     """Seconds since each encoder of this run was ready, summed over encoders."""
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which the device was idle, by cause: see ``pipeline.encode.utilization``."""
-
-    @property
-    def windows(self) -> int:
-        """Number of planned windows with an outcome."""
-        return self.samples + sum(self.skips.values()) + sum(self.rejects.values())
 
     @property
     def _state(self) -> str:
@@ -62,25 +55,27 @@ class Summary:
         return "finished, with more rejects than --max-rejects allows" if self.exit_code else "finished"
 
     def save(self, store: Store) -> None:
-        """Write ``summary.json``; replaces that of an earlier job."""
-        store.put("summary.json", json.dumps(dataclasses.asdict(self), indent=1).encode())
+        """Write ``summary.json``; replaces that of an earlier job. The fields of ``counts`` stand beside the others."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "counts"}
+        store.put("summary.json", json.dumps(values | self.counts.to_json(), indent=1).encode())
         failpoint(Failpoint.SUMMARY_WRITTEN)
 
     def __str__(self) -> str:
         """Format the summary as a table for people."""
+        counts = self.counts
         lines = [
             f"{self.output}  {self._state}",
             f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
-            f"  windows  {number(self.windows)} = {number(self.samples, 'sample')} + "
-            f"{number(sum(self.skips.values()), 'skip')} + {number(sum(self.rejects.values()), 'reject')}",
-            f"  latents  {number(self.frames, 'frame')}, {byte_size(self.size_bytes)} of shards",
+            f"  windows  {number(counts.windows)} = {number(counts.samples, 'sample')} + "
+            f"{number(counts.skips.total(), 'skip')} + {number(counts.rejects.total(), 'reject')}",
+            f"  latents  {number(counts.frames, 'frame')}, {byte_size(counts.size_bytes)} of shards",
         ]
-        for title, counts in (("buckets", self.buckets), ("skips", self.skips), ("rejects", self.rejects)):
-            for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        for title, numbers in (("buckets", self.buckets), ("skips", counts.skips), ("rejects", counts.rejects)):
+            for name, count in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
-        lines += [f"  {reason}: {skip_meaning(reason)}" for reason in sorted(self.skips)]
-        lines += [f"  {name}: {reject_advice(name)}" for name in sorted(self.rejects)]
+        lines += [f"  {reason}: {skip_meaning(reason)}" for reason in sorted(counts.skips)]
+        lines += [f"  {name}: {reject_advice(name)}" for name in sorted(counts.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {advice}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
@@ -90,20 +85,18 @@ class Summary:
 def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
     """Return the summary of a finished output, from its index."""
     summary = _run_summary(store, recipe, units, progress)
-    summary.finished, summary.exit_code, summary.samples = True, 0, index.num_samples
-    buckets, skips, rejects = Counter[str](), Counter[str](), Counter[str]()
+    summary.finished, summary.exit_code = True, 0
+    counts = summary.counts = Counts(samples=index.num_samples, size_bytes=sum(store.list_files("shards").values()))
     for table in _read_tables(store, index.samples, ["bucket", "num_frames"]):
-        summary.frames += pc.sum(table["num_frames"]).as_py()
-        buckets.update(value_counts(table["bucket"]))
+        counts.frames += pc.sum(table["num_frames"]).as_py()
+        summary.buckets.update(value_counts(table["bucket"]))
     for table in _read_tables(store, index.skips, ["skip_reason"]):
-        skips.update(value_counts(table["skip_reason"]))
+        counts.skips.update(value_counts(table["skip_reason"]))
     for table in _read_tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
-        rejects.update(value_counts(reject_names(table)))
-        some = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
-        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in some]
-    summary.buckets, summary.skips, summary.rejects = dict(buckets), dict(skips), dict(rejects)
-    summary.size_bytes = sum(store.list_files("shards").values())
-    if too_many_rejects(index.num_rejects, summary.windows, run.max_rejects):
+        counts.rejects.update(value_counts(reject_names(table)))
+        rows = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
+        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]
+    if too_many_rejects(index.num_rejects, counts.windows, run.max_rejects):
         summary.exit_code = 3
     return summary
 
@@ -111,8 +104,7 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
 def summarize_stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
     """Return the summary of a job that stopped because of too many rejects; it counts this job's units only."""
     summary = _run_summary(store, recipe, units, progress)
-    summary.samples, summary.frames, summary.size_bytes = progress.samples, progress.frames, progress.size_bytes
-    summary.skips, summary.rejects = dict(progress.skips), dict(progress.rejects)
+    summary.counts = progress.counts
     return summary
 
 

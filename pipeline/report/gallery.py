@@ -20,7 +20,7 @@ from pipeline.report.pictures import Picture, write_pictures
 from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, source_frames
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Frames
+from pipeline.video.outcomes import Frames
 from stvae import load_vae
 from stvae.vae import VAE
 
@@ -44,7 +44,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, half="decoder")
+    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, only="decoder")
     if vae.card.sha256 != data.recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:
@@ -99,7 +99,7 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     ``path`` is relative to the output. Returns the picture's URL.
     """
     data = LatentDataset(run.output)
-    vae = load_vae(run.vae, half="decoder")
+    vae = load_vae(run.vae, only="decoder")
     strips = []
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         decoded = decode_back(vae, data, row)

@@ -21,7 +21,8 @@ from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
-from pipeline.video.decoders import Clip, Decoders, Frames
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Frames
 from pipeline.video.windows import select_windows
 from stvae import load_vae
 from stvae.vae import VAE

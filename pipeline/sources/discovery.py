@@ -1,7 +1,7 @@
-"""The sources that URLs, patterns and folders stand for.
+"""Turns the URLs, patterns and folders of ``--source`` into sources.
 
 A source is one tar, one manifest, or one folder of files. Its name is its canonical URL (no credentials, no query), or
-what the user calls it with ``NAME=URL``.
+the NAME in ``NAME=URL``.
 """
 
 from __future__ import annotations
@@ -15,85 +15,69 @@ from pathlib import PurePosixPath
 import braceexpand
 
 from pipeline.errors import ConfigError
-from pipeline.sources import manifest as manifests
-from pipeline.sources.folder import _given_files, _list_media
-from pipeline.sources.item import MEDIA_SUFFIXES
-from pipeline.sources.retrying_file import _file_facts, open_source, retry_call
+from pipeline.sources.formats import FORMATS, recognize
+from pipeline.sources.retrying_file import open_source, retry_call
 from pipeline.sources.units import Source
-from pipeline.storage.concurrency import in_parallel
-from pipeline.storage.urls import _suffix, canonical, scheme_of
+from pipeline.storage.concurrency import map_concurrently
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, scheme_of
 
 
 def find_sources(specs: Sequence[str]) -> list[Source]:
-    """Every source that the given URLs, patterns and folders stand for. ConfigError where one matches nothing."""
-    found: dict[str, Source] = {}
+    """Every source that the given URLs, patterns and folders stand for. ConfigError if one of them matches nothing."""
+    sources: dict[str, Source] = {}
     for spec in specs:
         for source in _find(spec):
-            if source.name in found:
+            if source.name in sources:
                 raise ConfigError(f"source '{source.name}' is given twice; name one of them with NAME=URL")
-            found[source.name] = source
-    return list(found.values())
+            sources[source.name] = source
+    return list(sources.values())
 
 
 def _find(spec: str) -> list[Source]:
+    """The sources that one ``URL`` or ``NAME=URL`` stands for."""
     match = re.fullmatch(r"([\w.-]+)=(.+)", spec)
     name, url = match.groups() if match else (None, spec)
     scheme_of(url)
-    kinds = {path: _kind(path) for path in _expand(url)}
-    unknown = [canonical(path) for path, kind in kinds.items() if kind is None]
-    if unknown or not kinds:
-        raise ConfigError(f"no videos, tars, manifests or folder at '{(unknown or [canonical(url)])[0]}'")
-    folders: dict[str, list[str]] = {}
-    for path, kind in kinds.items():
-        if kind == "media":
-            folders.setdefault(path.rpartition("/")[0] or ".", []).append(path)
-    opened = [path for path, kind in kinds.items() if kind != "media"]
-    many = len(opened) + len(folders) > 1
+    parts = _group_by_source(url)
 
-    def named(path: str) -> str:
-        if name is None:
-            return canonical(path)
-        return f"{name}/{PurePosixPath(canonical(path)).name}" if many else name
+    def open_one(key: tuple[str, str]) -> Source:
+        format_name, source_url = key
+        source_name = canonical(source_url)
+        if name is not None:
+            source_name = f"{name}/{PurePosixPath(source_name).name}" if len(parts) > 1 else name
+        return FORMATS[format_name].open(source_name, source_url, parts[key])
 
-    return list(in_parallel(lambda path: _open_source(named(path), kinds[path], path), opened)) + [
-        Source(name=named(folder), format="folder", url=folder, files=_given_files(paths))
-        for folder, paths in folders.items()
-    ]
+    return list(map_concurrently(open_one, parts))
+
+
+def _group_by_source(url: str) -> dict[tuple[str, str], list[str]]:
+    """The URLs that ``url`` stands for, grouped by (name of the format, URL of the source that they belong to)."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    paths = dict.fromkeys(_expand(url))
+    for path in paths:
+        source_format = recognize(path)
+        if source_format is None:
+            raise ConfigError(f"no videos, tars, manifests or folder at '{canonical(path)}'")
+        parts.setdefault((source_format.name, source_format.source_url(path)), []).append(path)
+    if not paths:
+        raise ConfigError(f"no videos, tars, manifests or folder at '{canonical(url)}'")
+    return parts
 
 
 def _expand(url: str) -> list[str]:
-    """The URLs that a pattern with braces or wildcards stands for; one that exists literally stands for itself."""
+    """The URLs that a pattern with braces or wildcards stands for. A local path that exists stands for itself."""
     local = scheme_of(url) == "file"
     if local and os.path.exists(url.removeprefix("file://")):
         return [url]
     expanded = list(braceexpand.braceexpand(url))
-    if scheme_of(url) in ("http", "https"):
+    if scheme_of(url) in HTTP_SCHEMES:
         return expanded
     paths = []
     for pattern in expanded:
         if re.search(r"[*?\[]", pattern):
             fs, path = open_source(pattern)
-            paths += [
-                str(p) if local else fs.unstrip_protocol(p) for p in sorted(retry_call(pattern, partial(fs.glob, path)))
-            ]
+            matches = sorted(retry_call(pattern, partial(fs.glob, path)))
+            paths += [str(match) if local else fs.unstrip_protocol(match) for match in matches]
         else:
             paths.append(pattern)
     return paths
-
-
-def _kind(url: str) -> str | None:
-    suffix = _suffix(canonical(url))
-    if suffix == "tar":
-        return "tar"
-    if suffix in manifests.SUFFIXES:
-        return "manifest"
-    if suffix in MEDIA_SUFFIXES:
-        return "media"
-    fs, path = open_source(url)
-    return "folder" if scheme_of(url) not in ("http", "https") and retry_call(url, lambda: fs.isdir(path)) else None
-
-
-def _open_source(name: str, kind: str | None, url: str) -> Source:
-    if kind == "folder":
-        return Source(name=name, format="folder", url=url, files=_list_media(url))
-    return Source(name=name, format="tar" if kind == "tar" else "manifest", url=url, facts=_file_facts(url))

@@ -1,4 +1,4 @@
-"""An item's bytes as a file descriptor."""
+"""Fetches an item's bytes into a file descriptor, which a decoding child can inherit."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import stat
 
 from pipeline.errors import Rejected, SourceChanged, StoreError
 from pipeline.recipe import Recipe
-from pipeline.sources import url_policy as targets
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import file_facts, read_whole, reason
+from pipeline.sources.retrying_file import describe_error, file_facts, read_whole
 from pipeline.storage.retry import remote_errors
-from pipeline.storage.urls import FileFacts, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of
 
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def fetch(item: Item, recipe: Recipe) -> int:
-    """A file descriptor with the item's bytes, for the caller to close; sets ``item.facts`` where they were not known.
+    """Return a file descriptor with the item's bytes, for the caller to close. Sets ``item.facts`` if it was None.
 
-    Rejected if there is nothing to open. SourceChanged if a planned file is not as planned, StoreError if the store
-    does not give it.
+    Rejected if the item cannot be fetched. SourceChanged if a planned file is not as planned, StoreError if the store
+    of a file that the user named fails.
     """
     if item.fault is not None:
         raise Rejected.because(item.fault)
@@ -31,7 +30,7 @@ def fetch(item: Item, recipe: Recipe) -> int:
     try:
         if scheme == "file":
             return _open_local(item, recipe)
-        return _download(item, recipe) if scheme in targets.HTTP else _read_remote(item, recipe)
+        return _fetch_http(item, recipe) if scheme in HTTP_SCHEMES else _read_remote(item, recipe)
     except FileNotFoundError:
         if item.facts is not None:
             raise SourceChanged.between(item.uri, item.facts, None) from None
@@ -40,7 +39,7 @@ def fetch(item: Item, recipe: Recipe) -> int:
 
 def _open_local(item: Item, recipe: Recipe) -> int:
     try:
-        # a named pipe would keep a blocking open waiting for ever
+        # without O_NONBLOCK, opening a named pipe may wait forever
         fd = os.open(item.location.removeprefix("file://"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         raise Rejected("fetch", "not_readable", "this process may not read the file") from None
@@ -49,14 +48,14 @@ def _open_local(item: Item, recipe: Recipe) -> int:
             raise FileNotFoundError(item.uri) from None
         if error.errno == errno.ENXIO:
             raise Rejected("fetch", "not_a_file", "it is a device or socket") from None
-        raise StoreError(f"{item.uri} could not be read: {reason(error)}") from None
-    except ValueError:  # a NUL in its name
+        raise StoreError(f"{item.uri} could not be read: {describe_error(error)}") from None
+    except ValueError:  # the name has a NUL
         raise FileNotFoundError(item.uri) from None
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise Rejected("fetch", "not_a_file", "it is a folder, device, pipe or socket")
-        _check(item, FileFacts.of({"size": found.st_size, "mtime": found.st_mtime}), recipe)
+        _set_facts(item, FileFacts.of({"size": status.st_size, "mtime": status.st_mtime}), recipe)
     except BaseException:
         os.close(fd)
         raise
@@ -65,17 +64,17 @@ def _open_local(item: Item, recipe: Recipe) -> int:
 
 def _read_remote(item: Item, recipe: Recipe) -> int:
     facts = file_facts(item.location)
-    _check(item, facts, recipe)
+    _set_facts(item, facts, recipe)
     return _in_memory(read_whole(item.location, facts.size))
 
 
-def _download(item: Item, recipe: Recipe) -> int:
-    from pipeline.sources import http_download as web  # its client takes a quarter of a driver's start
+def _fetch_http(item: Item, recipe: Recipe) -> int:
+    from pipeline.sources.http_download import download  # aiohttp takes a quarter of a driver's start-up time
 
     fd = os.memfd_create("item")
     try:
         hosts = None if item.trusted else recipe.private_hosts
-        _check(item, web.download(item.location, fd, recipe.max_item_bytes, hosts), recipe)
+        _set_facts(item, download(item.location, fd, recipe.max_item_bytes, hosts), recipe)
     except BaseException as error:
         os.close(fd)
         if not isinstance(error, remote_errors()):
@@ -83,14 +82,14 @@ def _download(item: Item, recipe: Recipe) -> int:
         if getattr(error, "status", None) in (404, 410):
             raise FileNotFoundError(item.uri) from None
         if item.trusted:
-            raise StoreError(f"{item.uri} could not be read: {reason(error)}") from None
-        message = f"the server does not give the file: {reason(error)}"
+            raise StoreError(f"{item.uri} could not be read: {describe_error(error)}") from None
+        message = f"the server did not send the file: {describe_error(error)}"
         raise Rejected("fetch", "http_error", message) from None
     return fd
 
 
-def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
-    """Note the file's facts; SourceChanged if others were planned."""
+def _set_facts(item: Item, facts: FileFacts, recipe: Recipe) -> None:
+    """Set the item's facts. SourceChanged if others were planned, Rejected if the file is too large."""
     if item.facts not in (None, facts):
         raise SourceChanged.between(item.uri, item.facts, facts)
     item.facts = facts
@@ -101,6 +100,7 @@ def _check(item: Item, facts: FileFacts, recipe: Recipe) -> None:
 
 
 def _in_memory(content: bytes) -> int:
+    """A file descriptor of a file in memory."""
     fd = os.memfd_create("item")
     with open(fd, "wb", closefd=False) as file:
         file.write(content)

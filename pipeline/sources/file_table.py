@@ -1,4 +1,4 @@
-"""Media files of a folder as Arrow columns: as objects, ten million of them would take gigabytes."""
+"""Media files of a folder as Arrow columns. Ten million of them as Python objects would take gigabytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from pipeline.storage.urls import FileFacts
 
 FILE_TYPE = pa.struct([("path", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
-FILES_AT_ONCE = 65_536
-"""That are objects while they are collected."""
+FILES_PER_CHUNK = 65_536
+"""Number of files held as Python objects before they become an Arrow chunk."""
 
-_NONE = pa.chunked_array([], FILE_TYPE)
+_NO_ROWS = pa.chunked_array([], FILE_TYPE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,30 +24,30 @@ class File:
     """A media file of a folder as planning saw it."""
 
     path: str
-    """Relative to the folder."""
+    """Path relative to the folder."""
     facts: FileFacts
 
 
 class Files:
-    """Files by path. Those that are looked at become objects."""
+    """An immutable sequence of files. Only the files that are iterated become objects."""
 
-    def __init__(self, rows: pa.ChunkedArray = _NONE) -> None:
+    def __init__(self, rows: pa.ChunkedArray = _NO_ROWS) -> None:
         self.rows = rows
-        """Of ``FILE_TYPE``."""
+        """Rows of ``FILE_TYPE``, one per file."""
 
     @classmethod
-    def of(cls, found: Iterable[tuple[str, FileFacts]]) -> Files:
-        """From paths and facts."""
-        left, chunks = iter(found), []
-        while part := list(islice(left, FILES_AT_ONCE)):
+    def of(cls, paths_and_facts: Iterable[tuple[str, FileFacts]]) -> Files:
+        """Collect files from their paths and facts."""
+        remaining, chunks = iter(paths_and_facts), []
+        while part := list(islice(remaining, FILES_PER_CHUNK)):
             columns = [path for path, _ in part], [facts.size for _, facts in part], [facts.etag for _, facts in part]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, FILE_TYPE, strict=True)]
             chunks.append(pa.StructArray.from_arrays(arrays, fields=list(FILE_TYPE)))
         return cls(pa.chunked_array(chunks, FILE_TYPE))
 
     @classmethod
-    def joined(cls, parts: Iterable[Files]) -> Files:
-        """All files of some, without a copy."""
+    def concat(cls, parts: Iterable[Files]) -> Files:
+        """The files of all parts, without copying them."""
         return cls(pa.chunked_array([chunk for part in parts for chunk in part.rows.chunks], FILE_TYPE))
 
     def __len__(self) -> int:
@@ -65,25 +65,31 @@ class Files:
 
     @property
     def size_bytes(self) -> int:
-        """Of all of them together."""
+        """Total size of the files."""
         return pc.sum(self._column("size")).as_py() or 0
 
-    def cut(self, start: int, stop: int) -> Files:
-        """Those from one number to another, without a copy."""
+    def slice(self, start: int, stop: int) -> Files:
+        """The files from index ``start`` to ``stop``, without copying them."""
         return Files(self.rows.slice(start, stop - start))
 
-    def beside(self, planned: Files) -> tuple[Files, tuple[File, File] | None]:
-        """Those that are not among the planned, and the first that is, with another size or tag: as it was, as it is."""
+    def changes_since(self, planned: Files) -> tuple[Files, tuple[File, File] | None]:
+        """The files that ``planned`` lacks, and the first file whose size or tag differs there, as (planned, now).
+
+        Shapes: N rows here, P rows in ``planned``; every column below has N rows.
+        Invariant: ``index[i]`` is the row in ``planned`` with the path of row ``i``, or null if there is none; a null
+        index gives null planned values, and a comparison with null is null, which is no change.
+        Example: here a, b, c and planned b: index = null, 0, null; new files a and c; b is compared.
+        """
         if self == planned:
             return Files(), None
-        place = pc.index_in(self._column("path"), value_set=planned._column("path"))
-        was = {name: planned._column(name).take(place) for name in ("size", "etag")}
-        differs = pc.or_(*(pc.not_equal(self._column(name), was[name]) for name in ("size", "etag")))
+        index = pc.index_in(self._column("path"), value_set=planned._column("path"))
+        before = {name: planned._column(name).take(index) for name in ("size", "etag")}
+        differs = pc.or_(*(pc.not_equal(self._column(name), before[name]) for name in ("size", "etag")))
         changed = pc.index(differs, True).as_py()
         if changed < 0:
-            return Files(self.rows.filter(pc.is_null(place))), None
-        (now,) = self.cut(changed, changed + 1)
-        facts: dict[str, Any] = {name: column[changed].as_py() for name, column in was.items()}
+            return Files(self.rows.filter(pc.is_null(index))), None
+        (now,) = self.slice(changed, changed + 1)
+        facts: dict[str, Any] = {name: column[changed].as_py() for name, column in before.items()}
         return Files(), (File(path=now.path, facts=FileFacts(**facts)), now)
 
     def _column(self, name: str) -> pa.ChunkedArray:

@@ -1,80 +1,127 @@
-"""Folder sources: media files below a folder, with files beside them."""
+"""Folder sources: media files below a folder, with caption and metadata files beside them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
+import pyarrow as pa
+
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.sources import sidecars
 from pipeline.sources.file_table import Files
 from pipeline.sources.item import MEDIA_SUFFIXES, Item
-from pipeline.sources.retrying_file import _file_facts, open_source, retry_call
-from pipeline.sources.sidecars import _describe
-from pipeline.sources.units import Source, Unit, _unit
-from pipeline.storage.concurrency import in_parallel
-from pipeline.storage.listing import walk
-from pipeline.storage.urls import FileFacts, _suffix, canonical, scheme_of
+from pipeline.sources.retrying_file import existing_file_facts, open_source, retry_call
+from pipeline.sources.sidecars import add_sidecars, read_sidecars
+from pipeline.sources.source_format import NewUnits, SourceFormat
+from pipeline.sources.units import Source, Unit, new_unit
+from pipeline.storage.concurrency import map_concurrently
+from pipeline.storage.listing import iter_files
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, scheme_of, suffix_of
 
 
-def _folder_items(unit: Unit, url: str, recipe: Recipe) -> Iterator[Item]:
-    for ordinal, file in enumerate(unit.files, unit.start):
-        location = f"{url.rstrip('/')}/{file.path}"
-        item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
-        try:
-            _describe(item, sidecars.beside(location), recipe)
-        except Rejected as rejected:
-            item.fault = rejected.reject
-        yield item
+class FolderFormat(SourceFormat):
+    """All media files below a folder, or the ones that a pattern names. An item per file."""
+
+    name = "folder"
+    suffixes = MEDIA_SUFFIXES
+
+    def recognizes(self, url: str) -> bool:
+        """Return whether ``url`` is a media file or a folder. Asks the store about the latter."""
+        if super().recognizes(url):
+            return True
+        if scheme_of(url) in HTTP_SCHEMES:  # web servers have no folders
+            return False
+        fs, path = open_source(url)
+        return bool(retry_call(url, lambda: fs.isdir(path)))
+
+    def source_url(self, url: str) -> str:
+        """The folder of a media file; a folder itself."""
+        return (url.rpartition("/")[0] or ".") if super().recognizes(url) else url
+
+    def open(self, name: str, url: str, parts: list[str]) -> Source:
+        """The folder's media files, or only the files in ``parts``."""
+        files = _list_media_files(url) if url in parts else _given_media_files(parts)
+        return Source(name=name, format=self.name, url=url, files=files)
+
+    def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
+        """Cut the files that are in no unit yet. SourceChanged if a planned file has changed."""
+        known = Files.concat(unit.files for unit in planned)
+        new, changed = source.files.changes_since(known)
+        if changed:
+            before, now = changed
+            raise SourceChanged.between(f"{canonical(source.url)}/{now.path}", before.facts, now.facts)
+        units = []
+        for first in range(0, len(new), recipe.unit_clips):
+            files = new.slice(first, min(first + recipe.unit_clips, len(new)))
+            start = len(known) + first
+            units.append(new_unit(source, generation, start=start, stop=start + len(files), files=files))
+        return NewUnits(units=units)
+
+    def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
+        """Yield an item per file, described by the sidecar files beside it."""
+        for ordinal, file in enumerate(unit.files, unit.start):
+            location = f"{url.rstrip('/')}/{file.path}"
+            item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
+            try:
+                add_sidecars(item, read_sidecars(location), recipe)
+            except Rejected as rejected:
+                item.fault = rejected.reject
+            yield item
+
+    def some_items(
+        self, unit: Unit, ordinals: set[int], url: str, recipe: Recipe, columns: pa.Schema
+    ) -> Iterator[Item]:
+        """Yield the items with these ordinals; sidecar files of the others are not requested."""
+        for ordinal in sorted(ordinals):
+            files = unit.files.slice(ordinal - unit.start, ordinal - unit.start + 1)
+            alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
+            yield from self.items(alone, url, recipe, columns)
+
+    def num_items(self, unit: Unit) -> int:
+        """Number of files in the unit."""
+        return len(unit.ordinals)
+
+    def cost(self, unit: Unit) -> int:
+        """Bytes of the unit's files; their number if the store does not tell sizes."""
+        return unit.files.size_bytes or self.num_items(unit)
 
 
-def _list_media(url: str) -> Files:
-    """Media files below a folder, sorted by path; symbolic links are not followed."""
+def _list_media_files(url: str) -> Files:
+    """Media files below a folder, sorted by path. Symbolic links are not followed. ConfigError if there are none."""
     fs, root = open_source(url)
-    tars = False
+    has_tars = False
 
-    def media() -> Iterator[tuple[str, FileFacts]]:
-        nonlocal tars
-        for path, info in walk(fs, root, partial(retry_call, url)):
-            suffix = _suffix(path)
-            tars |= suffix == "tar"
+    def media_files() -> Iterator[tuple[str, FileFacts]]:
+        nonlocal has_tars
+        for path, info in iter_files(fs, root, partial(retry_call, url)):
+            suffix = suffix_of(path)
+            has_tars |= suffix == "tar"
             if suffix in MEDIA_SUFFIXES:
-                _check_name(path, url)
+                _check_utf8(path, url)
                 yield path, FileFacts.of(info)
 
-    files = Files.of(media())
+    files = Files.of(media_files())
     if not files:
-        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if tars else ""
+        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if has_tars else ""
         raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
     return files
 
 
-def _check_name(path: str, url: str) -> None:
+def _check_utf8(path: str, url: str) -> None:
     shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     if path != shown:
         raise ConfigError(f"a file below '{canonical(url)}' has a name that is not UTF-8: '{shown}'; rename it")
 
 
-def _given_files(urls: list[str]) -> Files:
+def _given_media_files(urls: list[str]) -> Files:
+    """The media files at these URLs, all in one folder, sorted by name."""
     for url in urls:
-        if scheme_of(url) in ("http", "https") and "?" in url:
+        if scheme_of(url) in HTTP_SCHEMES and "?" in url:
             raise ConfigError(
                 f"'{canonical(url)}' is given with a query, which would be written to the plan as a part of its name; "
                 "give such URLs in a manifest"
             )
     names = (url.rpartition("/")[2] for url in sorted(urls))
-    return Files.of(zip(names, in_parallel(_file_facts, sorted(urls)), strict=True))
-
-
-def _folder_units(source: Source, before: list[Unit], recipe: Recipe, generation: int) -> Iterator[Unit]:
-    """Files that are in no unit yet, in runs; SourceChanged if one that is in a unit has changed."""
-    planned = Files.joined(unit.files for unit in before)
-    new, changed = source.files.beside(planned)
-    if changed:
-        was, found = changed
-        raise SourceChanged.between(f"{canonical(source.url)}/{found.path}", was.facts, found.facts)
-    first = len(planned)
-    for start in range(0, len(new), recipe.unit_clips):
-        files = new.cut(start, min(start + recipe.unit_clips, len(new)))
-        yield _unit(source, generation, start=first + start, stop=first + start + len(files), files=files)
+    return Files.of(zip(names, map_concurrently(existing_file_facts, sorted(urls)), strict=True))

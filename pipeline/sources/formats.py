@@ -1,77 +1,93 @@
-"""The source formats: tar, manifest and folder."""
+"""The registry of source formats, and what is done with sources of all formats."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, SourceChanged
+from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
-from pipeline.sources import manifest as manifests
-from pipeline.sources.folder import _folder_items, _folder_units
+from pipeline.sources.folder import FolderFormat
 from pipeline.sources.item import Item
-from pipeline.sources.manifest import _add_columns, _manifest_items
-from pipeline.sources.tar import _tar_items
-from pipeline.sources.units import Plan, Source, Unit, _unit
+from pipeline.sources.manifest import ManifestFormat
+from pipeline.sources.source_format import SourceFormat
+from pipeline.sources.tar import TarFormat
+from pipeline.sources.units import Plan, Source, Unit
+
+FORMATS: dict[str, SourceFormat] = {
+    source_format.name: source_format for source_format in (TarFormat(), ManifestFormat(), FolderFormat())
+}
+"""Every format by name. The first one that recognizes a URL gets it; ``folder`` asks the store, so it is last."""
+
+
+def recognize(url: str) -> SourceFormat | None:
+    """The format of a URL; None if no format recognizes it."""
+    return next((source_format for source_format in FORMATS.values() if source_format.recognizes(url)), None)
+
+
+def format_of(part: Source | Unit) -> SourceFormat:
+    """The format of a source or a unit. ConfigError if this version does not know it."""
+    try:
+        return FORMATS[part.format]
+    except KeyError:
+        raise ConfigError(
+            f"'{part.name}' has the source format '{part.format}', which this version does not know; "
+            f"it knows {', '.join(FORMATS)}"
+        ) from None
 
 
 def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
-    """Every item of a unit in order, also those that cannot be opened. SourceChanged if the source is not as planned.
+    """Yield every item of a unit in order, faulty ones included. SourceChanged if the source is not as planned.
 
     ``url``: where the unit's source is in this run. ``columns``: types of the user columns, as planned.
     """
-    if unit.format == "tar":
-        return _tar_items(unit, url, recipe)
-    if unit.format == "manifest":
-        return _manifest_items(unit, url, recipe, columns)
-    return _folder_items(unit, url, recipe)
+    return format_of(unit).items(unit, url, recipe, columns)
 
 
 def plan_units(plan: Plan, sources: list[Source], recipe: Recipe) -> tuple[list[Unit], pa.Schema]:
-    """The units of what the sources hold beyond a plan, and the user columns with those of the plan. Writes nothing.
+    """New units for what the sources hold beyond ``plan``, and the user columns of the plan and the sources.
 
-    SourceChanged if a planned source or file is not what it was.
+    Writes nothing. SourceChanged if a planned source or file has changed.
     """
     units: list[Unit] = []
-    generation = len(plan.columns)
-    # together with those of earlier generations, so that one index can hold them all
+    # start with the columns of earlier generations, so that one index can hold them all
     columns = {field.name: field.type for schema in plan.columns for field in schema}
-    columns |= {"meta": pa.string()} | _promoted(recipe)
+    columns |= {"meta": pa.string()} | _promoted_columns(recipe)
     planned: dict[str, list[Unit]] = {}
     for unit in plan.units:
         if not unit.retries:
             planned.setdefault(unit.source, []).append(unit)
     for source in sources:
-        before = planned.get(source.name, [])
-        if source.format == "folder":
-            units += _folder_units(source, before, recipe, generation)
-        elif before:
-            if source.facts != before[0].facts:
-                raise SourceChanged.between(f"source {source.name}", before[0].facts, source.facts)
-        elif source.format == "tar":
-            units.append(_unit(source, generation, start=0, stop=None))
-        else:
-            survey = manifests.survey(source.url, recipe.unit_clips)
-            _add_columns(columns, survey.schema, recipe, source)
-            units += [
-                _unit(source, generation, **dataclasses.asdict(part), header=survey.header) for part in survey.slices
-            ]
-    _check_unique(itertools.chain(plan.units, units))
+        new = format_of(source).plan(source, planned.get(source.name, []), recipe, len(plan.columns))
+        units += new.units
+        _add_columns(columns, new.columns, source)
+    _check_unique_names(itertools.chain(plan.units, units))
     return units, pa.schema(list(columns.items()))
 
 
-def _check_unique(units: Iterable[Unit]) -> None:
-    names: dict[str, Unit] = {}
+def _add_columns(columns: dict[str, pa.DataType], schema: pa.Schema, source: Source) -> None:
+    """Add a source's own columns to those of the other sources. ConfigError if two types of one column differ."""
+    for field in schema:
+        name = f"meta_{field.name}"
+        if columns.setdefault(name, field.type) != field.type:
+            raise ConfigError(
+                f"column '{field.name}' is {field.type} in {source.name} and {columns[name]} in another source; "
+                "give both the same type"
+            )
+
+
+def _check_unique_names(units: Iterable[Unit]) -> None:
+    by_name: dict[str, Unit] = {}
     for unit in units:
-        other = names.setdefault(unit.name, unit)
+        other = by_name.setdefault(unit.name, unit)
         if other is not unit:
-            raise ConfigError(f"two units would be named {unit.name}: of {unit.source} and {other.source}")
+            raise ConfigError(f"two units have the name {unit.name}: one of {unit.source} and one of {other.source}")
 
 
-def _promoted(recipe: Recipe) -> dict[str, pa.DataType]:
+def _promoted_columns(recipe: Recipe) -> dict[str, pa.DataType]:
+    """Columns for the fields of JSON sidecar files that the recipe names."""
     types = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
     pairs = (column.partition(":") for column in recipe.columns)
-    return {f"meta_{name}": types[kind] for name, _, kind in pairs}
+    return {f"meta_{name}": types[type_name] for name, _, type_name in pairs}

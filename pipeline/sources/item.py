@@ -1,6 +1,6 @@
-"""The items of a unit: what a tar, a folder or a manifest's rows hold, opened one by one.
+"""One item of a source: a video or image, with what the source says about it.
 
-Whatever is wrong with one item is that item's reject; a source that is not as planned stops the job.
+A problem with one item becomes that item's reject. A source that is not as planned stops the job.
 """
 
 from __future__ import annotations
@@ -23,19 +23,23 @@ class Item:
     """A video or image in a source."""
 
     ordinal: int
+    """Position in the source, counted from 0 over all of its units."""
     key: str
+    """Name of the item in its source."""
     uri: str
+    """URL of the item without credentials or query, for the samples' metadata."""
     caption: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     """User columns, by column name."""
     facts: FileFacts | None = None
-    """Of the file it came in; None until it is opened, for the targets of manifests."""
+    """Size and entity tag of the file that holds the item; None if they are only known once it is opened."""
     content: bytes | None = field(default=None, repr=False)
+    """The item's bytes, if reading the source gave them."""
     location: str = field(default="", repr=False)
-    """URL to open it at, where it has no content yet; may carry a signature."""
+    """URL to fetch the item from if it has no content. It may carry a signature."""
     fault: Reject | None = None
-    """Why there is nothing to open."""
+    """Reject of an item that cannot be opened."""
     end_byte: int = 0
-    """Where the next item's first header is, in a tar."""
+    """Byte of the source's file where the item ends. Set only by formats that do not count their items in advance."""
     trusted: bool = True
-    """Whether the user named it; what a manifest names may not be in a private network."""
+    """True if the user named the item. An item that a manifest names may not be in a private network."""

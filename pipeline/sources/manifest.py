@@ -1,14 +1,17 @@
-"""Parquet, CSV and JSONL manifests: surveyed once when planned, read by row range afterwards."""
+"""Manifest sources: Parquet, CSV and JSONL files with a row per item.
+
+Planning surveys a manifest once. Units are ranges of rows, which encoders read without the rows before them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -19,27 +22,61 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.sources import manifest as manifests
-from pipeline.sources import url_policy as targets
 from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import file_facts, open_retrying
 from pipeline.sources.sidecars import CAPTION_COLUMNS
-from pipeline.sources.units import Source, Unit, _check_unchanged
+from pipeline.sources.source_format import NewUnits, SourceFormat
+from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
+from pipeline.sources.url_policy import key_of, location_of
 from pipeline.storage.parquet import arrow_file
-from pipeline.storage.urls import canonical
+from pipeline.storage.urls import canonical, suffix_of
 
-SUFFIXES = frozenset({"parquet", "csv", "jsonl", "ndjson"})
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
 BLOCK_BYTES = 16 << 20
-ROWS_AT_ONCE = 8192
-"""Of a Parquet manifest, in memory."""
+BATCH_ROWS = 8192
+"""Number of rows of a Parquet manifest held in memory at a time."""
 PARSED_BYTES = 32 << 20
-"""Of text, at least, that Arrow sees at once while types are found."""
+"""Least number of bytes of a text manifest that Arrow infers column types from at a time."""
+
+
+class ManifestFormat(SourceFormat):
+    """A Parquet, CSV or JSONL file. An item per row: a URL or path, perhaps a caption, and user columns."""
+
+    name = "manifest"
+    suffixes = frozenset({"parquet", "csv", "jsonl", "ndjson"})
+
+    def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
+        """Cut a manifest that is not planned yet into ranges of rows."""
+        if planned:
+            check_facts_as_planned(source, planned[0])
+            return NewUnits()
+        surveyed = survey(source.url, recipe.unit_clips)
+        path_name, caption_name = _path_and_caption(surveyed.schema.names, recipe, source.url)
+        return NewUnits(
+            units=[
+                new_unit(source, generation, **dataclasses.asdict(part), header=surveyed.header)
+                for part in surveyed.slices
+            ],
+            columns=pa.schema([field for field in surveyed.schema if field.name not in (path_name, caption_name)]),
+        )
+
+    def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
+        """Yield an item per row of the unit."""
+        check_file_as_planned(unit, url)
+        types = pa.schema([(f.name.removeprefix("meta_"), f.type) for f in columns if f.name.startswith("meta_")])
+        first, stop = unit.ordinals.start, unit.ordinals.stop
+        part = Slice(start=first, stop=stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
+        for ordinal, row in enumerate(rows(url, part, unit.header, types, unit.size), first):
+            yield _item(ordinal, row, url, recipe)
+
+    def num_items(self, unit: Unit) -> int:
+        """Number of rows in the unit."""
+        return len(unit.ordinals)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """A run of rows, and where its text lies in a CSV or JSONL file."""
+    """A range of rows, and where its text lies in a CSV or JSONL file."""
 
     start: int
     stop: int
@@ -49,7 +86,7 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What planning needs to know of a manifest."""
+    """Facts of a manifest that planning needs."""
 
     schema: pa.Schema
     slices: list[Slice]
@@ -58,12 +95,12 @@ class Survey:
 
 
 def survey(url: str, rows_per_slice: int) -> Survey:
-    """Columns with their types, and the manifest cut into slices. Reads text manifests twice, a block at a time.
+    """Find the columns with their types, and cut the manifest into slices. Reads text files twice, a block at a time.
 
-    ConfigError if it cannot be read as what its name says.
+    ConfigError if the file cannot be read as what its suffix says.
     """
     suffix = _suffix(url)
-    with _named(url), open_retrying(url, file_facts(url).size) as f:
+    with _arrow_errors(url), open_retrying(url, file_facts(url).size) as f:
         if suffix == "parquet":
             parquet = pq.ParquetFile(f, pre_buffer=False)
             num_rows = parquet.metadata.num_rows
@@ -73,14 +110,14 @@ def survey(url: str, rows_per_slice: int) -> Survey:
         header = f.readline() if suffix == "csv" else b""
         if header.count(b'"') % 2:
             raise ConfigError(f"manifest '{canonical(url)}' has a line break inside a column name")
-        slices = _cut(f, len(header), rows_per_slice, quoted=suffix == "csv")
-        return Survey(schema=_schema(url, f, header, slices), slices=slices, header=header.decode("utf-8-sig"))
+        slices = _cut_text(f, len(header), rows_per_slice, quoted=suffix == "csv")
+        return Survey(schema=_text_schema(url, f, header, slices), slices=slices, header=header.decode("utf-8-sig"))
 
 
 def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
-    """The rows of a slice, in order, with the types that planning saw. ConfigError if they cannot be read."""
+    """Yield the rows of a slice in order, with the types that planning found. ConfigError if they cannot be read."""
     suffix = _suffix(url)
-    with _named(url, part.start), open_retrying(url, size_bytes) as f:
+    with _arrow_errors(url, part.start), open_retrying(url, size_bytes) as f:
         if suffix == "parquet":
             yield from _parquet_rows(pq.ParquetFile(f, pre_buffer=False), part)
             return
@@ -90,59 +127,83 @@ def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int)
 
 
 @contextlib.contextmanager
-def _named(url: str, first_row: int = 0) -> Iterator[None]:
-    """Name the manifest in what Arrow says of it, without the values that Arrow quotes."""
+def _arrow_errors(url: str, first_row: int = 0) -> Iterator[None]:
+    """Replace Arrow's errors, which quote values, by a ConfigError that names the manifest and the row."""
     try:
         yield
     except FileNotFoundError:
         raise SourceChanged(f"manifest '{canonical(url)}' is gone") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         row = re.search(r"row #?(\d+)", str(error), re.IGNORECASE)
-        place = f" from row {first_row + int(row[1])} on" if row else ""
-        raise ConfigError(f"manifest '{canonical(url)}' cannot be read as {_suffix(url)}{place}") from None
+        where = f" from row {first_row + int(row[1])} on" if row else ""
+        raise ConfigError(f"manifest '{canonical(url)}' cannot be read as {_suffix(url)}{where}") from None
 
 
-def path_column(columns: list[str], recipe: Recipe, url: str) -> str:
-    """The column that says where a row's video is."""
-    return _column(columns, recipe.path_column, PATH_COLUMNS, "path", url) or ""
+def _path_and_caption(names: list[str], recipe: Recipe, url: str) -> tuple[str, str | None]:
+    """The columns with the rows' paths and captions; None if there are no captions."""
+    path = _choose_column(names, recipe.path_column, PATH_COLUMNS, "path", url, required=True)
+    caption = _choose_column(names, recipe.caption_column, CAPTION_COLUMNS, "caption", url, required=False)
+    assert path is not None
+    return path, caption
 
 
-def caption_column(columns: list[str], recipe: Recipe, url: str) -> str | None:
-    """The column that holds the caption, if there is one."""
-    return _column(columns, recipe.caption_column, CAPTION_COLUMNS, "caption", url)
-
-
-def _column(columns: list[str], given: str | None, usual: tuple[str, ...], what: str, url: str) -> str | None:
-    found = [name for name in ([given] if given else usual) if name in columns]
-    if len(found) > 1 or (not found and (given or what == "path")):
+def _choose_column(
+    names: list[str], given: str | None, usual: tuple[str, ...], role: str, url: str, *, required: bool
+) -> str | None:
+    """The given column, or the only one with a usual name. ConfigError if the choice is not clear."""
+    matches = [name for name in ([given] if given else usual) if name in names]
+    if len(matches) > 1 or (not matches and (given or required)):
         raise ConfigError(
-            f"manifest '{canonical(url)}': expected one {what} column named {given or ' or '.join(usual)}, "
-            f"found {found or 'none'} among {columns}; say which with --{what}-column"
+            f"manifest '{canonical(url)}': expected one {role} column named {given or ' or '.join(usual)}, "
+            f"found {matches or 'none'} among {names}; say which with --{role}-column"
         )
-    return found[0] if found else None
+    return matches[0] if matches else None
+
+
+def _item(ordinal: int, row: dict[str, Any], url: str, recipe: Recipe) -> Item:
+    """The item of a row; with a fault if the row may not point to what it points to."""
+    path_name, caption_name = _path_and_caption(list(row), recipe, url)
+    target = row.pop(path_name)
+    caption = row.pop(caption_name) if caption_name else None
+    item = Item(ordinal=ordinal, key=key_of(target, url), uri="", trusted=False)
+    item.caption = None if caption is None else str(caption)
+    item.meta = {f"meta_{name}": value for name, value in row.items()}
+    try:
+        item.location = location_of(target, url)
+        item.uri = canonical(item.location)
+    except Rejected as rejected:
+        item.fault = rejected.reject
+    except ValueError:
+        item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
+    return item
 
 
 def _suffix(url: str) -> str:
-    return PurePosixPath(canonical(url)).suffix.lower().lstrip(".")
+    return suffix_of(canonical(url))
 
 
-def _schema(url: str, file: IO[bytes], header: bytes, slices: list[Slice]) -> pa.Schema:
-    """Types for every row of a CSV or JSONL file. A column whose blocks disagree is text, in JSONL only where it was."""
+def _text_schema(url: str, file: IO[bytes], header: bytes, slices: list[Slice]) -> pa.Schema:
+    """Types that hold every row of a CSV or JSONL file, from blocks of slices.
+
+    Types of one column that differ between blocks are widened. In CSV the column becomes text if they cannot be; in
+    JSONL only if one of the blocks has text that another takes for a time.
+    """
     types: dict[str, pa.DataType] = {}
     start, first_row = len(header), 0
     for number, part in enumerate(slices, 1):
         if part.byte_stop - start < PARSED_BYTES and number < len(slices):
             continue
         file.seek(start)
-        with _named(url, first_row):
-            found = _parse(header + file.read(part.byte_stop - start), _suffix(url), None).schema
-        for column in found:
+        with _arrow_errors(url, first_row):
+            schema = _parse(header + file.read(part.byte_stop - start), _suffix(url), None).schema
+        for column in schema:
             types[column.name] = _common_type(types.get(column.name, column.type), column, url)
         start, first_row = part.byte_stop, part.stop
     return pa.schema(list(types.items())) if slices else _parse(header, _suffix(url), None).schema
 
 
 def _common_type(before: pa.DataType, column: pa.Field, url: str) -> pa.DataType:
+    """The type that holds a column's values of earlier blocks and of this one. ConfigError if there is none."""
     types = [before, column.type]
     try:
         pair = [pa.schema([(column.name, type_)]) for type_ in types]
@@ -156,6 +217,7 @@ def _common_type(before: pa.DataType, column: pa.Field, url: str) -> pa.DataType
 
 
 def _parse(content: bytes, suffix: str, schema: pa.Schema | None) -> pa.Table:
+    """Whole lines of CSV, the header among them, or of JSONL. Types that ``schema`` lacks are inferred."""
     if suffix == "csv":
         return pa.csv.read_csv(
             arrow_file(content),
@@ -170,11 +232,17 @@ def _parse(content: bytes, suffix: str, schema: pa.Schema | None) -> pa.Table:
 
 
 def _parquet_rows(parquet: pq.ParquetFile, part: Slice) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a slice, reading only the row groups that hold some of them.
+
+    Shapes: ``stops[g]`` is the number of rows up to the end of row group ``g``; ``start`` is a batch's first row.
+    Invariant: batches follow one another without a gap, so ``start`` grows by the rows of each batch.
+    Example: groups of 3, 3 and 2 rows give stops 3, 6, 8; rows 4 to 7 are in groups 1 and 2, which start at row 3.
+    """
     stops = list(itertools.accumulate(parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)))
     groups = range(bisect_right(stops, part.start), bisect_left(stops, part.stop) + 1)
     start = stops[groups[0] - 1] if groups[0] else 0
-    # one thread, this one: see tables.py
-    for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=list(groups), use_threads=False):
+    # only this thread may hold the Python file: see storage/parquet.py
+    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), use_threads=False):
         first, stop = max(part.start - start, 0), min(part.stop - start, batch.num_rows)
         if first < stop:
             yield from batch.slice(first, stop - first).to_pylist()
@@ -183,8 +251,14 @@ def _parquet_rows(parquet: pq.ParquetFile, part: Slice) -> Iterator[dict[str, An
             return
 
 
-def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[Slice]:
-    """Slices of complete records. In CSV a line break between quotes is part of a value, so quotes are counted."""
+def _cut_text(file: IO[bytes], offset: int, rows_per_slice: int, *, quoted: bool) -> list[Slice]:
+    """Cut text into slices of whole records. If ``quoted``, a line break between quotes does not end a record.
+
+    Shapes: ``data``, ``ends`` and ``parity`` have an element per byte of a block; ``positions`` one per record end.
+    Invariant: ``cuts`` are the offsets where slices begin; ``count`` records end before ``offset``, and
+    ``inside`` is 1 if an odd number of quotes come before it.
+    Example: records of 2 bytes, 3 per slice: ends at 2, 4, 6, 8 give the cuts 0, 6 and, at the end of the file, 8.
+    """
     cuts, count, inside = [offset], 0, 0
     last = b"\n"
     while block := file.read(BLOCK_BYTES):
@@ -209,44 +283,3 @@ def _cut(file: Any, offset: int, rows_per_slice: int, *, quoted: bool) -> list[S
         Slice(start=s, stop=min(s + rows_per_slice, count), byte_start=a, byte_stop=b)
         for s, (a, b) in zip(starts, itertools.pairwise(cuts), strict=True)
     ]
-
-
-def _manifest_items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
-    _check_unchanged(unit, url)
-    types = pa.schema([(f.name.removeprefix("meta_"), f.type) for f in columns if f.name.startswith("meta_")])
-    assert unit.stop is not None
-    part = manifests.Slice(start=unit.start, stop=unit.stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
-    rows = manifests.rows(url, part, unit.header, types, unit.size)
-    for ordinal, row in enumerate(rows, unit.start):
-        path_column = manifests.path_column(list(row), recipe, url)
-        caption_column = manifests.caption_column(list(row), recipe, url)
-        target = row.pop(path_column)
-        caption = row.pop(caption_column) if caption_column else None
-        item = Item(ordinal=ordinal, key=targets.key_of(target, url), uri="", trusted=False)
-        item.caption = None if caption is None else str(caption)
-        item.meta = {f"meta_{name}": value for name, value in row.items()}
-        try:
-            item.location = targets.location_of(target, url)
-            item.uri = canonical(item.location)
-        except Rejected as rejected:
-            item.fault = rejected.reject
-        except ValueError:
-            item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
-        yield item
-
-
-def _add_columns(columns: dict[str, pa.DataType], schema: pa.Schema, recipe: Recipe, source: Source) -> None:
-    """A manifest's own columns beside those of the other sources; ConfigError where two types clash."""
-    taken = {
-        manifests.path_column(schema.names, recipe, source.url),
-        manifests.caption_column(schema.names, recipe, source.url),
-    }
-    for field in schema:
-        if field.name in taken:
-            continue
-        name = f"meta_{field.name}"
-        if columns.setdefault(name, field.type) != field.type:
-            raise ConfigError(
-                f"column '{field.name}' is {field.type} in {source.name} and {columns[name]} in another source; "
-                "give both the same type"
-            )

@@ -1,4 +1,4 @@
-"""Sources read so that a broken connection or a short answer is tried again, and never taken for a file's end."""
+"""Reads sources with retries. A broken connection or a short answer is never taken for the end of a file."""
 
 from __future__ import annotations
 
@@ -12,33 +12,42 @@ from pipeline.storage.retry import ShortRead, remote_errors, retried
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
 
 BLOCK_BYTES = 8 << 20
-"""Of one request to a store."""
+"""Bytes that one request to a store asks for."""
 BUFFER_BYTES = 1 << 20
+"""Bytes read ahead in memory."""
 
 T = TypeVar("T")
 
 
 def file_facts(url: str) -> FileFacts:
-    """Size and entity tag of a file. FileNotFoundError if there is none, StoreError if that cannot be learnt."""
+    """Size and entity tag of a file. FileNotFoundError if there is none, StoreError if the store does not answer."""
     fs, path = open_source(url)
 
-    def ask() -> FileFacts:
-        with _as_the_server_said():
+    def request() -> FileFacts:
+        with _http_status_kept():
             return FileFacts.of(fs.info(path))
 
-    return retry_call(url, ask)
+    return retry_call(url, request)
+
+
+def existing_file_facts(url: str) -> FileFacts:
+    """Size and entity tag of a file that the user named. ConfigError if there is none."""
+    try:
+        return file_facts(url)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file at '{canonical(url)}'") from None
 
 
 def open_retrying(url: str, size_bytes: int) -> IO[bytes]:
-    """The file for reading, whole: StoreError where it gives fewer bytes than ``size_bytes`` (0: unknown).
+    """Open a file for reading and seeking. FileNotFoundError, at the first read, if there is no such file.
 
-    It can seek. FileNotFoundError, at the first read, if there is no such file.
+    Reads raise StoreError if the store gives fewer bytes than ``size_bytes`` (0 if the size is not known).
     """
     return io.BufferedReader(_RetryingFile(url, size_bytes), BUFFER_BYTES)
 
 
 def read_whole(url: str, size_bytes: int) -> bytes:
-    """The file's content, in one request; errors as of ``open_retrying``."""
+    """Read a file in one request. Errors are those of ``open_retrying``."""
     fs, path = open_source(url)
 
     def read() -> bytes:
@@ -51,33 +60,33 @@ def read_whole(url: str, size_bytes: int) -> bytes:
 
 
 def retry_call(url: str, call: Callable[[], T]) -> T:
-    """What a call to the source's file system gives, after retries. FileNotFoundError and StoreError name the source."""
+    """Call the file system of a source, with retries. FileNotFoundError and StoreError name the source."""
     try:
         return retried(call)
     except FileNotFoundError:
         raise FileNotFoundError(canonical(url)) from None
     except remote_errors() as error:
-        raise StoreError(f"{canonical(url)} could not be read: {reason(error)}") from None
+        raise StoreError(f"{canonical(url)} could not be read: {describe_error(error)}") from None
 
 
 def open_source(url: str) -> tuple[Any, str]:
-    """The file system of a source and the path in it; ConfigError where its driver is not installed."""
+    """The file system of a source and the path in it. ConfigError if its driver is not installed."""
     try:
         return open_filesystem(url)
     except ImportError as error:
         raise ConfigError(f"'{scheme_of(url)}://' URLs need a driver that is not installed: {error}") from None
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, without the URL that clients quote: its query may be a signature."""
+def describe_error(error: Exception) -> str:
+    """Type, HTTP status and text of an error, without the URL that clients quote: its query may be a signature."""
     text = error.args[0] if isinstance(error, ShortRead) else getattr(error, "strerror", None)
     status = getattr(error, "status", None)
     return f"{type(error).__name__}{f' {status}' if status else ''}{f': {text}' if text else ''}"
 
 
 @contextlib.contextmanager
-def _as_the_server_said() -> Iterator[None]:
-    """fsspec says "not found" of whatever an HTTP server answers; this lets its real answer through."""
+def _http_status_kept() -> Iterator[None]:
+    """Raise the HTTP client's own error where fsspec hides it: fsspec calls every failed request "not found"."""
     try:
         yield
     except FileNotFoundError as error:
@@ -88,15 +97,15 @@ def _as_the_server_said() -> Iterator[None]:
 
 
 class _RetryingFile(io.RawIOBase):
-    """Reads from where it is, opening the file again after a failure."""
+    """A file that is opened again at its position after a failure."""
 
     def __init__(self, url: str, size_bytes: int) -> None:
         self._name = canonical(url)
         self._size_bytes = size_bytes
         self._fs, self._path = open_source(url)
         self._file: Any = None
-        self._streams = False
-        self._place = 0
+        self._no_ranges = False
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -105,72 +114,69 @@ class _RetryingFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size_bytes}[whence]
-        self._place = start + offset
-        return self._place
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Bytes from here on, fewer than asked for only where a block or the file ends. StoreError names the file."""
-        wanted = len(buffer)
+        """Fill ``buffer`` from the position on, or as much of it as the block or the file has. StoreError names the file."""
+        length = len(buffer)
         if self._size_bytes:
-            wanted = min(wanted, self._size_bytes - self._place)
-        if wanted <= 0:
+            length = min(length, self._size_bytes - self._position)
+        if length <= 0:
             return 0
         try:
-            data = retried(lambda: self._attempt(wanted))
+            data = retried(lambda: self._attempt(length))
         except FileNotFoundError:
             raise FileNotFoundError(self._name) from None
         except remote_errors() as error:
-            raise StoreError(f"{self._name} could not be read at byte {self._place}: {reason(error)}") from None
+            raise StoreError(
+                f"{self._name} could not be read at byte {self._position}: {describe_error(error)}"
+            ) from None
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:
-        self._let_go()
+        self._close_file()
         super().close()
 
-    def _attempt(self, wanted: int) -> bytes:
+    def _attempt(self, length: int) -> bytes:
+        """Read up to ``length`` bytes at the position; after a failure the next attempt opens the file again."""
         try:
-            with _as_the_server_said():
-                self._go_to_place()
-            data: bytes = self._file.read(wanted)
+            with _http_status_kept():
+                self._seek_in_file()
+            data: bytes = self._file.read(length)
         except ValueError:
-            self._let_go()
-            if self._streams:
+            self._close_file()
+            if self._no_ranges:
                 raise
-            self._streams = True  # the server has no ranges: it only gives files from their start
-            return self._attempt(wanted)
+            self._no_ranges = True  # the server ignores ranges: it only gives whole files
+            return self._attempt(length)
         except BaseException:
-            self._let_go()
+            self._close_file()
             raise
         if not data and self._size_bytes:
-            self._let_go()
+            self._close_file()
             raise ShortRead(f"the file ended there, but should have {self._size_bytes} bytes")
         return data
 
-    def _go_to_place(self) -> None:
-        if self._file is not None and self._streams and self._file.tell() > self._place:
-            self._let_go()
+    def _seek_in_file(self) -> None:
+        """Open the file if it is not open, and move to the position: by reading on if the server has no ranges."""
+        if self._file is not None and self._no_ranges and self._file.tell() > self._position:
+            self._close_file()
         if self._file is None:
-            self._file = self._fs.open(self._path, "rb", block_size=0 if self._streams else BLOCK_BYTES)
-        if not self._streams:
-            self._file.seek(self._place)
+            self._file = self._fs.open(self._path, "rb", block_size=0 if self._no_ranges else BLOCK_BYTES)
+        if not self._no_ranges:
+            self._file.seek(self._position)
             return
-        while (ahead := self._place - self._file.tell()) and self._file.read(min(ahead, BUFFER_BYTES)):
+        while (distance := self._position - self._file.tell()) and self._file.read(min(distance, BUFFER_BYTES)):
             pass
 
-    def _let_go(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _file_facts(url: str) -> FileFacts:
-    try:
-        return file_facts(url)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file at '{canonical(url)}'") from None

@@ -1,127 +1,96 @@
-"""The members of a tar, read strictly and in bounded memory."""
+"""Reads the members of a tar strictly, and in bounded memory.
+
+The standard library's tarfile takes a cut or damaged archive for its regular end, and a hostile header can make it loop,
+seek backwards or allocate as much as the header asks for. This parser of 512-byte headers refuses such archives. It
+reads the formats ustar, GNU and pax (POSIX.1-2001, ``pax``, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format").
+"""
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
-from typing import IO, Any, Self
+from dataclasses import dataclass
+from typing import IO
 
-BLOCK_BYTES = tarfile.BLOCKSIZE
+BLOCK_BYTES = 512
+MAX_EXTENSION_BYTES = 1 << 20
+"""Largest content of a header that holds a long name or pax records."""
+MAX_MEMBER_BYTES = 1 << 62
 
-MAX_HEADER_BYTES = 1 << 20
-"""Of a header that only holds a name or pax records."""
-
-NAMES_AND_RECORDS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
-
-class DamagedTar(tarfile.TarError):
-    """The archive ends early or has a bad header. Python's tarfile takes both for its regular end."""
+REGULAR, OLD_REGULAR, CONTIGUOUS = b"0", b"\0", b"7"
+FOLDER, GNU_SPARSE = b"5", b"S"
+WITHOUT_CONTENT = frozenset({b"1", b"2", b"3", b"4", FOLDER, b"6"})
+"""Links, devices, folders and pipes. Members of unknown types have content, so that it can be passed over."""
+LONG_NAME, LONG_LINK = b"L", b"K"
+PAX, OLD_PAX, PAX_GLOBAL = b"x", b"X", b"g"
+EXTENSIONS = frozenset({LONG_NAME, LONG_LINK, PAX, OLD_PAX, PAX_GLOBAL})
+"""Types of headers that describe the members after them."""
 
 
-class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is read within bounds: Python's own parser can be made to loop, to count backwards (a negative
-    size), and to take whatever memory and time a header asks for."""
+class DamagedTar(Exception):
+    """The archive ends early, or one of its headers is not valid."""
 
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # two zero blocks: the regular end
-        except tarfile.HeaderError as error:
-            raise DamagedTar(f"bad or missing header at byte {tar.offset}: {error}") from error
 
-    def _proc_member(self, tar: Any) -> Any:
-        if self.type in NAMES_AND_RECORDS and self.size > MAX_HEADER_BYTES:
-            raise DamagedTar(f"a header of {self.size} bytes at byte {tar.offset}; the limit is {MAX_HEADER_BYTES}")
-        return super()._proc_member(tar)  # type: ignore[misc]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One entry of a tar."""
 
-    def _block(self, count: int) -> int:
-        if count < 0:
-            raise DamagedTar(f"a member of {count} bytes")
-        return -(-count // BLOCK_BYTES) * BLOCK_BYTES
-
-    def _proc_pax(self, tar: Any) -> _StrictTarInfo:
-        """The member that pax records stand before, with its name and size from them."""
-        records = _pax_records(tar.fileobj.read(self._block(self.size))[: self.size])
-        try:
-            member = self.fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise DamagedTar(f"no member follows the records at byte {self.offset}") from None
-        if self.type == tarfile.XGLTYPE:
-            if records.keys() & {"path", "size"}:
-                raise DamagedTar("one name or size is stated for all members")
-            return member
-        member.name = records.get("path", member.name).rstrip("/")
-        if any(name.startswith("GNU.sparse.") for name in records):
-            member.sparse = b""
-        if "size" in records:
-            member.size = int(records["size"])
-            tar.offset = member.offset_data + (member._block(member.size) if member.has_data else 0)
-        return member
+    name: str
+    """Bytes that are not UTF-8 are surrogates."""
+    type: bytes
+    """Type flag of the header."""
+    size_bytes: int
+    """Size of the content in the archive."""
+    offset: int
+    """Offset in the archive of the member's first header, which may be a long name or pax records."""
+    content_offset: int
+    is_sparse: bool
+    """True if the content is the parts of a sparse file, in any of GNU's formats."""
 
     @property
-    def has_data(self) -> bool:
-        """Whether blocks of data follow the header."""
-        return self.isreg() or self.type not in tarfile.SUPPORTED_TYPES
+    def is_folder(self) -> bool:
+        """Return whether the member is a folder."""
+        return self.type == FOLDER
 
-    def _proc_sparse(self, tar: Any) -> _StrictTarInfo:
-        """A GNU sparse member: its map is passed over, since such members are not read."""
-        _, extended, size = self._sparse_structs  # type: ignore[attr-defined]
-        while extended:
-            block = tar.fileobj.read(BLOCK_BYTES)
-            if len(block) < BLOCK_BYTES:
-                raise DamagedTar("the archive ends in a sparse map")
-            extended = bool(block[504])
-        self.sparse = b""
-        self.offset_data = tar.fileobj.tell()
-        tar.offset = self.offset_data + self._block(self.size)
-        self.size = size
-        return self
+    @property
+    def is_plain_file(self) -> bool:
+        """Return whether the content is that of a file: not a link, device, folder, sparse file or unknown type."""
+        return self.type in (REGULAR, OLD_REGULAR, CONTIGUOUS) and not self.is_sparse
 
 
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Records ``length keyword=value\\n``; DamagedTar where they do not fill the header exactly."""
-    records = {}
-    while data:
-        length, space, _ = data[:8].partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 3 < int(length) <= len(data):
-            raise DamagedTar("bad length of a pax record")
-        keyword, equals, value = data[len(length) + 1 : int(length)].partition(b"=")
-        if not equals or not value.endswith(b"\n"):
-            raise DamagedTar("bad pax record")
-        records[keyword.decode("utf-8", "surrogateescape")] = value[:-1].decode("utf-8", "surrogateescape")
-        data = data[int(length) :]
-    return records
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """One block of 512 bytes."""
+
+    name: str
+    type: bytes
+    size_bytes: int
+    has_sparse_map: bool
+    """True if blocks of an old GNU sparse map come between the header and the content."""
 
 
-def members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """Every member of an uncompressed tar in order, with a reader of its content (None if it is no regular file, or
-    sparse).
+def members(file: IO[bytes]) -> Iterator[Member]:
+    """Yield every member of an uncompressed tar in order. DamagedTar if the archive is cut or a header is not valid.
 
-    Reads ``file``, which can seek, from front to back. Raises tarfile.TarError (also out of the readers) where the
-    archive is cut or a header does not check. Bytes of names that are not UTF-8 become surrogates.
+    Goes through ``file`` from front to back. The content of a member may be read before the next member is requested.
     """
-    try:
-        with tarfile.open(
-            fileobj=file, mode="r:", tarinfo=_StrictTarInfo, encoding="utf-8", errors="surrogateescape"
-        ) as tar:
-            while (info := tar.next()) is not None:
-                yield info, tar.extractfile(info) if info.isreg() and not info.issparse() else None
-                tar.members.clear()  # type: ignore[attr-defined]  # else every member's header stays in memory
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise DamagedTar(f"a header that makes no sense ({type(error).__name__})") from error
+    offset = 0
+    while (member := _next_member(file, offset)) is not None:
+        yield member
+        has_content = member.type not in WITHOUT_CONTENT
+        offset = member.content_offset + (_padded(member.size_bytes) if has_content else 0)
+
+
+def read_content(file: IO[bytes], member: Member) -> bytes:
+    """The content of a member of ``file``. DamagedTar if the archive ends in it."""
+    file.seek(member.content_offset)
+    return _read(file, member.size_bytes)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's key and suffix, as webdataset splits them: at the first dot after the last slash. Dots that a name
-    begins with, which webdataset passes over, belong to the key."""
+    """A member's key and suffix, split like webdataset does: at the first dot after the last slash.
+
+    Dots at the start of the file's name belong to the key; webdataset skips such members.
+    """
     folder, slash, base = name.rpartition("/")
     plain = base.lstrip(".")
     stem, _, suffix = plain.partition(".")
@@ -129,5 +98,140 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def printable(name: str) -> str:
-    """The name as it is, or with escapes for bytes that are not UTF-8."""
+    """The name, with escapes in the place of bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _next_member(file: IO[bytes], offset: int) -> Member | None:
+    """The member whose headers start at ``offset``; None at the block of zeros that ends an archive."""
+    extensions: dict[bytes, bytes] = {}
+    first_offset, is_first = offset, True
+    while True:
+        file.seek(offset)
+        header = _parse_header(_read(file, BLOCK_BYTES), offset)
+        if header is None and is_first:
+            return None
+        if header is None:
+            raise DamagedTar(f"no member follows the extension header before byte {offset}")
+        if header.type not in EXTENSIONS:
+            return _member(file, header, extensions, first_offset, offset + BLOCK_BYTES)
+        if header.size_bytes > MAX_EXTENSION_BYTES:
+            raise DamagedTar(
+                f"an extension header of {header.size_bytes} bytes at byte {offset}; the limit is {MAX_EXTENSION_BYTES}"
+            )
+        if header.type in extensions:
+            raise DamagedTar(f"a second header of type '{header.type.decode()}' for one member at byte {offset}")
+        content = _read(file, _padded(header.size_bytes))[: header.size_bytes]
+        offset += BLOCK_BYTES + _padded(header.size_bytes)
+        is_first = False
+        if header.type != PAX_GLOBAL:
+            extensions[header.type] = content
+            continue
+        if _pax_records(content).keys() & {"path", "size"}:
+            raise DamagedTar("a pax header states one name or size for all members")
+        if not extensions:
+            first_offset = offset
+
+
+def _member(
+    file: IO[bytes], header: _Header, extensions: dict[bytes, bytes], first_offset: int, content_offset: int
+) -> Member:
+    """The member that a header and the extension headers before it describe."""
+    records = _pax_records(extensions.get(OLD_PAX, b"")) | _pax_records(extensions.get(PAX, b""))
+    name = _text(extensions[LONG_NAME]) if LONG_NAME in extensions else header.name
+    name = records.get("path", name)
+    # archives from before ustar mark folders by a slash; it counts in the whole name, not in a name cut to 100 bytes
+    type_ = FOLDER if header.type == OLD_REGULAR and name.endswith("/") else header.type
+    if header.has_sparse_map:
+        content_offset += _sparse_map_bytes(file)
+    return Member(
+        name=name.rstrip("/") if type_ == FOLDER or "path" in records else name,
+        type=type_,
+        size_bytes=_pax_size(records["size"]) if "size" in records else header.size_bytes,
+        offset=first_offset,
+        content_offset=content_offset,
+        is_sparse=header.type == GNU_SPARSE or any(keyword.startswith("GNU.sparse.") for keyword in records),
+    )
+
+
+def _parse_header(block: bytes, offset: int) -> _Header | None:
+    """The header in a block, with byte ranges as in POSIX.1-2001; None if the block is all zeros."""
+    if not any(block):
+        return None
+    _check_checksum(block, offset)
+    type_ = block[156:157]
+    name = _text(block[:100])
+    is_gnu = block[257:265] == b"ustar  \0"  # GNU headers have times in the place of the prefix
+    prefix = _text(block[345:500]) if block[257:262] == b"ustar" and not is_gnu else ""
+    size_bytes = _number(block[124:136], offset)
+    if size_bytes > MAX_MEMBER_BYTES:
+        raise DamagedTar(f"a member of {size_bytes} bytes at byte {offset}")
+    has_sparse_map = type_ == GNU_SPARSE and bool(block[482])
+    name = f"{prefix}/{name}" if prefix else name
+    return _Header(name=name, type=type_, size_bytes=size_bytes, has_sparse_map=has_sparse_map)
+
+
+def _check_checksum(block: bytes, offset: int) -> None:
+    """Raise DamagedTar unless a header states the sum of its bytes, taken with spaces in place of the checksum."""
+    stated = _number(block[148:156], offset)
+    summed = block[:148] + b" " * 8 + block[156:]
+    total = sum(summed)
+    # some old programs add signed characters
+    if stated != total and stated != total - 256 * sum(byte > 127 for byte in summed):
+        raise DamagedTar(f"the header at byte {offset} does not match its checksum")
+
+
+def _number(field: bytes, offset: int) -> int:
+    """A number in octal digits, or in base 256 after a byte 0x80. DamagedTar for others, which include negative ones."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip()
+    if digits.strip(b"01234567"):
+        raise DamagedTar(f"the header at byte {offset} has a number that is not valid")
+    return int(digits or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    """The text before the first NUL."""
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _pax_records(content: bytes) -> dict[str, str]:
+    """Parse pax records ``length keyword=value\\n``. DamagedTar unless they fill the content exactly."""
+    records = {}
+    start = 0
+    while start < len(content):
+        length, space, _ = content[start : start + 8].partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 3 < int(length) <= len(content) - start:
+            raise DamagedTar("a pax record has a length that is not valid")
+        keyword, equals, value = content[start + len(length) + 1 : start + int(length)].partition(b"=")
+        if not equals or not value.endswith(b"\n"):
+            raise DamagedTar("a pax record is not valid")
+        records[keyword.decode("utf-8", "surrogateescape")] = value[:-1].decode("utf-8", "surrogateescape")
+        start += int(length)
+    return records
+
+
+def _pax_size(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value) <= MAX_MEMBER_BYTES):
+        raise DamagedTar("a pax record has a size that is not valid")
+    return int(value)
+
+
+def _sparse_map_bytes(file: IO[bytes]) -> int:
+    """Read the blocks that continue the map of an old GNU sparse member; their size."""
+    num_blocks = 1
+    while _read(file, BLOCK_BYTES)[504]:
+        num_blocks += 1
+    return num_blocks * BLOCK_BYTES
+
+
+def _padded(size_bytes: int) -> int:
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _read(file: IO[bytes], size_bytes: int) -> bytes:
+    data = file.read(size_bytes)
+    if len(data) < size_bytes:
+        raise DamagedTar("the archive ends before its last member does")
+    return data

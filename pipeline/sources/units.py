@@ -1,4 +1,4 @@
-"""Sources and the units that they are cut into."""
+"""Sources, and the units that planning cuts them into."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,80 +17,83 @@ from pipeline.storage.urls import FileFacts, canonical
 
 NO_FACTS = FileFacts(size=0, etag="")
 
-Format = Literal["tar", "manifest", "folder"]
-
-
-def _check_unchanged(unit: Unit, url: str) -> None:
-    try:
-        facts = file_facts(url)
-    except FileNotFoundError:
-        raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
-    if facts != unit.facts:
-        raise SourceChanged.between(f"source {unit.source}", unit.facts, facts)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One tar, manifest or folder as planning saw it."""
 
     name: str
-    format: Format
+    """Canonical URL without credentials, or the NAME that the user gave as ``NAME=URL``."""
+    format: str
+    """Name of the source's ``SourceFormat``."""
     url: str
-    """As given, with what is needed to open it. Never written to the output."""
+    """URL as the user gave it, with what is needed to open it. Never written to the output."""
     facts: FileFacts = NO_FACTS
-    """Of a tar or manifest."""
+    """Size and entity tag of a source that is one file."""
     files: Files = field(default_factory=Files)
-    """Of a folder, by path."""
+    """Files of a source that is many files, sorted by path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
-    """An item to try again."""
+    """An item to encode again after a reject."""
 
     ordinal: int
     windows: tuple[int, ...]
-    """Those that were rejected; none where the item was rejected as a whole."""
+    """Indices of the rejected windows; empty if the item was rejected as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """The items whose samples go to one output shard."""
+    """The items whose samples go to one output shard. A row of the plan.
+
+    ``byte_start``, ``byte_stop``, ``header`` and ``files`` are there for the unit's format: only the format's own
+    module reads them. The plan stores ``files`` as Arrow columns, because a folder may have ten million of them.
+    """
 
     name: str
     source: str
-    format: Format
+    """Name of the source."""
+    format: str
+    """Name of the source's ``SourceFormat``."""
     generation: int
+    """Number of the planning run that added the unit."""
     start: int
-    """Ordinal of the first item in its source."""
+    """Ordinal of the unit's first item in its source."""
     stop: int | None
-    """Ordinal after the last item; None to the end of a tar."""
+    """Ordinal after the unit's last item; None if the format does not count items when it plans."""
     byte_start: int = 0
+    """First byte of the unit's part of a text file."""
     byte_stop: int = 0
-    """Of the rows in a text manifest."""
+    """Byte after the unit's part of a text file."""
     header: str = ""
-    """First line of a CSV manifest."""
+    """Text that belongs before every part of the file, such as a CSV file's first line."""
     size: int = 0
+    """Size in bytes of a source that is one file."""
     etag: str = ""
+    """Entity tag of a source that is one file."""
     files: Files = dataclasses.field(default_factory=Files)
+    """The unit's files, if the source is many files."""
     retries: tuple[Retry, ...] = ()
-    """Where not empty: of the items from ``start`` to ``stop``, only these."""
+    """If not empty: encode only these of the unit's items."""
 
     @property
     def facts(self) -> FileFacts:
-        """Of the tar or manifest."""
+        """Planned size and entity tag of a source that is one file."""
         return FileFacts(size=self.size, etag=self.etag)
 
     @property
-    def cost(self) -> int:
-        """A guess at how long it takes, to start long units early; comparable within one format."""
-        return self.size if self.format == "tar" else self.files.size_bytes or (self.stop or 0) - self.start
+    def ordinals(self) -> range:
+        """Ordinals of the unit's items. Only for formats that count items when they plan."""
+        assert self.stop is not None, f"unit {self.name} was planned without counting its items"
+        return range(self.start, self.stop)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as a row of the plan."""
+        """All fields as plain values."""
         return self.without_files() | {"files": self.files.rows.to_pylist()}
 
     def without_files(self) -> dict[str, Any]:
-        """The same but for the files, which may be many."""
+        """All fields but ``files`` as plain values: a row of the plan without its largest column."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
         return values | {"retries": [{"ordinal": r.ordinal, "windows": list(r.windows)} for r in self.retries]}
 
@@ -112,9 +115,11 @@ class Plan:
 
     units: list[Unit]
     columns: list[pa.Schema]
+    """Schema of the user columns, by generation."""
 
 
-def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fields: Any) -> Unit:
+def new_unit(source: Source, generation: int, *, start: int, stop: int | None, **fields: Any) -> Unit:
+    """A unit of ``source`` with its name, and with the planned size and entity tag. ``fields``: the format's own."""
     stem = canonical(source.name if "://" in source.name else source.url).rpartition("/")[2].rpartition(".")[0]
     slug = re.sub(r"[^a-z0-9]+", "-", (stem or source.name.rpartition("/")[2]).lower()).strip("-")[:40] or "unit"
     return Unit(
@@ -131,6 +136,22 @@ def _unit(source: Source, generation: int, *, start: int, stop: int | None, **fi
 
 
 def unit_name(slug: str, source: str, start: int, stop: int | None, generation: int) -> str:
-    """A name that people recognise, made unique by the part of the source and the generation."""
+    """A readable slug, made unique by a hash of the source, the range of ordinals and the generation."""
     text = "\0".join(map(str, (source, start, stop, generation)))
     return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def check_facts_as_planned(source: Source, planned: Unit) -> None:
+    """Raise SourceChanged if a source that is one file differs from what an earlier plan saw."""
+    if source.facts != planned.facts:
+        raise SourceChanged.between(f"source {source.name}", planned.facts, source.facts)
+
+
+def check_file_as_planned(unit: Unit, url: str) -> None:
+    """Raise SourceChanged if the file that a unit was cut from is gone, or has another size or entity tag."""
+    try:
+        facts = file_facts(url)
+    except FileNotFoundError:
+        raise SourceChanged.between(f"source {unit.source}", unit.facts, None) from None
+    if facts != unit.facts:
+        raise SourceChanged.between(f"source {unit.source}", unit.facts, facts)

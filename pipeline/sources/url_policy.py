@@ -1,4 +1,4 @@
-"""What the rows of a manifest may point to. A manifest may come from anyone."""
+"""Decides which URLs the rows of a manifest may point to. A manifest may come from anyone."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from typing import Any
 from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.storage.urls import scheme_of
-
-HTTP = ("http", "https")
+from pipeline.storage.urls import HTTP_SCHEMES, scheme_of
 
 
 def key_of(target: Any, manifest_url: str) -> str:
-    """A row's path as a key: of URLs without what may be a signature or password."""
+    """The key of a row's item: its path, or its URL without the parts that may be a signature or a password."""
     key = "" if target is None else str(target)
-    if "://" not in key and scheme_of(manifest_url) not in HTTP:
+    if "://" not in key and scheme_of(manifest_url) not in HTTP_SCHEMES:
         return key
     key = re.sub(r"(?<=//)[^/?#]*@", "", key)
-    if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # no port: a password that should have been quoted
+    if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
         key = re.sub(r"(?<=//).*@", "", key)
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
 
 def location_of(target: Any, manifest_url: str) -> str:
-    """The URL that a row points to; relative paths start at the manifest's folder. Rejected if it is not allowed.
+    """The URL that a row points to. Relative paths start at the manifest's folder. Rejected if it is not allowed.
 
-    Whether an http host may be reached is seen when it is: see ``web.py``.
+    ``http_download.py`` checks the addresses of HTTP hosts when it connects to them.
     """
     if not isinstance(target, str) or not target:
         raise Rejected("read", "no_path", "the row has no path")
     try:
         if "://" in target or "::" in target:
             location = target
-            if scheme_of(target) in HTTP and parsed(target).raw_user is not None:
+            if scheme_of(target) in HTTP_SCHEMES and parse_url(target).raw_user is not None:
                 raise Rejected("fetch", "forbidden_url", "a URL in a manifest may not have a user name or password")
         elif target.startswith("/"):
             location = target
@@ -48,18 +46,18 @@ def location_of(target: Any, manifest_url: str) -> str:
     return location
 
 
-def parsed(url: str, *, relative: bool = False) -> URL:
-    """The parts of an http URL as the client takes them; Rejected where it has none."""
+def parse_url(url: str, *, relative: bool = False) -> URL:
+    """Parse an HTTP URL as the HTTP client does. Rejected if it cannot be parsed, or is not absolute and should be."""
     try:
-        place = URL(url)
+        target = URL(url)
     except ValueError:
         raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
     if not relative:
-        check_http(place)
-    return place
+        check_http(target)
+    return target
 
 
-def check_http(place: URL) -> None:
-    """Rejected unless a URL, perhaps of a redirect, is of http or https and names a host."""
-    if place.scheme not in HTTP or not place.host:
+def check_http(target: URL) -> None:
+    """Raise Rejected unless a URL, perhaps from a redirect, has the scheme http or https and a host."""
+    if target.scheme not in HTTP_SCHEMES or not target.host:
         raise Rejected("fetch", "forbidden_url", "it leads to something that is not http or https")

@@ -1,4 +1,4 @@
-"""Many small requests: a few at once, their answers in order, and no more of them in memory than are at once."""
+"""Runs many small requests a few at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 REQUESTS = 32
-"""At once: against a store that takes 30 ms for one, a thousand a second."""
+"""Number of requests at a time. A store that takes 30 ms for one then answers a thousand a second."""
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-def in_parallel(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
-    """What ``call`` gives for each argument, in their order; raises what it raises when it is that argument's turn."""
+def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
+    """Yield the results of ``call`` in the order of the arguments. An error is raised when its result is due.
+
+    Holds at most ``2 * REQUESTS`` results, and takes arguments as it needs them.
+    """
     pool = ThreadPoolExecutor(REQUESTS)
     ahead: deque[Future[T]] = deque()
     try:

@@ -1,7 +1,7 @@
-"""The moments at which a job may die: each step that leaves something behind in the output has a name.
+"""Names for the steps after which a job leaves something behind in the output, to kill it there in tests.
 
-``LATENTMILL_KILL_AT=<step>`` (or ``<step>:<n>`` for the n-th time) ends the process at that step as a power cut would.
-It is how the tests, and whoever wants a drill, see that running the same command again finishes the job.
+``LATENTMILL_KILL_AT=<step>`` (or ``<step>:<n>`` for the n-th time) ends the process at that step like a power cut.
+Tests and drills use it to check that running the same command again finishes the job.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ VARIABLE = "LATENTMILL_KILL_AT"
 
 
 class Failpoint(StrEnum):
-    """In the order in which a job first reaches them. Named for what has just become durable."""
+    """Steps in the order in which a job first reaches them. Each is named for what has just become durable."""
 
     FILE_WRITTEN = "file-written"
-    """In the scratch folder, not yet under its name (local outputs)."""
+    """A file is complete in the scratch folder, but not under its name yet (local outputs only)."""
     FILE_LINKED = "file-linked"
-    """Under its name, the folder not yet synced (local outputs)."""
+    """A file has its name, but its folder is not synced yet (local outputs only)."""
     DATASET_RECORDED = "dataset-recorded"
     PLAN_RECORDED = "plan-recorded"
     ATTEMPT_RECORDED = "attempt-recorded"
     SAMPLE_WRITTEN = "sample-written"
-    """To the tar on local disk."""
+    """A sample is in the tar on the local disk."""
     TAR_WRITTEN = "tar-written"
-    """Whole, on local disk."""
+    """A tar is complete on the local disk."""
     TAR_UPLOADED = "tar-uploaded"
     UNIT_COMMITTED = "unit-committed"
     RUN_RECORDED = "run-recorded"
@@ -38,16 +38,16 @@ class Failpoint(StrEnum):
     ORPHAN_REMOVED = "orphan-removed"
     ATTEMPT_REMOVED = "attempt-removed"
     SCRATCH_REMOVED = "scratch-removed"
-    """A file that a dead writer left in the scratch folder."""
+    """A scratch file of a dead writer is gone."""
     SUMMARY_WRITTEN = "summary-written"
     REPORT_WRITTEN = "report-written"
 
 
-_times: defaultdict[Failpoint, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+_reached: defaultdict[Failpoint, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
 
 def failpoint(step: Failpoint) -> None:
-    """Say that ``step`` is done. Does nothing, unless this is where the process was told to die."""
+    """Report that ``step`` is done. Kills the process if ``LATENTMILL_KILL_AT`` names this step."""
     name, _, nth = os.environ.get(VARIABLE, "").partition(":")
-    if name == step and next(_times[step]) == int(nth or 1):
+    if name == step and next(_reached[step]) == int(nth or 1):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Parquet, CSV and JSON Lines in memory, read by Arrow without ever handing it a Python file.
+"""Reads and writes Parquet in memory. Arrow never gets a Python file.
 
-Arrow's worker threads keep a file a little longer than the call that read it. Letting go of a Python file needs the
-interpreter: a process then hangs or aborts as it ends (apache/arrow issues 33975 and 50482), and ``read_json`` may wait
-for such a thread while it keeps the interpreter to itself. Memory of Arrow's own needs no interpreter.
+Arrow's worker threads keep a file a little longer than the call that read it. Releasing a Python file needs the
+interpreter: a process may then hang or abort when it ends (apache/arrow issues 33975 and 50482), and ``read_json`` may
+wait for such a thread while it holds the interpreter's lock. Memory that Arrow owns needs no interpreter.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ _FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_index": True, "wri
 
 
 def arrow_file(content: bytes) -> pa.NativeFile:
-    """A copy of the bytes as a file that is Arrow's alone."""
+    """A copy of the bytes, as a file that Arrow owns."""
     sink = pa.BufferOutputStream()
     sink.write(content)
     return pa.BufferReader(sink.getvalue())
 
 
 def read_parquet(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table in a Parquet file, or some of its columns; OSError where a page is damaged."""
+    """The table in a Parquet file, or some of its columns. OSError if a page is damaged."""
     return _parquet(content).read(columns)
 
 
 def parquet_batches(content: bytes, columns: list[str], rows: int) -> Iterator[pa.Table]:
-    """Some columns of a Parquet file, so many rows at a time; OSError where a page is damaged."""
+    """Yield some columns of a Parquet file, up to ``rows`` rows at a time. OSError if a page is damaged."""
     for batch in _parquet(content).iter_batches(rows, columns=columns):
         yield pa.Table.from_batches([batch])
 
 
 def row_groups(content: bytes) -> Iterator[pa.Table]:
-    """The table in a Parquet file, one row group after the other."""
+    """Yield the row groups of a Parquet file as tables."""
     parquet = _parquet(content)
     return (parquet.read_row_group(n) for n in range(parquet.metadata.num_row_groups))
 
 
 def value_counts(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
-    """How often each value is there; nulls are none."""
+    """Number of times that each value occurs. Nulls are not counted."""
     return {row["values"]: row["counts"] for row in pc.value_counts(column.drop_null()).to_pylist()}
 
 
 def write_parquet(table: pa.Table) -> bytes:
-    """The table as a Parquet file with zstd, a page index and checksums; equal bytes for equal tables."""
-    sink = io.BytesIO()  # written by the calling thread only
+    """The table as a Parquet file with zstd, a page index and checksums. Equal tables give equal bytes."""
+    sink = io.BytesIO()  # safe: only this thread writes to it
     pq.write_table(table, sink, **_FORMAT)
     return sink.getvalue()
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """The same, of tables that come one after the other; each becomes a row group."""
+    """A writer of such a file at ``path``. Each table written to it becomes a row group."""
     return pq.ParquetWriter(path, schema, **_FORMAT)
 
 

@@ -1,4 +1,4 @@
-"""Ranges of remote files: through obstore where it is installed, which needs less CPU time, else through fsspec."""
+"""Reads ranges of remote files: through obstore if it is installed, because it needs less CPU time, or fsspec."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from pipeline.storage.store import Store
 from pipeline.storage.urls import without_secrets
 
 ReadRange = Callable[[str, int, int], memoryview]
-CREDENTIALS_ASKED_EVERY = datetime.timedelta(minutes=5)
+CREDENTIALS_LAST = datetime.timedelta(minutes=5)
+"""Time after which obstore asks for credentials again."""
 
 
 def open_ranges(store: Store) -> ReadRange:
-    """A call for the bytes of a file at an offset, in one request, by any number of threads. It raises StoreError.
+    """A function that reads the bytes at (path, offset, length) in one request. It is thread-safe.
 
-    obstore is used for S3 and web servers, with the addresses and credentials that fsspec's client has.
+    It raises StoreError. obstore is used for S3 and web servers, with the address and credentials of fsspec's client.
     """
     client = _client(store) if importlib.util.find_spec("obstore") else None
-    ask = _through_fsspec(store) if client is None else _through_obstore(client, store.url)
+    request = _through_fsspec(store) if client is None else _through_obstore(client, store.url)
 
     def read(path: str, offset: int, length: int) -> memoryview:
         try:
-            found = ask(path, offset, length)
+            data = request(path, offset, length)
         except FileNotFoundError as error:
             raise StoreError(f"{store.url}/{path} is gone; was the output moved while it was read?") from error
-        if len(found) != length:
+        if len(data) != length:
             raise StoreError(f"{store.url}/{path} ends before byte {offset + length}, which the index names")
-        return found
+        return data
 
     return read
 
@@ -45,31 +46,31 @@ def _through_obstore(client: Any, url: str) -> ReadRange:
     import obstore
     from obstore.exceptions import BaseError
 
-    def ask(path: str, offset: int, length: int) -> memoryview:
+    def request(path: str, offset: int, length: int) -> memoryview:
         try:
             return memoryview(obstore.get_range(client, path, start=offset, length=length))
         except FileNotFoundError:
             raise
         except (BaseError, OSError) as error:
-            said = without_secrets(str(error).partition(": <")[0])  # what follows is the server's page
-            raise StoreError(f"{url}/{path}: {said}") from error
+            problem = without_secrets(str(error).partition(": <")[0])  # the server's page comes after the colon
+            raise StoreError(f"{url}/{path}: {problem}") from error
 
-    return ask
+    return request
 
 
 def _client(store: Store) -> Any:
-    """obstore's client for the store; None where it would not reach the same place in the same way."""
+    """obstore's client for the store; None if it cannot reach the store in the same way as fsspec's client."""
     from obstore.store import HTTPStore, S3Store
 
     fs, root = store.client
-    scheme, _, place = store.url.partition("://")
+    scheme, _, location = store.url.partition("://")
     retries: Any = {"max_retries": TRIES - 1}
     if scheme in ("http", "https") and root.rstrip("/") == store.url.rstrip("/"):
         return HTTPStore.from_url(store.url, client_options={"allow_http": True}, retry_config=retries)
     if scheme != "s3":
         return None
     client = fs.connect()
-    bucket, _, prefix = place.partition("/")
+    bucket, _, prefix = location.partition("/")
     endpoint = client.meta.endpoint_url
     aws = ".amazonaws.com" in endpoint
     return S3Store(
@@ -84,16 +85,16 @@ def _client(store: Store) -> Any:
 
 
 def _s3_credentials(fs: Any) -> Any:
-    """What s3fs signs with: given to it, or found where AWS keeps such things, which renews them."""
-    expires_at = datetime.datetime.now(datetime.UTC) + CREDENTIALS_ASKED_EVERY
+    """The credentials that s3fs signs with: those it was given, or those that the AWS client finds and renews."""
+    expires_at = datetime.datetime.now(datetime.UTC) + CREDENTIALS_LAST
     if fs.key:
         key, secret, token = fs.key, fs.secret, fs.token
     else:
-        key, secret, token = asyncio.run_coroutine_threadsafe(_found_credentials(fs.session), fs.loop).result()
+        key, secret, token = asyncio.run_coroutine_threadsafe(_session_credentials(fs.session), fs.loop).result()
     return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expires_at}
 
 
-async def _found_credentials(session: Any) -> tuple[str, str, str | None]:
-    found = await session.get_credentials()
-    frozen = await found.get_frozen_credentials()
+async def _session_credentials(session: Any) -> tuple[str, str, str | None]:
+    credentials = await session.get_credentials()
+    frozen = await credentials.get_frozen_credentials()
     return frozen.access_key, frozen.secret_key, frozen.token

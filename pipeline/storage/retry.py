@@ -1,4 +1,4 @@
-"""Another try for what may go well the next time: a bounded number, with growing, random pauses."""
+"""Tries requests again that may succeed later: a bounded number of times, with growing random pauses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSIENT_ERRNOS = frozenset(
         errno.ECONNREFUSED,
         errno.ECONNRESET,
         errno.EHOSTUNREACH,
-        errno.EIO,  # s3fs: every status that it has no name for, such as 502 and 504
+        errno.EIO,  # s3fs: every status without a name of its own, such as 502 and 504
         errno.ENETUNREACH,
         errno.EPIPE,
         errno.EREMOTEIO,  # s3fs: 500
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class ShortRead(OSError):
-    """A read gave fewer bytes than the file has there."""
+    """A read returned fewer bytes than the file has there."""
 
 
 def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) -> T:
-    """What ``call`` returns, tried up to ``TRIES`` times while it fails in a way that may pass; then its last error.
+    """Call up to ``TRIES`` times while it fails with a transient error. Raises the last error.
 
-    ``also``: further errors that may pass here. A call may have taken effect and lost its answer, so what it does
-    must be safe to do twice.
+    ``also``: further errors to treat as transient. A failed call may have taken effect and lost its answer, so calling
+    twice must be safe.
     """
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(TRIES),
@@ -49,7 +49,7 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) ->
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: time-outs, broken connections, busy and failing servers."""
+    """Return whether the request may succeed later: after time-outs, broken connections, busy or failing servers."""
     if isinstance(error, (TimeoutError, ConnectionError, ShortRead)):
         return True
     status = _http_status(error)
@@ -61,7 +61,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise when they fail; the clients of remote ones have exceptions of their own."""
+    """The exceptions of file systems. The clients of remote ones have their own, which are no OSErrors."""
     return (OSError, *_http_errors(), *_s3_errors())
 
 
@@ -80,7 +80,7 @@ def _s3_errors() -> tuple[type[Exception], ...]:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status that a server answered with, where the error tells."""
+    """The HTTP status in an error; None if it has none."""
     status = getattr(error, "status", None)
     if status is None:
         response = getattr(error, "response", None)
@@ -89,7 +89,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Errors that come before any request: no credentials, wrong parameters."""
+    """Return whether an S3 client refused to send the request: it has no credentials, or wrong parameters."""
     try:
         from botocore.exceptions import BotoCoreError, HTTPClientError
         from botocore.exceptions import ConnectionError as ConnectionFailed

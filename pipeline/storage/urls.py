@@ -12,23 +12,26 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 
 from pipeline.errors import ConfigError
+from stvae.file_identity import version_tag
 
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
-"""What a URL may begin with. Everything else (pipes, chains, archives inside URLs) is refused."""
+"""Schemes that a URL may have. Others, such as pipes and archives, are refused, and so are chains of schemes."""
+HTTP_SCHEMES = ("http", "https")
 
 _clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 
 
-def _suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
+    """The suffix of a path or of a URL without a query, in lower case and without the dot; empty if it has none."""
     return PurePosixPath(path).suffix.lower().lstrip(".")
 
 
 def scheme_of(url: str) -> str:
-    """The scheme of a URL that may be opened; ``file`` for a plain path. ConfigError for any other."""
+    """The scheme of a URL; ``file`` for a plain path. ConfigError if the URL may not be opened."""
     if "::" in url:
         raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
-    scheme, found, _ = url.partition("://")
-    scheme = scheme if found else "file"
+    scheme, separator, _ = url.partition("://")
+    scheme = scheme if separator else "file"
     if scheme not in SCHEMES:
         raise ConfigError(f"'{scheme}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
     return scheme
@@ -37,12 +40,12 @@ def scheme_of(url: str) -> str:
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it. Listings are never cached.
 
-    Clients of remote stores are shared by all threads: each takes a tenth of a second to connect.
+    All threads share the clients of remote stores, because each takes a tenth of a second to connect.
     """
     options: dict[str, Any] = {"auto_mkdir": False} if scheme_of(url) == "file" else {}
     fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
     if fs.async_impl:
-        # what a client takes from the environment when it is made, and what it does not survive
+        # a client reads these variables when it is made, and it does not survive a fork
         settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
         fs = _clients.setdefault((type(fs), os.getpid(), repr(fs.storage_options), repr(settings)), fs)
     return fs, path
@@ -58,19 +61,19 @@ def canonical(url: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileFacts:
-    """What tells that a file is still the one that was planned."""
+    """Size and version of a file, to notice that it is no longer the one that was planned."""
 
     size: int
+    """Size in bytes; 0 if the store does not tell it."""
     etag: str
-    """Entity tag, or the modification time where the store has none; empty where it has neither."""
+    """Entity tag, or the modification time if the store has none; empty if it has neither."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> FileFacts:
-        """From what fsspec's ``info`` or ``find`` say of a file."""
-        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("mtime") or ""
-        return cls(size=int(info.get("size") or 0), etag=str(etag).strip('"'))
+        """Build the facts of a file from an entry of fsspec's ``info`` or ``find``."""
+        return cls(size=int(info.get("size") or 0), etag=version_tag(info))
 
 
 def without_secrets(text: str) -> str:
-    """Errors of remote stores quote URLs, whose queries carry signatures and whose hosts may follow a password."""
+    """Remove queries and user names from the URLs in an error's text: they may hold signatures and passwords."""
     return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))

@@ -1,8 +1,8 @@
-"""The process that forks decoding children, and what a child does. Started by ``decode.py``; never imported by it.
+"""What runs in the decoding processes: the server that forks children, and a child's session with a video.
 
-The server imports what children need, runs no kernel, and forks one child per request, so a child starts in
-milliseconds and a crash in a decoder ends that child only. Messages are JSON over sequenced-packet sockets; videos,
-indexes and frames travel beside them as file descriptors (memfd).
+``decode_process.py`` starts it with ``python -m`` and never imports it. The server imports what children need and forks
+one child per request, so a child starts in milliseconds and a crash in a decoder ends that child only. Messages are JSON
+on sequenced-packet sockets. Videos, presentation times and frames travel beside them as descriptors of memory files.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
-from pipeline.video import pyav_reader as demux
+from pipeline.video import pyav_reader
+from pipeline.video.decode_process import MESSAGE_BYTES
 from pipeline.video.windows import Placement, VideoFacts
 from stvae import gc_paused
 
-MESSAGE_BYTES = 1 << 17
 NO_MEMORY = "decoding needs more memory than --decode-memory-gb allows"
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+PR_SET_PDEATHSIG = 1
+
 Frame = npt.NDArray[np.uint8]
-Shrink = Callable[[Frame, Placement, Any], Frame]
+"""uint8 RGB ``[H,W,3]``."""
+Resize = Callable[[Frame, Placement, Any], Frame]
+Reply = tuple[dict[str, Any], tuple[int, ...]]
+"""Plain values, and descriptors of the files that go with them."""
 
 
 def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-    """One message with its file descriptors."""
+    """Send one message with its file descriptors."""
     socket.send_fds(sock, [json.dumps(message).encode()], fds)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next message and its file descriptors; EOFError when the other side is gone."""
+    """The next message and its file descriptors. Raises EOFError when the other side has hung up."""
     data, fds, _, _ = socket.recv_fds(sock, MESSAGE_BYTES, 4)
     if not data:
         raise EOFError
@@ -51,7 +57,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def memfd(name: str, array: npt.NDArray[Any]) -> int:
-    """An anonymous file that holds the array's bytes."""
+    """Descriptor of a memory file that holds the array's bytes."""
     fd = os.memfd_create(name)
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     while view:
@@ -60,7 +66,7 @@ def memfd(name: str, array: npt.NDArray[Any]) -> int:
 
 
 def serve(control: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
-    """Fork children and collect them, as asked, until the other side is gone; children die with the server."""
+    """Fork and collect children on request, until the other side hangs up. Children die with the server."""
     send(control, {"ready": True})
     with contextlib.suppress(EOFError):
         while True:
@@ -68,19 +74,19 @@ def serve(control: socket.socket, child_main: Callable[[socket.socket], None]) -
             if "collect" in request:
                 send(control, {"status": _collect(request["collect"])})
                 continue
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            client_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = os.fork()
             if pid == 0:
-                ours.close()
+                client_end.close()
                 control.close()
-                _run_child(theirs, child_main)
-            theirs.close()
-            send(control, {"pid": pid}, (ours.fileno(),))
-            ours.close()
+                _run_child(child_end, child_main)
+            child_end.close()
+            send(control, {"pid": pid}, (client_end.fileno(),))
+            client_end.close()
 
 
 def _collect(pid: int) -> int:
-    """End a child if it still runs; its wait status, or SIGKILL's where it was us."""
+    """End a child if it still runs. Returns its wait status; SIGKILL's if this call ended it."""
     done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
         os.kill(pid, signal.SIGKILL)
@@ -90,25 +96,24 @@ def _collect(pid: int) -> int:
 
 def _run_child(sock: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
     libc = ctypes.CDLL(None)
-    new_user, new_net = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET
-    if libc.unshare(new_net):  # no network for decoders; who is not root needs a user namespace for that
-        libc.unshare(new_user | new_net)
-    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, which a new user namespace would undo
+    if libc.unshare(CLONE_NEWNET):  # a namespace without network; an unprivileged user needs a user namespace for it
+        libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after unshare, because a new user namespace would undo it
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # decoders print pieces of the file
+    os.dup2(null, 2)  # decoders print pieces of the file to stderr
     with contextlib.suppress(BaseException):
         child_main(sock)
     os._exit(0)
 
 
 def address_space_bytes() -> int:
-    """What this process has mapped."""
+    """Size in bytes of what this process has mapped."""
     with open("/proc/self/statm", encoding="ascii") as f:
         return int(f.read().split()[0]) * mmap.PAGESIZE
 
 
 def set_limits(memory_bytes: int, cpu_s: float) -> None:
-    """Bound a child's address space, and its processor time from now on."""
+    """Limit a child's address space, and its processor time from now on."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -116,28 +121,33 @@ def set_limits(memory_bytes: int, cpu_s: float) -> None:
 
 
 class Session:
-    """One video in a child: opened, planned, then its clips one by one."""
+    """One video in a child. Requests come in the order ``open``, ``select``, ``next`` for each window, ``close``."""
 
-    def __init__(self, backend: str, shrink: Shrink | None) -> None:
+    def __init__(self, backend: str, resize: Resize | None) -> None:
         self.backend = backend
-        self.shrink = shrink
+        self.resize = resize
         self.file: BinaryIO | None = None
         self.facts: VideoFacts | None = None
-        self.clips: Iterator[Frame] = iter(())
+        self.clips: Iterator[npt.NDArray[np.uint8]] = iter(())
 
-    def open(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Facts of the video in ``fds[0]``; its presentation times come as a memfd of int64."""
+    def open(self, request: dict[str, Any], fds: list[int]) -> Reply:
+        """Probe the video in ``fds[0]``. Replies with its facts, and its presentation times as a file of int64."""
         self.file = os.fdopen(fds[0], "rb")
-        self.facts = demux.probe(self.file, request["max_pixels"], request["max_duration_s"])
+        self.facts = pyav_reader.probe(self.file, request["max_pixels"], request["max_duration_s"])
         facts = dataclasses.asdict(self.facts) | {
             "pts": None,
             "sample_aspect": str(self.facts.sample_aspect),
             "time_base": str(self.facts.time_base),
         }
-        return {"facts": facts}, (memfd("index", np.array(self.facts.pts, dtype=np.int64)),)
+        return {"facts": facts}, (memfd("pts", np.array(self.facts.pts, dtype=np.int64)),)
 
-    def plan(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Take the clips to decode: in ``fds[0]`` their number, the length of each, and the presentation times of all."""
+    def select(self, request: dict[str, Any], fds: list[int]) -> Reply:
+        """Start to decode the windows in ``fds[0]``. Replies with the name of the decoder.
+
+        Shape: one int64 array ``[n, length_1 .. length_n, pts of window 1, .., pts of window n]``.
+        Invariant: the lengths add up to the number of presentation times.
+        Example: ``[2, 3, 2, 0, 1, 2, 3, 4]`` stands for the windows (0, 1, 2) and (3, 4).
+        """
         assert self.file is not None and self.facts is not None
         with os.fdopen(fds[0], "rb") as f:
             f.seek(0)
@@ -154,35 +164,35 @@ class Session:
             frames = decord_reader.frames(self.file, self.facts, sorted({p for window in windows for p in window}))
         decoder = "pyav" if frames is None else "decord"
         if frames is None:
-            frames = self._upright(demux.frames(self.file, self.facts), windows)
-        self.clips = self._gather(frames, windows, request)
+            frames = _upright(pyav_reader.frames(self.file, self.facts), windows)
+        self.clips = self._gather(frames, windows, Placement(**request["placement"]), request["resize"])
         return {"decoder": decoder}, ()
 
-    def close(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Let go of the video, which may be held in memory."""
+    def close(self, request: dict[str, Any], fds: list[int]) -> Reply:
+        """Close the video, which may hold memory."""
         self.clips = iter(())
         if self.file is not None:
             self.file.close()
             self.file = None
         return {}, ()
 
-    def next(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The next clip as a memfd: uint8 [T,H,W,3], at the bucket's size where this child has torch, else native."""
-        clip = next(self.clips)
-        return {"shape": clip.shape}, (memfd("frames", clip),)
+    def next(self, request: dict[str, Any], fds: list[int]) -> Reply:
+        """Decode the next window. Replies with a file of uint8 ``[T,H,W,3]``.
 
-    def _upright(self, frames: Iterator[tuple[int, Any]], windows: list[list[int]]) -> Iterator[tuple[int, Frame]]:
-        """The wanted frames of a sequential pass; no other frame ever stands in for one that is missing."""
-        wanted = {pts for window in windows for pts in window}
-        for pts, frame in frames:
-            if pts in wanted:
-                yield pts, demux.upright_rgb(frame)
+        The frames have the bucket's size if this child can resize, else the video's own.
+        """
+        clip_THWC = next(self.clips)
+        return {"shape": clip_THWC.shape}, (memfd("frames", clip_THWC),)
 
     def _gather(
-        self, frames: Iterator[tuple[int, Frame]], windows: list[list[int]], request: dict[str, Any]
-    ) -> Iterator[Frame]:
-        """Each window's frames, from one pass over the video; frames that a later window shares are kept."""
-        placement = Placement(**request["placement"])
+        self, frames: Iterator[tuple[int, Frame]], windows: list[list[int]], placement: Placement, method: str
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield the clip of each window, in one pass over the frames.
+
+        Shapes: ``frames`` yields (pts, ``[H,W,3]``); each clip is ``[T,H,W,3]`` with T = len(window).
+        Invariant: pts of ``frames`` and starts of windows ascend, so frames before the current window are dropped.
+        Example: windows (0, 1, 1) and (1, 2) decode frames 0, 1, 2 once; the first clip has frame 1 twice.
+        """
         kept: dict[int, Frame] = {}
         for window in windows:
             kept = {pts: frame for pts, frame in kept.items() if pts >= window[0]}
@@ -190,25 +200,33 @@ class Session:
                 pts, frame = next(frames, (window[-1] + 1, None))
                 if frame is None or pts > window[-1]:
                     break
-                kept[pts] = frame if self.shrink is None else self.shrink(frame, placement, request["resize"])
+                kept[pts] = frame if self.resize is None else self.resize(frame, placement, method)
             missing = [pts for pts in window if pts not in kept]
             if missing:
                 raise Rejected("decode", "missing_frame", f"{len(missing)} frames that the index lists do not decode")
             yield np.stack([kept[pts] for pts in window])
 
 
-def answer(session: Session, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The reply to one request. Whatever goes wrong in a decoder is this item's reject, so everything is caught here."""
+def _upright(frames: Iterator[tuple[int, Any]], windows: list[list[int]]) -> Iterator[tuple[int, Frame]]:
+    """The frames that some window needs, as upright RGB. A missing frame is never replaced by another one."""
+    wanted = {pts for window in windows for pts in window}
+    for pts, frame in frames:
+        if pts in wanted:
+            yield pts, pyav_reader.upright_rgb(frame)
+
+
+def answer(session: Session, request: dict[str, Any], fds: list[int]) -> Reply:
+    """The reply to one request. Every error in a decoder is a reject of this item, so all are caught here."""
     stage = "probe" if request["op"] == "open" else "decode"
     try:
-        operations = {"open": session.open, "plan": session.plan, "next": session.next, "close": session.close}
+        operations = {"open": session.open, "select": session.select, "next": session.next, "close": session.close}
         return operations[request["op"]](request, fds)
     except Rejected as rejected:
         error = list(dataclasses.astuple(rejected.reject))
-    except (MemoryError, BlockingIOError):  # "try again": there was no room for a thread's stack
+    except (MemoryError, BlockingIOError):  # BlockingIOError ("try again"): no room for a thread's stack
         error = [stage, "memory", NO_MEMORY]
     except av.error.FFmpegError as failure:
-        # FFmpeg's own log would tell more, but it may be of another file and hold pieces of it
+        # FFmpeg's own log has more detail, but that may be of another file, or contain pieces of this one
         error = [stage, "invalid_data", f"the {stage} failed: {failure.strerror}"]
     except Exception as failure:  # item boundary: PyAV raises IndexError, UnicodeDecodeError and more on damaged files
         error = [stage, "decoder_error", f"the decoder raised {type(failure).__name__}"]
@@ -217,17 +235,17 @@ def answer(session: Session, request: dict[str, Any], fds: list[int]) -> tuple[d
     return {"error": error}, ()
 
 
-def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None:
-    """Serve one client until it hangs up."""
-    session = Session(backend, shrink)
-    start_bytes = most_bytes = address_space_bytes()
+def child_main(sock: socket.socket, backend: str, resize: Resize | None) -> None:
+    """Answer one client's requests until it hangs up."""
+    session = Session(backend, resize)
+    start_bytes = limit_bytes = address_space_bytes()
     while True:
         request, fds = receive(sock)
         if request["op"] == "open":
             session.close({}, [])
-            session = Session(backend, shrink)
-            most_bytes = address_space_bytes() + request["memory_bytes"]
-        set_limits(most_bytes, request["timeout_s"])
+            session = Session(backend, resize)
+            limit_bytes = address_space_bytes() + request["memory_bytes"]
+        set_limits(limit_bytes, request["timeout_s"])
         reply, reply_fds = answer(session, request, fds)
         if request["op"] == "close":
             reply["grown_bytes"] = address_space_bytes() - start_bytes
@@ -237,9 +255,9 @@ def child_main(sock: socket.socket, backend: str, shrink: Shrink | None) -> None
 
 
 def main() -> None:
-    """Server for one backend: ``pyav`` (with torch, resizes) or ``decord`` (without torch, native size)."""
+    """Serve one backend: ``pyav`` (with torch, resizes frames) or ``decord`` (without torch, frames in native size)."""
     backend, control_fd = sys.argv[1], int(sys.argv[2])
-    shrink: Shrink | None = None
+    resize: Resize | None = None
     with gc_paused():
         if backend == "pyav":
             import torch
@@ -247,13 +265,13 @@ def main() -> None:
             from pipeline.video.resize import resize_frame
 
             torch.set_num_threads(1)
-            shrink = resize_frame
+            resize = resize_frame
         else:
             from pipeline.video import decord_reader  # noqa: F401 (so that children find it loaded)
-    gc.freeze()  # nor do children search it
+    gc.freeze()  # children inherit the frozen heap, so their collector skips it
     with socket.socket(fileno=control_fd) as control:
-        serve(control, lambda sock: child_main(sock, backend, shrink))
-    os._exit(0)  # whoever hung up waits for this end, and torch would take half a second to go
+        serve(control, lambda sock: child_main(sock, backend, resize))
+    os._exit(0)  # the client waits for this process to end, and an orderly exit of torch takes half a second
 
 
 if __name__ == "__main__":

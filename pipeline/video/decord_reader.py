@@ -1,6 +1,7 @@
-"""Frames through decord, made safe: by path, with fault tolerance off, and checked against the packet index.
+"""Reads frames with decord. Lost frames are errors, and decord's frame table is checked against the packets.
 
-Runs in decoding children that never import torch (decord crashes beside CUDA builds of it, by import order).
+Runs in decoding children only, which never import torch: with CUDA builds of torch, decord crashes depending on the order
+of imports.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ PLAIN_STARTS = (
     (0, b"\x89PNG"),
     (0, b"\xff\xd8\xff"),
 )
-"""Where and how files begin that nothing takes for a playlist."""
+"""(offset, bytes) at the start of files that no demuxer takes for a playlist."""
 
 
 def frames(file: BinaryIO, facts: VideoFacts, wanted: list[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]] | None:
-    """(pts, upright RGB frame) of the wanted presentation times, ascending; None where decord's table disagrees
-    or decord might open other files.
+    """(pts, upright RGB frame ``[H,W,3]``) for each of the ``wanted`` presentation times, which must ascend.
 
-    The caller has already refused what decord gets wrong without its table showing it (``VideoFacts.decord_refusal``).
+    None if decord's frame table differs from ``facts``, or if decord might open other files. The caller must not pass a
+    video with a ``decord_refusal``, since decord's table would not show what it gets wrong there.
     """
     file.seek(0)
     start = file.read(16)
     if not any(start[offset:].startswith(magic) for offset, magic in PLAIN_STARTS):
-        return None  # decord's own FFmpeg has no list of formats: it would open what a playlist names
-    # a path, because decord's reader of byte streams has no bounds check; fault_tol=1, because by default lost
-    # frames are replaced by copies of others
+        return None  # decord's own FFmpeg takes any format, so it would open the files that a playlist names
+    # a path, because decord's reader of byte streams has no bounds check; fault_tol=1, because by default decord
+    # replaces lost frames by copies of others
     try:
         reader = decord.VideoReader(f"/proc/self/fd/{file.fileno()}", num_threads=1, fault_tol=1)
         starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]

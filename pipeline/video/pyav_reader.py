@@ -1,7 +1,6 @@
-"""What a video file says without decoding it, and its frames in order, through PyAV. Runs in decoding children only.
+"""Probes a video file and reads its frames in order with PyAV. Runs in decoding children only.
 
-The index (presentation times of the shown packets) is the truth that plans are made from; headers are only used to
-notice that a file is damaged.
+Windows are selected from the presentation times of the shown packets. Headers are only used to detect damaged files.
 """
 
 from __future__ import annotations
@@ -21,15 +20,20 @@ from pipeline.errors import Rejected
 from pipeline.video.windows import VideoFacts
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,jpeg_pipe,png_pipe,webp_pipe"
-"""Demuxers that may open an input; playlists and everything that refers to other files are not among them."""
+"""Demuxers that may open an input. Playlists and other formats that refer to files are not among them."""
 TRUNCATED_S = 0.5
-"""A stream that ends this much before its header says is cut. Whole files fall short by less than 0.1 s."""
+"""A stream that ends this much earlier than its header states is truncated. Intact files differ by less than 0.1 s."""
 MAGIC = ((4, b"ftyp", "MP4"), (0, b"\x1aE\xdf\xa3", "Matroska or WebM"), (8, b"AVI ", "AVI"), (0, b"OggS", "Ogg"))
+"""(offset, bytes, name) of containers that are recognized although they cannot be read."""
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
+"""Transfer characteristics of HDR video, by their number in ITU-T H.273."""
 
 
 def open_container(file: BinaryIO) -> Any:
-    """A PyAV container that reads from ``file`` only: every other protocol and every nested open is refused."""
+    """A PyAV container that reads from ``file`` only. Other protocols and nested files are refused.
+
+    Raises Rejected if the file is not a video or image of an accepted format.
+    """
 
     def refuse(url: str, flags: int, options: Any) -> BinaryIO:
         raise OSError("an input may not open other files")
@@ -48,39 +52,46 @@ def open_container(file: BinaryIO) -> Any:
                 raise Rejected(
                     "probe",
                     "damaged_container",
-                    f"begins like {name}, but its index cannot be read: cut or never finished",
+                    f"the file begins like {name}, but its index cannot be read: it was cut or never finished",
                 ) from error
-        raise Rejected("probe", "unknown_format", "not a video or image of a format that is accepted") from error
+        raise Rejected("probe", "unknown_format", "the file is not a video or image of an accepted format") from error
 
 
 def best_stream(container: Any) -> Any:
-    """The video stream that players would show; Rejected if there is none that can be decoded."""
+    """The video stream that a player would show. Raises Rejected if there is none that can be decoded."""
     stream = container.streams.best("video")
     if stream is None:
         raise Rejected("probe", "no_video", "the file has no video stream")
     if stream.codec_context is None:
         raise Rejected("probe", "unknown_codec", "the video stream's codec is not known")
     stream.codec_context.thread_count = 1
-    # concealed damage would pass as content
+    # FFmpeg would conceal damage otherwise, and it would pass as content
     stream.codec_context.options = {"err_detect": "explode"}
     return stream
 
 
 @dataclass(slots=True)
 class Packets:
-    """What demuxing to the end has seen."""
+    """Packets of a video stream, after demuxing the whole file."""
 
     shown: list[int] = field(default_factory=list)
+    """Presentation times of the packets that are shown."""
     end_pts: int = 0
+    """Presentation time at which the last shown packet ends."""
     total: int = 0
+    """Number of packets."""
     hidden: int = 0
+    """Number of packets that an edit list hides."""
     corrupt: int = 0
+    """Number of packets that FFmpeg knows to be damaged."""
     open_gop: bool = False
+    """Whether a packet is shown before the keyframe that precedes it in the file."""
     end_s: float = 0.0
+    """Seconds at which the last packet of any audio or video stream ends."""
 
 
 def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
-    """Facts of a video; Rejected where it cannot be read, is damaged, or goes beyond the limits."""
+    """Facts of a video. Raises Rejected if it cannot be read, is damaged, or exceeds a limit."""
     container = open_container(file)
     try:
         stream = best_stream(container)
@@ -91,7 +102,7 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
         facts = _facts(container, stream, packets, _first_frame(file))
     finally:
         container.close()
-    # a false sample aspect ratio would have them stretched beyond all bounds
+    # checked again, because a false sample aspect ratio would stretch the frames without bound
     if max(facts.coded_width * facts.coded_height, facts.width * facts.height) > max_pixels:
         raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")
     if facts.duration_s > max_duration_s:
@@ -104,10 +115,10 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
 
 
 def frames(file: BinaryIO, facts: VideoFacts) -> Iterator[tuple[int, Any]]:
-    """(pts, frame) of every shown frame from the first on; Rejected at the first sign of damage.
+    """(pts, frame) of every shown frame in order. Raises Rejected at the first sign of damage.
 
-    AVI stores no presentation times, and those that FFmpeg makes up for it come out of order where B-frames are
-    packed; there the n-th frame has the n-th time of the index.
+    AVI stores no presentation times, and those that FFmpeg derives are out of order if B-frames are packed. In AVI the
+    n-th frame therefore gets the n-th of ``facts.pts``.
     """
     container = open_container(file)
     by_order = facts.container == "avi"
@@ -117,12 +128,20 @@ def frames(file: BinaryIO, facts: VideoFacts) -> Iterator[tuple[int, Any]]:
             if frame.is_corrupt:
                 raise Rejected("decode", "corrupt_frame", f"frame {count} is damaged")
             if (frame.width, frame.height) != (facts.coded_width, facts.coded_height):
-                raise Rejected("decode", "size_changed", f"frame {count} has another size than the first")
+                raise Rejected("decode", "size_changed", f"frame {count} differs in size from the first")
             if by_order and count >= len(facts.pts):
-                raise Rejected("decode", "extra_frames", f"more frames than the {len(facts.pts)} of the index")
+                raise Rejected(
+                    "decode",
+                    "extra_frames",
+                    f"more frames than the {len(facts.pts)} that the index lists",
+                )
             pts = facts.pts[count] if by_order else frame.pts
             if pts is None or (last is not None and pts <= last):
-                raise Rejected("decode", "disordered", f"frame {count} has no presentation time after the one before")
+                raise Rejected(
+                    "decode",
+                    "disordered",
+                    f"frame {count} is not shown later than the frame before",
+                )
             last = pts
             yield pts, frame
     finally:
@@ -130,7 +149,7 @@ def frames(file: BinaryIO, facts: VideoFacts) -> Iterator[tuple[int, Any]]:
 
 
 def upright_rgb(frame: Any) -> npt.NDArray[np.uint8]:
-    """The frame as uint8 RGB (H, W, 3), rotated as its display matrix says. Alpha is ignored."""
+    """The frame as uint8 RGB ``[H,W,3]``, rotated by its display matrix. Alpha is ignored."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _rotation(frame) // 90))
 
 
@@ -163,13 +182,13 @@ def _read_packets(container: Any, stream: Any) -> Packets:
 
 
 def _check_complete(container: Any, stream: Any, packets: Packets) -> None:
-    """Reject files that end early or are known to be damaged before any frame is decoded."""
+    """Raise Rejected if the packets show that the file ends early or is damaged."""
     shown = packets.shown
     if not shown:
         raise Rejected("probe", "no_frames", "the video stream has no frames with a presentation time")
     if len(set(shown)) < len(shown):
         raise Rejected("probe", "disordered", "two frames have the same presentation time")
-    # an edit list may also drop packets, which the header still counts
+    # not with an edit list, which may drop packets that the header still counts
     if stream.frames and not packets.hidden and abs(stream.frames - packets.total) > 1:
         raise Rejected(
             "probe", "truncated", f"the header counts {stream.frames} frames, the file holds {packets.total}"
@@ -201,7 +220,7 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
     shown = packets.shown
     name = container.format.name
     end_pts = packets.end_pts
-    if end_pts <= shown[-1]:  # the last frame has no duration: as long as the mean of the others
+    if end_pts <= shown[-1]:  # the last frame has no duration, so it gets the mean of the others
         end_pts = shown[-1] + max(1, (shown[-1] - shown[0]) // max(1, len(shown) - 1))
     return VideoFacts(
         container=name.partition(",")[0],
@@ -220,7 +239,7 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
 
 
 def _rotation(frame: Any) -> int:
-    """Degrees counter-clockwise that turn the frame upright; Rejected for mirrored or slanted display matrices."""
+    """Degrees counter-clockwise that turn the frame upright. Raises Rejected for other display matrices."""
     for side_data in frame.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack_from("<5i", bytes(side_data))
@@ -232,7 +251,7 @@ def _rotation(frame: Any) -> int:
 
 
 def _decord_refusal(container: Any, stream: Any, packets: Packets, frame: Any) -> str | None:
-    """What decord 0.6 is known to get silently wrong (measured against sequential decoding)."""
+    """Why decord 0.6 would silently return wrong frames, as measured against sequential decoding; None if it would not."""
     if packets.hidden:
         return "an edit list hides frames"
     if packets.open_gop:

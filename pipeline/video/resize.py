@@ -1,4 +1,4 @@
-"""Upright frames to a bucket's size: shorter side first, then a centre crop."""
+"""Resizes upright frames to a bucket: scaled to cover it, then cropped at the center."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from pipeline.video.windows import Placement
 
 Frame = npt.NDArray[np.uint8]
+"""uint8 RGB ``[H,W,3]``."""
 
 
 def resize_frame(frame_HWC: Frame, placement: Placement, method: Literal["bicubic", "opensora"]) -> Frame:
-    """One frame, uint8 in and out.
+    """Resize one frame, uint8 RGB ``[H,W,3]`` in and out. The result may be a view.
 
     ``bicubic``: antialiased, within 2 grey levels of PIL's. ``opensora``: bilinear in float without antialias, as
-    Open-Sora 1.2 resizes video (opensora/datasets/video_transforms.py), but rounded to uint8: half a level at most.
+    Open-Sora 1.2 resizes video (opensora/datasets/video_transforms.py), then rounded to uint8, which changes it by at
+    most half a grey level.
     """
     size = (placement.scaled_height, placement.scaled_width)
     if frame_HWC.shape[:2] != size:

@@ -1,7 +1,7 @@
-"""Which windows of a video become clips, at which bucket's size. Pure functions of a video's facts and the recipe.
+"""Selects the windows of a video and the bucket of each. Pure functions of a video's facts and the recipe.
 
 Time zero is the first shown frame. The frame at time t is the shown frame with the greatest presentation time up to t.
-Times are integers in the stream's time base; nothing here trusts a header's frame rate or frame count.
+Presentation times (pts) are integers in the stream's time base. Frame rates and frame counts of headers are not used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pipeline.recipe import Bucket, Recipe
 from stvae.geometry import Geometry
 
 ROUNDING_S = Fraction(1, 1000)
-"""Containers round presentation times to their time base; a frame counts as shown this much early at most."""
+"""A frame counts as shown at most this much early, since containers round presentation times to their time base."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoFacts:
-    """What demuxing a video tells, without decoding it."""
+    """Facts of a video or image, from its packets and its first frame."""
 
     container: str
     codec: str
@@ -39,16 +39,16 @@ class VideoFacts:
     is_image: bool
     hdr: str | None
     decord_refusal: str | None
-    """Why decord would get this video wrong; None where it is known to be right."""
+    """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
 
     @property
     def width(self) -> int:
-        """Displayed width: upright and with square pixels."""
+        """Displayed width in square pixels, upright."""
         return self._displayed()[0]
 
     @property
     def height(self) -> int:
-        """Displayed height: upright and with square pixels."""
+        """Displayed height in square pixels, upright."""
         return self._displayed()[1]
 
     def _displayed(self) -> tuple[int, int]:
@@ -57,7 +57,7 @@ class VideoFacts:
 
     @property
     def duration_s(self) -> float:
-        """From the first shown frame to the end of the last."""
+        """Time from the first shown frame to the end of the last."""
         return float((self.end_pts - self.pts[0]) * self.time_base)
 
     @property
@@ -66,9 +66,10 @@ class VideoFacts:
         return None if self.is_image else self.fps_of(self.pts)
 
     def fps_of(self, pts: tuple[int, ...]) -> float | None:
-        """True frames per second of some of the frames; the whole video's where they cannot tell better.
+        """True frames per second of the frames at ``pts``; None for a single frame of unknown duration.
 
-        Time bases of a millisecond blur the rate of a short window, so within 1 % it is the whole video's.
+        A time base of a millisecond blurs the rate of a short window. A rate within 1 % of the whole video's rate is
+        therefore taken to be that.
         """
         whole = _rate(self.pts, self.time_base) or _rate((self.pts[0], self.end_pts), self.time_base)
         part = _rate(pts, self.time_base)
@@ -84,7 +85,7 @@ def _rate(pts: tuple[int, ...], time_base: Fraction) -> Fraction | None:
 
 
 def _snap(rate: Fraction) -> float:
-    """A measured rate, or the whole or NTSC rate that it differs from by less than one part in two thousand."""
+    """The nearest whole or NTSC rate if a measured rate is within 1/2000 of it, else the measured rate."""
     for exact in (Fraction(round(rate)), Fraction(math.ceil(rate) * 1000, 1001)):
         if exact and abs(rate / exact - 1) < Fraction(1, 2000):
             return float(exact)
@@ -93,7 +94,7 @@ def _snap(rate: Fraction) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """How an upright, square-pixel frame becomes a bucket's frame: scaled to cover it, then cropped at the centre."""
+    """How a displayed frame becomes a bucket's frame: scaled to cover it, then cropped at the center. In pixels."""
 
     scaled_height: int
     scaled_width: int
@@ -105,19 +106,22 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """One planned clip of an item."""
+    """A piece of a video that will be decoded to one clip."""
 
     index: int
     bucket: Bucket
-    """The clip's own size; shorter than ``filled`` where a remainder was kept."""
+    """Size of the clip. It has fewer frames than ``filled`` if it is a shortened remainder."""
     filled: Bucket
-    """The recipe's bucket that it belongs to."""
+    """The recipe's bucket that the clip belongs to."""
     pts: tuple[int, ...]
+    """Presentation time of the source frame behind each frame of the clip. Repeated frames repeat it."""
     start_s: float
+    """Seconds from the first shown frame of the video."""
     end_s: float
     fps: float | None
+    """Frames per second of the clip; None for an image."""
     frame_stride: int | None
-    """Source frames per clip frame, where that is constant."""
+    """Source frames per clip frame; None if that is not constant."""
     placement: Placement
 
 
@@ -130,34 +134,42 @@ class Skip:
 
 
 def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
-    """Every window of a video in order, each a clip or a skip; never empty."""
+    """Every window of a video in order, each to be decoded or skipped. The list is never empty.
+
+    Shapes: a timeline of n clip-rate frames is cut into spans (start, length); a window's ``pts`` has ``length`` entries.
+    Invariant: window i of the result has index i.
+    Example: 40 frames, a bucket of 17 and ``windows="all"`` give windows at 0 and 17, and a skip for the 6 that remain.
+    """
     pts, stops = _timeline(facts, recipe.fps)
     bucket = choose_bucket(facts, len(pts), recipe, geometry)
     if isinstance(bucket, str):
         return [Skip(index=0, reason=bucket)]
-    planned: list[Window | Skip] = []
+    selected: list[Window | Skip] = []
     for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
         kept = length
         if length < bucket.num_frames:
-            kept = geometry.rule_frames(length) if recipe.remainder == "shorten" else 0
+            kept = geometry.largest_whole_length(length) if recipe.remainder == "shorten" else 0
         window_pts = tuple(pts[start : start + kept])
         if not kept:
-            planned.append(Skip(index=index, reason="remainder" if index else "too_short"))
+            selected.append(Skip(index=index, reason="remainder" if index else "too_short"))
         elif repeats(window_pts) > recipe.max_repeats:
-            planned.append(Skip(index=index, reason="repeated_frames"))
+            selected.append(Skip(index=index, reason="repeated_frames"))
         else:
-            planned.append(_window(facts, recipe, index, bucket, window_pts, stops[start + kept - 1]))
-    return planned
+            selected.append(_window(facts, recipe, index, bucket, window_pts, stops[start + kept - 1]))
+    return selected
 
 
 def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: Geometry) -> Bucket | str:
-    """The bucket of nearest aspect ratio, then most frames, among those that the video can fill; else why there is none."""
+    """The bucket with the nearest aspect ratio, then the most frames, among those that the video can fill.
+
+    ``num_frames``: length of the video at the clips' rate. Returns the reason of a skip if the video fills no bucket.
+    """
     width, height = facts.width, facts.height
     large = [b for b in recipe.buckets if max(b.height / height, b.width / width) <= recipe.max_upscale + 1e-9]
     if not large:
         return "too_small"
     enough = [b for b in large if b.num_frames <= num_frames]
-    if not enough and recipe.remainder == "shorten" and geometry.rule_frames(num_frames):
+    if not enough and recipe.remainder == "shorten" and geometry.largest_whole_length(num_frames):
         fewest = min(b.num_frames for b in large)
         enough = [b for b in large if b.num_frames == fewest]
     if not enough:
@@ -170,12 +182,15 @@ def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: 
 
 
 def repeats(pts: tuple[int, ...]) -> float:
-    """Share of frames that repeat the frame before."""
+    """Share of frames that repeat the frame before, 0 to 1."""
     return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
 
 
-def place(width: int, height: int, bucket: Bucket) -> Placement:
-    """Shorter side to the bucket, longer side cropped evenly; rounding as in Open-Sora 1.2 (opensora/datasets/utils.py)."""
+def fit_to_bucket(width: int, height: int, bucket: Bucket) -> Placement:
+    """The placement that scales a frame to cover the bucket and crops the longer side evenly.
+
+    Source: rounding as in Open-Sora 1.2 (opensora/datasets/utils.py).
+    """
     scale_h, scale_w = bucket.height / height, bucket.width / width
     if scale_h > scale_w:
         scaled_height, scaled_width = bucket.height, max(bucket.width, round(width * scale_h))
@@ -192,7 +207,12 @@ def place(width: int, height: int, bucket: Bucket) -> Placement:
 
 
 def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int]]:
-    """The frame of every step of the clip's clock, and when each step ends; all in the stream's time base."""
+    """The frame that is shown at every tick of the clip's clock, and the time at which each tick ends, as pts.
+
+    Shapes: two lists of n; n is the number of ticks between the first frame and the end of the last.
+    Invariant: every entry of the first list is one of ``facts.pts``, and the list ascends.
+    Example: frames at 0, 2, 4 that end at 6, with a tick per unit, give [0, 0, 2, 2, 4, 4] and [1, 2, 3, 4, 5, 6].
+    """
     if fps is None or facts.is_image:
         return list(facts.pts), [*facts.pts[1:], facts.end_pts]
     rounding = min(facts.time_base / 2, ROUNDING_S)
@@ -204,7 +224,7 @@ def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int
 
 
 def _spans(num_frames: int, clip_frames: int, recipe: Recipe) -> list[tuple[int, int]]:
-    """(start, length) of every window over a timeline; the last may be shorter than a clip."""
+    """(start, length) of every window over a timeline of ``num_frames``. The last may be shorter than a clip."""
     if recipe.windows == "first":
         return [(0, min(num_frames, clip_frames))]
     stride = recipe.stride_frames or clip_frames
@@ -232,5 +252,5 @@ def _window(
         end_s=float((stop_pts - facts.pts[0]) * facts.time_base),
         fps=fps,
         frame_stride=strides.pop() if len(strides) == 1 else None,
-        placement=place(facts.width, facts.height, own),
+        placement=fit_to_bucket(facts.width, facts.height, own),
     )

@@ -1,12 +1,12 @@
-"""How busy a job keeps its VAE, and where a short job's time goes: ``python -m tests.bench.pipeline``.
+"""Measures how busy a job keeps its VAE, and how a short job spends its time: ``python -m tests.bench.pipeline``.
 
-The VAE takes a known time per clip (it sleeps, as a CPU does while a GPU works): ``--times`` what decoding a clip costs
-in processor time, which is measured first. Every round runs a bare loop of the same encodes and then the same job in every
-way, so that only what stands in one line means something. Of each job: the share of time in which the VAE worked, from
-its first call to its last; how much longer than the bare loop it took from the first call until the last unit was
-committed; the longest time that the VAE waited at once; and the seconds from the command to the first call.
+The VAE takes a known time per clip: it sleeps, as a CPU does while a GPU works, for ``--times`` the processor time that
+decoding a clip takes, which is measured first. Every round runs a bare loop of the same encodes, then the same job in every
+way. Compare figures of one line only. For each job they are: the share of time that the VAE worked, from its first call to
+its last; how much longer than the bare loop it took from the first call to the last commit; the longest wait of the VAE;
+and the seconds from the command to the first call.
 
-Then jobs of 8 short clips with the real demo VAE: their whole wall time, split into its parts.
+Then it runs jobs of 8 short clips with the real demo VAE, and splits their wall time into parts.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ WAYS = {
 
 
 class Done(NamedTuple):
-    """What a job noted; times on the machine's monotonic clock."""
+    """The events of a job; times are on the machine's monotonic clock."""
 
     spawned_s: float
     ended_s: float
     notes: list[tuple[str, float, float]]
 
     def of(self, name: str) -> list[tuple[float, float]]:
-        """Begin and end of each such event."""
+        """Begin and end of each event of this name, in order."""
         return sorted((begin, end) for event, begin, end in self.notes if event == name)
 
     def seconds(self, name: str) -> float:
-        """All such events together."""
+        """Total duration of the events of this name."""
         return sum(end - begin for begin, end in self.of(name))
 
 
 class Measured(NamedTuple):
-    """One job beside the bare loop of its round."""
+    """Figures of one job, compared with the bare loop of its round."""
 
     busy: float
     overhead: float
     longest_wait_s: float
     start_s: float
     idle_s: dict[str, float]
-    """By cause, as the job itself says."""
+    """Idle seconds by cause, from the job's summary."""
 
 
 def run_job(sources: Path, output: str, notes: Path, *more: str, encode_s: float | None = None) -> Done:
-    """A job in a process of its own."""
+    """Run a job in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", NOTES: str(notes)}
     environment |= {ENCODE_S: str(encode_s)} if encode_s else {}
     command = [sys.executable, "-m", "tests.bench.timed_vae", "--source", str(sources), "--output", output]
@@ -92,7 +92,7 @@ def run_job(sources: Path, output: str, notes: Path, *more: str, encode_s: float
 
 
 def measure_decode_s(folder: Path, videos: Path, *more: str) -> float:
-    """Processor time of decoding a clip: a job's with a VAE that takes no time, less that of one for a single clip."""
+    """Processor time of decoding a clip: that of a job whose VAE takes no time, less that of a job of one clip."""
     few = folder / "few"
     few.mkdir()
     (few / "one.mp4").write_bytes(next(videos.iterdir()).read_bytes())
@@ -107,7 +107,7 @@ def measure_decode_s(folder: Path, videos: Path, *more: str) -> float:
 
 
 def bench_busy(folder: Path, arguments: argparse.Namespace) -> None:
-    """Print busy share, overhead, longest wait and start-up of each way."""
+    """Print the busy share, overhead, longest wait and start-up time of each way."""
     videos = folder / "videos"
     for number in range(arguments.clips):
         make_clip(videos / f"{number:04d}.mp4", NUM_FRAMES + 3, size=(SIZE[0] * 2, SIZE[1] * 2), seed=number)
@@ -160,7 +160,7 @@ def _spread(values: list[float]) -> str:
 
 
 def bench_short(folder: Path, rounds: int) -> None:
-    """Print where the time of a job of 8 short clips goes."""
+    """Print how jobs of 8 short clips spend their time."""
     videos = folder / "short"
     for number in range(8):
         make_clip(videos / f"{number}.mp4", NUM_FRAMES, seed=number)
@@ -177,7 +177,7 @@ def bench_short(folder: Path, rounds: int) -> None:
 
 
 def _split(done: Done) -> dict[str, float]:
-    """Parts of a job's wall time, which add up to the first."""
+    """Split a job's wall time into parts, which add up to the first entry."""
     ((imported_s, _),) = done.of("imported")
     ((main_s, returned_s),) = done.of("main")
     ((encoder_s, ready_s),) = done.of("start encoder")

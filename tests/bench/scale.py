@@ -1,4 +1,4 @@
-"""What planning, resuming and finishing cost as an output grows: ``python -m tests.bench.scale``.
+"""Measures planning, resuming and finishing of large outputs: ``python -m tests.bench.scale``.
 
 Outputs are made up: unit metadata, plan and tars are written by the product's own code, but every unit is a copy of the
 first under names, ids and captions of its own, and no video is ever opened. Each phase runs in a process of its own, so
@@ -28,9 +28,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import run as run_module
+from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
-from pipeline.executor.ray_cluster import connect
+from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
@@ -47,9 +49,9 @@ from pipeline.sources import folder as folder_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit, unit_name
-from pipeline.storage.parquet import read_parquet, schema_to_text, write_parquet
+from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
-from pipeline.video.decoders import RejectedWindow
+from pipeline.video.outcomes import RejectedWindow
 from pipeline.video.windows import Skip
 from stvae import read_card
 from tests.support.clips_maker import plain_facts
@@ -63,9 +65,9 @@ WORDS = (
     "a the wide slow bright shot of river city woman dog street rain over camera moves through night car sea".split()
 )
 LINKS = 20_000
-"""Names that one tar gets; file systems bound their number."""
+"""Hard links per tar; file systems limit their number."""
 REPORTS = 2_000
-"""That are waited for after the first one came back through Ray."""
+"""Reports to wait for after the first one came back through Ray."""
 
 
 def recipe_of(unit_items: int) -> Recipe:
@@ -98,7 +100,7 @@ def unit_of(number: int, unit_items: int) -> Unit:
 
 
 def make_output(folder: Path, items: int, units: int) -> None:
-    """All that a job over a manifest leaves behind when it has encoded everything and not finished yet."""
+    """Write the output of a job over a manifest that has encoded everything but not built the index."""
     unit_items = items // units
     store = Store(str(folder))
     recipe, card = recipe_of(unit_items), read_card(str(TINY))
@@ -192,7 +194,7 @@ def plan_tars(folder: Path, items: int, units: int) -> None:
 def resume(folder: Path, items: int, units: int) -> None:
     """What a job does before it encodes: the plan, and what is committed."""
     store = Store(str(folder))
-    assert not run_module._missing(read_plan(store), store)
+    assert not run_module.missing_units(store, read_plan(store))
 
 
 def finish(folder: Path, items: int, units: int) -> None:
@@ -208,7 +210,7 @@ def summary(folder: Path, items: int, units: int) -> None:
     index = newest_index(store)
     assert index is not None
     progress = Progress(run, [], RunLog(store, "bench"), lambda line: None)
-    assert summarize(store, index, run, recipe="", units=units, progress=progress).windows == items
+    assert summarize(store, index, run, recipe="", units=units, progress=progress).counts.windows == items
 
 
 def verification(folder: Path, items: int, units: int) -> None:
@@ -220,21 +222,21 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
     """Every unit to Ray, and the first reports back from an encoder that does nothing."""
 
     class IdleActor:
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             pass
 
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for task in unpack(batch["tasks"][0]):
-                yield {"report": [json.dumps({"unit": task.unit.name, "outcome": "already"})]}
+                yield {"report": [json.dumps(UnitReport(unit=task.unit.name, outcome="already").to_json())]}
 
     run = run_of(folder, actors=1, cpus=1)
     plan = read_plan(Store(str(folder)))
     with mock.patch.object(ray_module, "EncoderActor", IdleActor):
-        connect(run)
+        connect_to_ray(run)
         started_s = time.perf_counter()
         tasks = in_order(plan.units, {}, "job")
-        columns = [schema_to_text(schema) for schema in plan.columns]
-        reports = iter(ray_module.encode_on_ray(tasks, run, {"columns": columns, "job": "job"}, lambda look: None))
+        settings = EncoderSettings(recipe=recipe_of(1), run=run, columns=tuple(plan.columns), source_urls={}, job="job")
+        reports = ray_module.encode_on_ray(tasks, settings, Heartbeats())
         next(reports)
         first_s = time.perf_counter()
         for done, _ in enumerate(reports, 1):
@@ -283,7 +285,7 @@ def make_sources(folder: Path, items: int, units: int) -> None:
 
 
 def measure(phase: str, folder: Path, items: int, units: int) -> dict[str, float]:
-    """In this process: seconds of the clock and of its processors, and how many MB of memory came on top at the peak."""
+    """Run a phase in this process; its seconds, processor seconds, and MB of memory added at the peak."""
     before = _status_kib("VmRSS")
     started_s, cpu_s = time.perf_counter(), time.process_time()
     found = PHASES[phase](folder, items, units) or {}
@@ -300,7 +302,7 @@ def _status_kib(name: str) -> int:
 
 
 def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
-    """Print what each phase costs at one size."""
+    """Print the cost of each phase at one size."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -323,7 +325,7 @@ def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
 
 
 def main() -> None:
-    """Two sizes, one four times the other."""
+    """Measure two sizes, one four times the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[250_000, 1_000_000])
     parser.add_argument("--units", type=int, nargs="+", default=[2_500, 10_000])

@@ -1,8 +1,7 @@
-"""Jobs whose VAE takes a known time, and that note when what happened: ``python -m tests.bench.timed_vae`` is the
-encode command line with them. What to take and where to note stand in the environment, where Ray's workers see them.
+"""Jobs whose VAE takes a known time and that record their events: ``python -m tests.bench.timed_vae`` is the encode command.
 
-A VAE that sleeps stands for a GPU: the CPUs stay free meanwhile. With ``TIMED_ENCODE_S`` unset the VAE is the real
-one.
+Environment variables, which Ray's workers see too, give the time per clip and the file of events. The VAE sleeps, so that
+CPUs stay free as they do beside a GPU. Without ``TIMED_ENCODE_S`` the job uses the real VAE.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NOTES = "TIMED_NOTES"
 
 
 def note(name: str, begin_s: float, end_s: float) -> None:
-    """One line, whole, whoever else writes."""
+    """Append an event with one write, since several processes share the file."""
     line = json.dumps([name, begin_s, end_s]) + "\n"
     fd = os.open(os.environ[NOTES], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(fd, line.encode())
@@ -31,7 +30,7 @@ def note(name: str, begin_s: float, end_s: float) -> None:
 
 
 def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call``, with a note of each time it runs."""
+    """Wrap ``call`` to record an event each time it runs."""
 
     def run(*arguments: Any, **options: Any) -> Any:
         begin_s = time.monotonic()
@@ -44,7 +43,7 @@ def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class TimedVAE:
-    """Zeros of the right shape after ``TIMED_ENCODE_S`` per clip."""
+    """A VAE that sleeps ``TIMED_ENCODE_S`` per clip and returns zeros of the right shape."""
 
     can_tile = False
 
@@ -67,7 +66,7 @@ class TimedVAE:
 
 @contextmanager
 def timed_encoder() -> Iterator[None]:
-    """Encoders of this process take the timed VAE, and note how long they took to start."""
+    """Make encoders of this process use the timed VAE and record their start."""
     from pipeline.encode import encoder as encode_module
     from stvae import load_vae, read_card
 
@@ -82,32 +81,33 @@ def timed_encoder() -> Iterator[None]:
 
 
 def main() -> int:
-    """The command line of ``jobs/encode_dataset.py``."""
+    """Run ``jobs/encode_dataset.py``."""
     from jobs import encode_dataset
     from pipeline import run as run_module
+    from pipeline.encode.settings import EncoderSettings
     from pipeline.executor import local, ray_cluster, ray_data
     from pipeline.executor.ray_actor import EncoderActor
 
     class TimedActor(EncoderActor):
-        def __init__(self, **arguments: Any) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             with timed_encoder():
-                noted("start encoder", super().__init__)(**arguments)
+                noted("start encoder", super().__init__)(settings)
             self.encoder.encode_unit = noted("unit", self.encoder.encode_unit)  # type: ignore[method-assign]
 
-    def local_encoder(**arguments: Any) -> Any:
+    def local_encoder(settings: EncoderSettings) -> Any:
         with timed_encoder():
-            encoder = noted("start encoder", ShardEncoder)(**arguments)
+            encoder = noted("start encoder", ShardEncoder)(settings)
         encoder.encode_unit = noted("unit", encoder.encode_unit)
         return encoder
 
     ShardEncoder = local.ShardEncoder
-    connect = noted("connect", ray_cluster.connect)
+    connect = noted("connect", ray_cluster.connect_to_ray)
     started_s = time.monotonic()
     note("imported", started_s, started_s)
     with (
         mock.patch.object(local, "ShardEncoder", local_encoder),
-        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect=connect),
-        mock.patch.object(ray_cluster, "connect", connect),
+        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect_to_ray=connect),
+        mock.patch.object(ray_cluster, "connect_to_ray", connect),
         mock.patch.object(run_module, "_finish", noted("_finish", run_module._finish)),
     ):
         code = encode_dataset.main()

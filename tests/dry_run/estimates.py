@@ -27,5 +27,5 @@ def make_estimate(recipe: Recipe, run: Run, items: list[ItemEstimate]) -> Estima
         num_left=2,
         sample=Sample(formats=[FormatSample(units=[unit], sampled_units=[sampled])]),
         unit_clips=[sum((item.clips for item in items), Counter())],
-        unit_bytes=[sum(item.size_bytes for item in items)],
+        unit_bytes=[sum(item.counts.size_bytes for item in items)],
     )

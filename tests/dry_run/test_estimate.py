@@ -58,12 +58,14 @@ def test_an_estimate_from_all_items_is_what_the_job_does(
     items = result.sample.observations
     buckets = sum((Counter({str(size): n}) for item in items for (size, _), n in item.clips.items()), Counter[str]())
     assert buckets == summary.buckets and len(buckets) >= 3
-    assert sum((item.skips for item in items), Counter()) == summary.skips != {}
-    assert sum((item.rejects for item in items), Counter()) == summary.rejects
-    assert {"probe/empty", "read/no_media", "read/damaged_tar", "fetch/not_found"} < summary.rejects.keys()
+    assert sum((item.counts.skips for item in items), Counter()) == summary.counts.skips != {}
+    assert sum((item.counts.rejects for item in items), Counter()) == summary.counts.rejects
+    assert {"probe/empty", "read/no_media", "read/damaged_tar", "fetch/not_found"} < summary.counts.rejects.keys()
     sizes = sorted(path.stat().st_size for path in (Path(run.output) / "shards").iterdir())
     assert len(sizes) == result.num_shards
-    blocks = 512 * summary.samples + 10240 * len(sizes)  # longer numbers in the JSON, then padding to whole records
+    blocks = 512 * summary.counts.samples + 10240 * len(
+        sizes
+    )  # longer numbers in the JSON, then padding to whole records
     assert abs(result.size_bytes.value - sum(sizes)) <= blocks
     assert sorted(result.shard_bytes) == sizes, "the sizes of shards are exact here"
 
@@ -144,9 +146,12 @@ def test_a_sample_stands_for_all_items(painted_job: tuple[Recipe, Run], tiny_car
     )
     num_items, is_estimated = result.sample.num_items
     assert is_estimated and num_items == pytest.approx(160, rel=0.02), "a tar's items follow from its bytes"
-    clips, rejects = result.total(lambda item: item.num_clips), result.total(lambda item: item.rejects.total())
-    assert clips.low <= summary.samples <= clips.high and clips.low < clips.value < clips.high
-    assert rejects.low <= sum(summary.rejects.values()) <= rejects.high
+    clips, rejects = (
+        result.total(lambda item: item.counts.samples),
+        result.total(lambda item: item.counts.rejects.total()),
+    )
+    assert clips.low <= summary.counts.samples <= clips.high and clips.low < clips.value < clips.high
+    assert rejects.low <= sum(summary.counts.rejects.values()) <= rejects.high
     assert result.num_shards == 16 == len(list((Path(run.output) / "shards").iterdir()))
-    assert result.size_bytes.low <= summary.size_bytes <= result.size_bytes.high
+    assert result.size_bytes.low <= summary.counts.size_bytes <= result.size_bytes.high
     assert "95 % confidence" in format_estimate(result, None, "")

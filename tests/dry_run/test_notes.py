@@ -12,18 +12,24 @@ import pytest
 from pipeline.dry_run.estimate import parse_speeds
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.dry_run.notes import list_notes
+from pipeline.output.counts import Counts
 from pipeline.recipe import Bucket, Recipe, Run
 from tests.dry_run.estimates import make_estimate
 
 A, B, STILL = Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 56)
 
 
-def clip(bucket: Bucket = A, number: int = 1, **fields: Any) -> ItemEstimate:
-    return ItemEstimate(clips=Counter({(bucket, bucket): number}), **({"size_bytes": 50_000_000 * number} | fields))
+def clip(bucket: Bucket = A, number: int = 1, size_bytes: int | None = None, **fields: Any) -> ItemEstimate:
+    counts = Counts(samples=number, size_bytes=size_bytes or 50_000_000 * number)
+    return ItemEstimate(clips=Counter({(bucket, bucket): number}), counts=counts, **fields)
+
+
+def reject(name: str) -> ItemEstimate:
+    return ItemEstimate(counts=Counts(rejects=Counter([name])))
 
 
 def skip(reason: str, **fields: Any) -> ItemEstimate:
-    return ItemEstimate(skips=Counter([reason]), **fields)
+    return ItemEstimate(counts=Counts(skips=Counter([reason])), **fields)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,7 @@ def skip(reason: str, **fields: Any) -> ItemEstimate:
         ([clip(size_bytes=100_000)], {"unit_clips": 128}, "below 102 kB: --unit-clips 4096 makes them about 3.28 MB"),
         ([clip(size_bytes=9_000_000_000)], {"unit_clips": 128}, "above 9 GB: --unit-clips 7 "),
         (
-            [ItemEstimate(rejects=Counter(["probe/empty"]))] * 250 + [clip()],
+            [reject("probe/empty")] * 250 + [clip()],
             {"max_rejects": 0.05},
             "stop with exit code 3",
         ),

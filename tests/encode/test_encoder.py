@@ -1,4 +1,4 @@
-"""The encoder beside its pipeline: memory that runs out, frames encoded alone, settings resolved when a job starts."""
+"""The encoder: lack of memory, conditioning frames, settings that are resolved at the start, failing GPUs and disks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from jobs.encode_dataset import main
 from pipeline.encode import encoder as encode_module
 from pipeline.encode.counters import EncoderCounters
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
@@ -60,7 +61,7 @@ def job(folder: Path, videos: Path, output: Path, **settings: Any) -> tuple[Reci
 
 
 class SmallMemory(VAE):
-    """A VAE on a device that holds ``clips`` clips at once, and in tiles any number if it ``tiles``."""
+    """A VAE whose device fits ``clips`` clips at once, and any number in tiles if it ``tiles``."""
 
     clips = 1
     tiles = True
@@ -88,7 +89,7 @@ def test_when_memory_runs_out_fewer_clips_then_tiles_then_a_reject(
     rows = assert_sound(tmp_path / "out")
     assert {row["encode_path"] for row in rows} == {expected}
     if expected is None:
-        assert summary.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
+        assert summary.counts.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
 
 
 def test_an_error_that_is_not_memory_stops_the_job(wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -109,7 +110,7 @@ def test_first_and_last_frames_are_encoded_alone(wan: Path, videos: Path, tmp_pa
     (batch,) = list(data.batches(3, conditioning=True, normalized=False))
     assert batch["first_latents"].shape == batch["last_latents"].shape == (3, 16, 1, 8, 8)
     assert not torch.equal(batch["first_latents"], batch["last_latents"])
-    vae = load_vae(wan, half="encoder")
+    vae = load_vae(wan, only="encoder")
     import av
 
     with av.open(str(videos / f"{Path(batch['key'][0]).stem}.mp4")) as container:
@@ -128,7 +129,7 @@ def test_an_output_without_conditioning_frames_says_so(wan: Path, videos: Path, 
         LatentDataset(str(tmp_path / "out")).batches(1, conditioning=True)
 
 
-def test_what_a_vae_cannot_do_is_refused(tmp_path: Path, wan: Path, videos: Path) -> None:
+def test_settings_that_the_vae_does_not_support_are_refused(tmp_path: Path, wan: Path, videos: Path) -> None:
     allegro = tiny_vaes.save("AutoencoderKLAllegro", tmp_path / "allegro")
     recipe, run, card = job(allegro, videos, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"frames must be 24 \+ 16n, got 17; the nearest that fits is 24"):
@@ -189,10 +190,10 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
     more = ["--local", "--windows", "all", "--unit-clips", "6", "--cpus", "1"]
     command = painted_command(tmp_path / "videos", tmp_path / "out", *more)
 
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # less than the tar
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # smaller than the tar
 
-    full = subprocess.run(command, cwd=ROOT, preexec_fn=small_disk, capture_output=True, text=True, check=False)
+    full = subprocess.run(command, cwd=ROOT, preexec_fn=limit_file_size, capture_output=True, text=True, check=False)
     assert full.returncode == 1, full.stderr
     assert re.search(
         r"error: \S+/out/\.partial/\S+ cannot be written: File too large \(\d+ bytes are free\)", full.stdout
@@ -202,21 +203,24 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_it_can_go_on(tmp_path: Pat
     assert_together(assert_sound(tmp_path / "out"), tmp_path / "out")
 
 
-def test_a_gpu_that_fails_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_gpu_ends_the_process_so_that_ray_starts_another(monkeypatch: pytest.MonkeyPatch) -> None:
     class Encoder:
-        tally = EncoderCounters("encoder")
+        counters = EncoderCounters("encoder")
 
-        def __init__(self, job: str) -> None:
+        def __init__(self, settings: EncoderSettings) -> None:
             pass
 
-        def encode_unit(self, unit: Unit, known: list[str]) -> None:
+        def encode_unit(self, unit: Unit, ignored_attempts: list[str]) -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     signals: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
     monkeypatch.setattr("pipeline.executor.ray_actor.ShardEncoder", Encoder)
-    monkeypatch.setattr("pipeline.executor.ray_actor.EVERY_S", 1e6)  # it has nothing to tell
+    monkeypatch.setattr("pipeline.executor.ray_actor.EVERY_S", 1e6)  # no heartbeat during the test
     task = Task(Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None))
-    with pytest.raises(torch.AcceleratorError):  # where the signal was kept from ending it
-        list(EncoderActor(job="job")({"tasks": [pack([task])]}))
+    recipe = Recipe(vae="x", buckets=(Bucket(17, *SIZE),), micro_batch=(1,))
+    run = Run(output="", vae="", sources=())
+    settings = EncoderSettings(recipe=recipe, run=run, columns=(), source_urls={}, job="job")
+    with pytest.raises(torch.AcceleratorError):  # the test keeps the signal from ending this process
+        list(EncoderActor(settings)({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]

@@ -1,8 +1,8 @@
-"""Jobs killed at their steps and run again: ``python -m tests.end_to_end.crash`` (a long drill: ``--kills 2 --runs 200``).
+"""Kills jobs at their steps and runs them again: ``python -m tests.end_to_end.crash`` (longer: ``--kills 2 --runs 200``).
 
-Without ``--runs`` every step is tried, the first time it is reached (``--all``: every time). Each case
-is a job in a process of its own that dies by SIGKILL, a look at what readers would see, a second job, and a comparison
-of every promised file with those of an undisturbed job.
+Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
+a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
+and every promised file is compared with that of an undisturbed job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
 
 class Scene:
-    """Sources of every kind, and the promised files that an undisturbed job makes of them."""
+    """Sources of every format, and the promised files that an undisturbed job makes of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,11 +67,14 @@ class Scene:
         recipe = Recipe(vae=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
         sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
         run = Run(output=str(output), vae=str(TINY), sources=sources, local=True, cpus=1, max_rejects=1.0)
-        with painted(), mock.patch.object(records, "REPORTS_PER_PART", 2):  # some while the job goes, some at its end
+        with (
+            painted(),
+            mock.patch.object(records, "REPORTS_PER_PART", 2),
+        ):  # some reports are written while the job runs
             encode(recipe, run, card, say=lambda line: None)
 
     def litter(self, output: Path) -> None:
-        """What jobs that died earlier may have left: a tar that lost, a record of an attempt, a half-written file."""
+        """Files that earlier killed jobs may have left: a tar that lost, a record of an attempt, a half-written file."""
         unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".0.parquet")]
         for path in (
             f"shards/{unit}-0badc0de.tar",
@@ -79,10 +82,10 @@ class Scene:
             f".partial/{socket.gethostname()}-999999999-{secrets.token_hex(8)}",
         ):
             (output / path).parent.mkdir(parents=True, exist_ok=True)
-            (output / path).write_bytes(b"left behind")
+            (output / path).write_bytes(b"litter")
 
     def check(self, output: Path) -> None:
-        """The finished output keeps every promise and has the bytes of an undisturbed job."""
+        """Check that the finished output keeps every promise and has the bytes of an undisturbed job."""
         rows = assert_sound(output)
         assert_together([row for row in rows if row["key"].endswith(".mp4") or row["key"].isdigit()], output)
         found = tree(output)
@@ -94,7 +97,7 @@ class Scene:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """The wait status of a forked process that does ``work``; its exit code is 1 if that raises."""
+    """Run ``work`` in a forked process and return the wait status. The exit code is 1 if ``work`` raises."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -125,9 +128,9 @@ def make_scene(folder: Path) -> Scene:
 
 
 def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
-    """Run a job that is killed at each of the given steps in turn, then undisturbed; which of the kills happened.
+    """Run a job for each kill, then one without. Returns for each kill whether the job reached its step.
 
-    AssertionError where a reader could have seen something torn, or the output is not that of an undisturbed job.
+    Raises AssertionError if a reader could have seen something torn, or if the output differs from an undisturbed job's.
     """
     with tempfile.TemporaryDirectory(dir=scene.folder) as name:
         output = Path(name)
@@ -143,13 +146,13 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
             assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"exit status {status} at {step}:{nth}"
             happened.append(status != 0)
             assert in_child(lambda: assert_never_torn(output)) == 0, f"torn after {step}:{nth}"
-        assert in_child(lambda: scene.encode(output)) == 0, f"cannot go on after {kills}"
+        assert in_child(lambda: scene.encode(output)) == 0, f"cannot continue after {kills}"
         assert in_child(lambda: scene.check(output)) == 0, f"wrong after {kills}"
     return happened
 
 
 def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]]:
-    """Kill at each step, the first time or every time that it is reached; what was survived."""
+    """Kill jobs at each step, the first time or every time that it is reached. Yields each kill that was survived."""
     for step in Failpoint:
         assert survive(scene, [(step, 1)]) == [True], f"the job never reaches {step}"
         yield step, 1
@@ -160,11 +163,11 @@ def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]
 
 
 def main() -> None:
-    """Print what was survived; an AssertionError says what was not."""
+    """Print every kill that was survived. An AssertionError describes one that was not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=2, help="in a row, before the job may finish")
-    parser.add_argument("--runs", type=int, default=0, help="random runs instead of every step")
-    parser.add_argument("--all", action="store_true", help="every step, every time it is reached")
+    parser.add_argument("--kills", type=int, default=2, help="number of kills in a row before the job may finish")
+    parser.add_argument("--runs", type=int, default=0, help="number of runs with random kills, instead of every step")
+    parser.add_argument("--all", action="store_true", help="kill at every step every time it is reached")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)

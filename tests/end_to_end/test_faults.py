@@ -1,6 +1,6 @@
-"""Storage that fails in every way at once: jobs that share an output, die, are cut off, and read stale lists.
+"""Jobs on a store that fails: they share an output, get killed or cut off, and read stale listings.
 
-``python -m tests.end_to_end.test_faults --examples 1000`` runs many more of them and counts.
+``python -m tests.end_to_end.test_faults --examples 1000`` runs many more jobs and prints counts.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ CARD: Card = read_card(str(TINY))
 SCRIPTS = st.dictionaries(st.integers(0, 50), st.sampled_from([*Fault, *[Fault.MEANWHILE] * 5]), min_size=1, max_size=6)
 LONG = settings.get_profile("untimed")
 injected: Counter[Fault] = Counter()
-"""Faults over all jobs of this process."""
+"""Number of injected faults over all jobs of this process."""
 jobs_run = 0
 
 
 class InOrder(Executor):
-    """Work is done as it is handed in, so that requests come in the same order every time."""
+    """Runs work when it is submitted, so that requests come in the same order every time."""
 
     def __init__(self, workers: int) -> None:
         pass
@@ -69,7 +69,7 @@ class InOrder(Executor):
 
 
 class Jobs(RuleBasedStateMachine):
-    """Any number of jobs on one output. At the end one of them is left in peace, and must finish the rest."""
+    """Any number of jobs on one output. The last one runs without faults and must finish the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,9 +81,10 @@ class Jobs(RuleBasedStateMachine):
 
     @initialize(attempts=st.sampled_from(["equal", "equal but noted", "unequal"]))
     def begin(self, attempts: str) -> None:
-        """Five videos, one of them broken, in units of two.
+        """Make five videos, one of them broken, in units of two.
 
-        ``attempts`` at a unit give equal bytes, or equal tars with metadata that names different environments, or neither.
+        ``attempts`` tells whether two attempts at a unit give equal bytes, equal tars with different unit metadata (which
+        names the environment), or different tars.
         """
         self.attempts = attempts
         for number in range(4):
@@ -125,7 +126,7 @@ class Jobs(RuleBasedStateMachine):
         retry: bool = False,
         grows: bool = False,
     ) -> None:
-        """A job under faults; ``others`` run while one of its requests waits, perhaps over a source that has grown."""
+        """Run a job with faults. ``others`` run while one of its requests waits; the source may grow before."""
 
         def meanwhile() -> None:
             if grows and not self.grown:
@@ -139,7 +140,9 @@ class Jobs(RuleBasedStateMachine):
             except Killed:
                 assert job.dead
             except LatentmillError:
-                assert set(job.faults) & {Fault.REFUSED, Fault.OUTAGE}, "a job gave up over faults that pass"
+                assert set(job.faults) & {Fault.REFUSED, Fault.OUTAGE}, (
+                    "a job gave up although its faults were temporary"
+                )
             injected.update(job.faults)
         global jobs_run
         jobs_run += 1
@@ -147,7 +150,7 @@ class Jobs(RuleBasedStateMachine):
     @precondition(lambda self: not self.grown and "bucket/out/plan/0000.parquet" in self.bucket.objects)
     @rule()
     def grow(self) -> None:
-        """The source gains a video, which must not move those that are planned."""
+        """Add a video to the source. The planned ones must keep their units."""
         self.grown = True
         self.add_video(99)  # sorted after the others, planned or not
 
@@ -177,7 +180,10 @@ class Jobs(RuleBasedStateMachine):
 
 
 def every_request(fault: Fault, first: int = 0, step: int = 1) -> int:
-    """A job for each request that a job makes, or every second one, which that fault befalls; how many there are."""
+    """Run a job for each request of a job (from ``first`` in steps of ``step``) and inject the fault there.
+
+    Returns the number of requests.
+    """
     for request in itertools.count(first, step):
         before = injected.total()
         jobs = Jobs()
@@ -194,7 +200,7 @@ def every_request(fault: Fault, first: int = 0, step: int = 1) -> int:
 
 @pytest.mark.parametrize("fault", [Fault.AFTER, Fault.MEANWHILE])
 def test_each_request_of_a_job_may_lose_its_answer_or_wait_for_a_whole_other_job(fault: Fault) -> None:
-    """A random half of them, either the even or the odd ones; ``python -m tests.end_to_end.test_faults`` takes all."""
+    """Either the even or the odd requests, by chance; ``python -m tests.end_to_end.test_faults`` takes all of them."""
     assert every_request(fault, first=random.randrange(2), step=2) > 30
 
 
@@ -203,8 +209,8 @@ TestJobs.settings = settings(LONG, max_examples=20, stateful_step_count=5)
 
 
 def main() -> None:
-    """Print what was injected; a failure prints the steps that lead to it."""
-    parser = argparse.ArgumentParser(description="Jobs on a store that fails: many more of them than the tests run.")
+    """Print the number of injected faults. A failure prints the steps that lead to it."""
+    parser = argparse.ArgumentParser(description="Runs jobs on a store that fails, many more than the tests do.")
     parser.add_argument("--examples", type=int, default=1000)
     arguments = parser.parse_args()
     for fault in Fault:

@@ -1,4 +1,4 @@
-"""Numbers of a real job on a real Ray head, scraped as Prometheus does, and the dashboard over them."""
+"""Metrics of a real job on a real Ray head, scraped as Prometheus does, and the dashboard that shows them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tests.support.paths import ROOT
 from tests.support.ray_head import free_port, ray_head
 
 DASHBOARD = json.loads((ROOT / "jobs" / "grafana.json").read_text())
-NUM_VIDEOS = 24
+NUM_VIDEOS = 16
 DEEDS = dict.fromkeys(range(NUM_VIDEOS), "slow") | {3: "nan"}
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
-"""By metric, then by tags."""
+"""Value by metric, then by tags."""
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Address of a Ray head, and of its metrics."""
+    """Addresses of a Ray head and of its metrics."""
     port = free_port()
-    # its workers are the head's children
+    # Ray's workers inherit the environment of the head
     environment = {VARIABLE: json.dumps(DEEDS), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     options = ("--num-cpus=2", f"--metrics-export-port={port}")
     with ray_head(tmp_path_factory.mktemp("head"), *options, **environment) as head:
@@ -40,7 +40,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 
 def scrape(url: str) -> Samples:
-    """Our metrics in Prometheus' text format."""
+    """The job's metrics, from Prometheus' text format."""
     found: Samples = defaultdict(dict)
     try:
         text = urlopen(url, timeout=10).read().decode()  # noqa: S310
@@ -60,7 +60,7 @@ def by_tag(samples: dict[tuple[tuple[str, str], ...], float], tag: str) -> dict[
 
 @pytest.fixture(scope="module")
 def finished(head: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Samples]:
-    """The output of a job, what it said, and the last that was scraped of it."""
+    """The output of a finished job, what it printed, and its last metrics."""
     folder = tmp_path_factory.mktemp("job")
     for number in range(NUM_VIDEOS):
         write_video(folder / "videos" / f"{number:02d}.mp4", number)

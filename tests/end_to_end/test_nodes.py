@@ -1,4 +1,4 @@
-"""Nodes that come, go, or never come while a job runs. Each holds one encoder; the head holds none."""
+"""Nodes that join, get lost, or never join while a job runs. Each node holds one encoder; the head holds none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.errors import ConfigError
-from pipeline.executor.ray_cluster import must_hold
+from pipeline.executor.ray_cluster import check_encoder_fits
 from pipeline.recipe import Run
 from tests.support.oracle import assert_sound, tree
 from tests.support.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
@@ -36,7 +36,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file; while it exists, no unit gets done."""
+    """Path of a file. While it exists, no unit ends."""
     return tmp_path_factory.mktemp("held") / "file"
 
 
@@ -47,15 +47,15 @@ def cluster(held: Path) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
-            yield found
+            yield cluster
         finally:
-            found.shutdown()
+            cluster.shutdown()
 
 
 class Job:
-    """A job on the cluster; what it says goes to a file."""
+    """A job on the cluster, with its output in a log file."""
 
     def __init__(self, cluster: Cluster, videos: Path, folder: Path, *more: str) -> None:
         self.output, self._log = folder / "out", folder / "job.log"
@@ -74,7 +74,7 @@ class Job:
             time.sleep(0.02)
 
     def at_work(self) -> set[str]:
-        """Ids of the nodes that have begun units which are not committed yet."""
+        """Ids of the nodes that have begun units and not committed them yet."""
         found = set()
         for path in self.output.glob("attempts/*/*.json"):
             try:
@@ -88,23 +88,23 @@ class Job:
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_a_job_for_which_no_node_comes_says_so_and_ends(
+def test_a_job_without_a_large_enough_node_says_so_and_ends(
     cluster: Cluster, videos: Path, tmp_path: Path, gpus: int
 ) -> None:
     job = Job(cluster, videos, tmp_path, "--progress-timeout-s", "8", "--gpus", str(gpus))
     assert job.process.wait(timeout=120) == 1, job.said
     assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
-    assert "\nerror: nothing has moved for 8 s: " in job.said and "Traceback" not in job.said
+    assert "\nerror: no unit has ended for 8 s: " in job.said and "Traceback" not in job.said
 
 
 def test_an_encoder_that_does_not_fit_the_only_machine_is_refused() -> None:
     run = Run(output="out", vae="demo", sources=(), cpus=2, gpus=1)
-    must_hold(run, {"CPU": 2.0, "GPU": 1.0})
+    check_encoder_fits(run, {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(ConfigError, match=r"of 2 CPU and 1 GPU does not fit .* finds 8 CPU and 0 GPU: lower --cpus or"):
-        must_hold(run, {"CPU": 8.0})
+        check_encoder_fits(run, {"CPU": 8.0})
 
 
-def test_a_node_that_comes_is_used_and_one_that_goes_costs_time_only(
+def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     cluster: Cluster, videos: Path, held: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     first = cluster.add_node(num_cpus=1)

@@ -1,4 +1,4 @@
-"""Real Ray, whose encoders die: over a clip, by a signal, with the driver. Nothing innocent is lost."""
+"""Encoders on real Ray that crash: because of a clip, by a signal, or with the driver. No other clip is lost."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @contextlib.contextmanager
 def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterator[subprocess.Popen[str]]:
-    """A job on Ray in a process of its own, which is gone afterwards."""
+    """A job on Ray in a process of its own. The process is ended with the ``with`` block."""
     environment = os.environ | {VARIABLE: json.dumps(deeds), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    environment |= {"TEST_OUTPUT": str(output)}  # so that `encoders` tells this job's
+    environment |= {"TEST_OUTPUT": str(output)}  # by which `encoders` finds this job's processes
     process = subprocess.Popen(
         command(videos, output, *OPTIONS, *more),
         cwd=ROOT,
@@ -64,18 +64,7 @@ def wait_for_commits(process: subprocess.Popen[str], output: Path, count: int) -
         time.sleep(0.02)
 
 
-def a_busy_node(process: subprocess.Popen[str], output: Path) -> str:
-    """A node that has begun a unit."""
-    while True:
-        for path in output.glob("attempts/*/*.json"):
-            with contextlib.suppress(FileNotFoundError):  # committed meanwhile
-                node: str = json.loads(path.read_bytes())["node"]
-                return node
-        assert process.poll() is None
-        time.sleep(0.02)
-
-
-def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
+def test_clips_that_crash_the_encoder_are_rejected_and_their_neighbors_commit(
     videos: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     output = tmp_path / "out"
@@ -89,11 +78,11 @@ def test_clips_that_kill_the_encoder_are_rejected_and_their_neighbours_commit(
     assert len([row for row in rows if row["shard"]]) == NUM_VIDEOS - 2
     found = tree(output)
     shards = {path for path, sha256 in undisturbed.items() if path.startswith("shards/")}
-    assert len([path for path in shards if path not in found]) == 2, "only their own units differ"
+    assert len([path for path in shards if path not in found]) == 2, "only the units of the two clips differ"
 
 
 def encoders(output: Path) -> set[int]:
-    """Processes in which Ray runs an encoder of the job that writes to ``output``."""
+    """Ids of the processes in which Ray runs an encoder of the job that writes to ``output``."""
     return {pid for pid, command in marked("TEST_OUTPUT", output).items() if "PaintedActor" in command}
 
 
@@ -123,7 +112,7 @@ def test_killed_encoders_and_a_killed_driver_cost_nothing(
     assert tree(output) == undisturbed
 
 
-def test_an_error_in_an_encoder_reaches_people_as_a_sentence(videos: Path, tmp_path: Path) -> None:
+def test_an_error_in_an_encoder_is_shown_as_one_sentence(videos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with job(videos, output, SLOW) as process:
         wait_for_commits(process, output, 1)

@@ -1,4 +1,4 @@
-"""Real Ray: a local cluster of the job's own, and a job submitted to a head that runs already."""
+"""Real Ray: a local cluster that the job starts, and a job submitted to a head that is already running."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_actors_write_the_same_bytes_as_one_process(videos: Path, tmp_path: Path
 
 
 def test_ray_job_submit_runs_the_same_command(videos: Path, tmp_path: Path, in_process: dict[str, str]) -> None:
-    """Without a token, on purpose; ``test_submit.py`` has a cluster that wants one."""
+    """On a cluster without a token. ``test_submit.py`` has one with a token."""
     output = tmp_path / "out"
     with ray_head(tmp_path, "--num-cpus=2", RAY_AUTH_MODE="disabled") as head:
         entrypoint = ["python", "jobs/encode_dataset.py", *command(videos, output)[2:]]

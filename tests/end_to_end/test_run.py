@@ -1,4 +1,4 @@
-"""The whole path on real clips, in this process and through the command line."""
+"""Whole jobs on real clips, in this process and through the command line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import webdataset as wds
 
 from jobs.encode_dataset import main
 from pipeline.encode.encoder import ShardEncoder
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.loader import LatentDataset
 from pipeline.output.serialization import pack_latent
@@ -39,7 +40,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven good videos of two shapes, two that do not fit, one picture and three broken files, some with captions."""
+    """Seven good videos of two shapes, two that fit no bucket, a picture and three broken files. Some have captions."""
     folder = tmp_path_factory.mktemp("videos")
     for i in range(4):
         make_clip(folder / f"wide{i}.mp4", 40, size=(64, 112), seed=i)
@@ -76,7 +77,8 @@ def test_every_window_of_every_file_ends_as_one_sample_skip_or_reject(
     expected |= {("empty.mp4", 0): "empty", ("text.mp4", 0): "unknown_format", ("cut.mp4", 0): "damaged_container"}
     assert outcome == expected
     assert {row["caption"] for row in rows if row["key"].startswith("wide")} == {f"caption {i}" for i in range(4)}
-    assert (summary.samples, sum(summary.skips.values()), sum(summary.rejects.values())) == (14, 10, 3)
+    counts = summary.counts
+    assert (counts.samples, counts.skips.total(), counts.rejects.total()) == (14, 10, 3)
     assert summary.exit_code == 0 and json.loads((Path(run.output) / "summary.json").read_text())["samples"] == 14
 
 
@@ -96,10 +98,10 @@ def test_stored_latents_are_what_the_vae_gives_for_the_same_frames(
         assert np.abs(moments.astype(np.float32) - direct.numpy()).max() <= 4e-3  # float16 at values up to 8
 
 
-def test_what_is_finished_or_refused_asks_for_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
+def test_a_finished_or_refused_job_needs_no_gpu(videos: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
     job(videos, recipe, run, tiny_card)
     with_gpu = dataclasses.replace(run, gpus=1.0)
-    with mock.patch("pipeline.executor.ray_cluster.gpu_model", side_effect=AssertionError("a GPU was asked for")):
+    with mock.patch("pipeline.executor.ray_cluster.gpu_model", side_effect=AssertionError("a GPU was requested")):
         assert job(videos, recipe, with_gpu, tiny_card).units_done_now == 0
         with pytest.raises(ConfigError, match="store: moments -> mean"):
             job(videos, recipe, with_gpu, tiny_card, store="mean")
@@ -201,9 +203,9 @@ def test_too_many_rejects_end_with_exit_3(tmp_path: Path, recipe: Recipe, run: R
     run = dataclasses.replace(run, max_rejects=0.05)
     summary = job(folder, recipe, run, tiny_card, unit_clips=20)
     assert summary.exit_code == 3 and not summary.finished
-    assert 200 <= summary.windows < 260
+    assert 200 <= summary.counts.windows < 260
     again = job(folder, recipe, dataclasses.replace(run, max_rejects=1.0), tiny_card, unit_clips=20)
-    assert again.exit_code == 0 and again.rejects == {"probe/empty": 260}
+    assert again.exit_code == 0 and again.counts.rejects == {"probe/empty": 260}
     assert_sound(Path(run.output))
 
 
@@ -216,7 +218,7 @@ def test_an_output_grows_with_its_input(tmp_path: Path, recipe: Recipe, run: Run
     summary = job(folder, recipe, run, tiny_card)
     after = tree(Path(run.output))
     assert before.items() <= after.items()
-    assert summary.samples == 2 and (Path(run.output) / "index" / "0001.json").exists()
+    assert summary.counts.samples == 2 and (Path(run.output) / "index" / "0001.json").exists()
     assert_sound(Path(run.output))
     make_clip(folder / "a.mp4", 24, seed=2)
     with pytest.raises(SourceChanged, match=r"a\.mp4"):
@@ -281,7 +283,7 @@ def test_buckets_of_one_frame_take_pictures(tmp_path: Path, recipe: Recipe, run:
 
 def test_an_output_on_a_path_that_is_not_shared_is_noticed(recipe: Recipe, run: Run) -> None:
     with pytest.raises(ConfigError, match="must be shared by all nodes"):
-        ShardEncoder(recipe.to_json(), run.to_json(), [], {}, "job")
+        ShardEncoder(EncoderSettings(recipe=recipe, run=run, columns=(), source_urls={}, job="job"))
 
 
 def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_path: Path) -> None:
@@ -291,14 +293,14 @@ def test_real_clips_pass_through(recipe: Recipe, run: Run, tiny_card: Card, tmp_
         (folder / name).write_bytes(package_clip(name).read_bytes())
     summary = job(folder, recipe, run, tiny_card, windows="all", fps=24.0)
     rows = assert_sound(Path(run.output))
-    assert summary.rejects == {} and summary.samples == len([r for r in rows if r["shard"]]) > 20
+    assert summary.counts.rejects == {} and summary.counts.samples == len([r for r in rows if r["shard"]]) > 20
     assert {row["fps"] for row in rows if row["shard"]} == {24.0}
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_job_ends_with_130_and_can_go_on(videos: Path, tmp_path: Path, name: str) -> None:
     more = shutil.copytree(videos, tmp_path / "videos")
-    for number in range(3):  # it must not be done before the signal comes
+    for number in range(3):  # so that the job still runs when the signal arrives
         shutil.copy(videos / "wide0.mp4", more / f"more{number}.mp4")
     process = subprocess.Popen(command(more, tmp_path / "out"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

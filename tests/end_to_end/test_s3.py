@@ -1,4 +1,4 @@
-"""The whole path from one S3 bucket to itself, on a real server."""
+"""A whole job from an S3 bucket to the same bucket, on a real server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_from_s3_to_s3(s3: str, videos: Path, recipe: Recipe, run: Run, tiny_car
     run = dataclasses.replace(run, output=f"{s3}/out", sources=(f"{s3}/videos",))
     recipe = dataclasses.replace(recipe, windows="all", unit_clips=2)
     summary = encode(recipe, run, tiny_card, say=lambda line: None)
-    assert (summary.samples, summary.rejects) == (12, {"probe/unknown_format": 1})
+    assert (summary.counts.samples, summary.counts.rejects) == (12, {"probe/unknown_format": 1})
     assert encode(recipe, run, tiny_card, say=lambda line: None).units_done_now == 0
     fs.get(f"{s3}/out", str(tmp_path / "copy"), recursive=True)
     rows = assert_sound(tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""A real S3 server on bad days: every promise holds behind a proxy that fails, and an outage ends in a clear error."""
+"""A real S3 server behind a proxy that fails: every promise holds, and an outage ends in a clear error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def videos(s3: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def proxy(videos: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """What every client of this process now goes through; its own retries are few, so that ours are needed."""
+    """The proxy between this process's clients and the server. The clients' own retries are off, so that ours are needed."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with faulty_proxy(os.environ["AWS_ENDPOINT_URL"], share=0.0, seed=secrets.randbelow(10**6)) as (url, proxy):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -52,14 +52,14 @@ def job(videos: str, output: str, card: Card) -> None:
 
 
 def download(s3: str, folder: Path) -> Path:
-    """The output as it is on the server, past the proxy."""
+    """A copy of the output, read from the server without the proxy."""
     fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     if fs.exists(f"{s3}/out"):
         fs.get(f"{s3}/out", str(folder), recursive=True)
     return folder
 
 
-def test_a_job_behind_a_failing_proxy_ends_as_if_nothing_had_been(
+def test_a_job_behind_a_failing_proxy_ends_like_an_undisturbed_one(
     s3: str, videos: str, proxy: FaultyProxy, tiny_card: Card, tmp_path: Path
 ) -> None:
     proxy.share = 0.2
@@ -69,7 +69,7 @@ def test_a_job_behind_a_failing_proxy_ends_as_if_nothing_had_been(
     output = download(s3, tmp_path / "copy")
     rows = assert_sound(output)
     assert_together(rows, output)
-    assert not [row for row in rows if row["reject_reason"]], "a store's fault is never an item's"
+    assert not [row for row in rows if row["reject_reason"]], "faults of the store must not become rejects"
     job(videos, f"{s3}/undisturbed", tiny_card)
     fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     fs.get(f"{s3}/undisturbed", str(tmp_path / "undisturbed"), recursive=True)
@@ -87,8 +87,8 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
 
     fetch, calls = fetch_module.fetch, iter(range(1000))
     with (
-        mock.patch("pipeline.encode.encoder.fetch", fetch_then_fail),
-        mock.patch.object(tenacity.nap, "time"),  # nobody waits here for what does not pass
+        mock.patch("pipeline.encode.shard_attempt.fetch", fetch_then_fail),
+        mock.patch.object(tenacity.nap, "time"),  # no pauses between retries
         mock.patch.object(s3fs.S3FileSystem, "retries", 1),
         pytest.raises(StoreError, match=f"bucket/.*{message}"),
     ):
@@ -112,10 +112,10 @@ def test_uploads_in_parts_that_a_dead_writer_left_are_aborted_and_others_are_not
         upload = client.create_multipart_upload(Bucket="bucket", Key=key)
         client.upload_part(Bucket="bucket", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 1000)
     job(videos, f"{s3}/out", tiny_card)
-    left = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
-    assert left == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
+    remaining = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
+    assert remaining == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_anything_starts(s3: str, videos: str, tiny_card: Card) -> None:
+def test_a_missing_bucket_is_refused_before_anything_starts(s3: str, videos: str, tiny_card: Card) -> None:
     with pytest.raises(ConfigError, match="absent/out"):
         job(videos, "s3://absent/out", tiny_card)

@@ -1,4 +1,4 @@
-"""What must not grow with an output: what is in memory while it is planned, resumed, finished and verified."""
+"""Memory for planning, resuming, finishing and verifying an output must not grow with the output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.run import encode
 from pipeline.sources import manifest as manifests
 from pipeline.sources.file_table import Files
 from pipeline.storage import concurrency as parallel
-from pipeline.storage.concurrency import in_parallel
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.store import Store
 from pipeline.storage.urls import FileFacts
 from stvae import Card
@@ -33,14 +33,14 @@ from tests.support.oracle import ORDER
 from tests.support.painted import SIZE, painted, write_video
 
 ITEMS = 20
-"""Of a unit; three buckets, every tenth a skip, one a reject."""
+"""Items per unit: in three buckets, every tenth a skip, one a reject."""
 POOLS: list[pa.MemoryPool] = []
-"""They outlive what was allocated in them."""
+"""Kept here, because a pool must outlive what was allocated in it."""
 
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if these few rows were millions."""
+    """Limits so low that a few rows exceed them."""
     monkeypatch.setattr(parallel, "REQUESTS", 2)
     monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_WAITING", 5 * ITEMS)
@@ -54,7 +54,7 @@ def indexed(folder: Path, units: int) -> Index:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most that Arrow held at once."""
+    """Peak of the bytes that Arrow held during ``work``."""
     before = pa.default_memory_pool()
     POOLS.append(pa.proxy_memory_pool(before))
     pa.set_memory_pool(POOLS[-1])
@@ -164,22 +164,22 @@ def test_a_finished_output_is_looked_at_again_without_reading_unit_metadata(tmp_
         assert sum(path.startswith("metadata/") for path in read) == 3
         read.clear()
         summary = encode(recipe, run, tiny_card, say=lambda line: None)
-    assert summary.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
+    assert summary.counts.samples == 6 and read and not [path for path in read if path.startswith("metadata/")]
 
 
-def test_no_more_is_asked_for_than_is_taken_soon() -> None:
+def test_requests_stay_only_slightly_ahead_of_the_reader() -> None:
     begun: list[int] = []
-    answers = in_parallel(lambda n: begun.append(n) or n, range(10_000))  # type: ignore[func-returns-value]
+    answers = map_concurrently(lambda n: begun.append(n) or n, range(10_000))  # type: ignore[func-returns-value]
     assert [next(answers) for _ in range(5)] == list(range(5))
     answers.close()  # type: ignore[attr-defined]
     assert len(begun) < 5 * parallel.REQUESTS
 
 
-def test_an_error_is_raised_when_it_is_its_turn() -> None:
+def test_an_error_is_raised_in_the_order_of_its_request() -> None:
     def halve(n: int) -> float:
         return 1 / (n - 3)
 
-    answers: Iterator[float] = in_parallel(halve, range(9))
+    answers: Iterator[float] = map_concurrently(halve, range(9))
     assert len([next(answers) for _ in range(3)]) == 3
     with pytest.raises(ZeroDivisionError):
         next(answers)
@@ -187,12 +187,12 @@ def test_an_error_is_raised_when_it_is_its_turn() -> None:
 
 def test_files_that_are_new_or_changed_are_found_among_those_planned() -> None:
     facts = [FileFacts(size=n, etag=f"e{n}") for n in range(6)]
-    planned = Files.joined([Files.of([("b", facts[1])]), Files.of([("d", facts[3]), ("f", facts[5])])])
+    planned = Files.concat([Files.of([("b", facts[1])]), Files.of([("d", facts[3]), ("f", facts[5])])])
     found = Files.of(list(zip("abcdef", facts, strict=True)))
-    new, changed = found.beside(planned)
+    new, changed = found.changes_since(planned)
     assert [file.path for file in new] == ["a", "c", "e"] and changed is None and new.size_bytes == 6
-    assert planned.beside(planned) == (Files(), None)
-    _, changed = Files.of([("a", facts[0]), ("d", dataclasses.replace(facts[3], etag="new"))]).beside(planned)
+    assert planned.changes_since(planned) == (Files(), None)
+    _, changed = Files.of([("a", facts[0]), ("d", dataclasses.replace(facts[3], etag="new"))]).changes_since(planned)
     assert changed is not None and [file.facts.etag for file in changed] == ["e3", "new"]
 
 
@@ -207,7 +207,7 @@ def test_a_local_folder_is_listed_in_the_order_of_paths(tmp_path: Path) -> None:
 def test_a_listing_of_several_pages_is_whole(s3: str) -> None:
     store = Store(s3)
     paths = [f"metadata/{n:04d}.parquet" for n in range(1003)]
-    list(in_parallel(lambda path: store.put(path, path.encode()), paths))
+    list(map_concurrently(lambda path: store.put(path, path.encode()), paths))
     store.put("metadata/", b"")  # as consoles make folders
     assert list(store.list_files("metadata")) == paths
 
@@ -252,7 +252,7 @@ def test_a_manifest_whose_rows_disagree_is_refused_by_its_column(tmp_path: Path)
 def test_slices_of_a_parquet_manifest_are_its_rows(
     tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifests, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(manifests, "BATCH_ROWS", 4)
     path = tmp_path / "m.parquet"
     pq.write_table(pa.table({"path": list(range(25))}), path, row_group_size=row_group_size)
     found = [

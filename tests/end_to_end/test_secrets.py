@@ -1,4 +1,4 @@
-"""A secret in URLs and in the environment turns up nowhere: not in what is said, and not in what is written."""
+"""A secret in URLs and in the environment appears neither in the output of a job nor in the files that it writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.http_server import Reply, serving
 from tests.support.oracle import assert_sound
 from tests.support.paths import ROOT
 
-SECRET = "CaNaRy+7f3a91/0bE"  # noqa: S105 (that is what it is)
+SECRET = "CaNaRy+7f3a91/0bE"  # noqa: S105 (a made-up secret)
 FORMS = {form for text in (SECRET, quote(SECRET, safe="")) for form in (text, base64.b64encode(text.encode()).decode())}
 FEW_TRIES = (
     "import sys; from pipeline.storage import retry; retry.TRIES = 2; "
@@ -28,7 +28,7 @@ FEW_TRIES = (
 
 
 def run_job(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The job as a process with credentials in its environment; tries twice instead of six times."""
+    """Run the job as a process with credentials in its environment. Requests are tried twice, not six times."""
     environment = os.environ | dict.fromkeys(
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"), SECRET
     )
@@ -38,14 +38,14 @@ def run_job(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def leaks(output: Path, job: subprocess.CompletedProcess[str]) -> list[str]:
-    """Where the secret stands, in any of its forms; Parquet is also looked at decoded."""
+    """Places that contain the secret in any of its forms. Parquet is searched raw and decoded."""
     texts = {"stdout": job.stdout.encode(), "stderr": job.stderr.encode()}
     for path in sorted(p for p in output.rglob("*") if p.is_file()):
         texts[str(path)] = path.read_bytes() + str(path).encode()
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             texts[f"{path} decoded"] = (repr(table.to_pylist()) + repr(table.schema.metadata)).encode()
-    return [place for place, text in texts.items() if any(form.encode() in text for form in FORMS)]
+    return [name for name, text in texts.items() if any(form.encode() in text for form in FORMS)]
 
 
 def answers(folder: Path, manifest: list[str]) -> dict[str, Reply]:

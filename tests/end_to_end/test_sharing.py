@@ -1,4 +1,4 @@
-"""Two jobs on one output at once: of the same recipe they share the work, of different recipes one is refused."""
+"""Two jobs on one output at once. With the same recipe they share the work; with different recipes one is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_UNITS = 30
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A unit each, and half a second in the VAE."""
+    """Videos that are a unit each and take half a second in the VAE."""
     return write_videos(tmp_path_factory.mktemp("videos"), NUM_UNITS)
 
 
@@ -42,13 +42,15 @@ def test_jobs_of_one_recipe_share_the_work(videos: Path, tmp_path: Path) -> None
     assert_together(assert_sound(tmp_path / "out"), tmp_path / "out")
     runs = [path.read_text().splitlines() for path in (tmp_path / "out" / "runs").iterdir()]
     encoded = [sum(json.loads(line)["outcome"] in ("committed", "lost") for line in run) for run in runs]
-    assert len(encoded) == 2 and min(encoded) > NUM_UNITS // 4, "both work"
+    assert len(encoded) == 2 and min(encoded) > NUM_UNITS // 4, "both jobs encode units"
     assert NUM_UNITS <= sum(encoded) <= NUM_UNITS * 1.2, "at most a fifth of the units is encoded twice"
     start(videos, tmp_path / "alone", slow=False).communicate(timeout=120)
     assert tree(tmp_path / "out") == tree(tmp_path / "alone")
 
 
-def test_of_two_recipes_begun_at_once_one_wins_and_one_is_refused_by_field(videos: Path, tmp_path: Path) -> None:
+def test_when_two_recipes_begin_at_once_one_wins_and_the_other_is_refused_by_field(
+    videos: Path, tmp_path: Path
+) -> None:
     jobs = [start(videos, tmp_path / "out", "--store", store, slow=False) for store in ("moments", "mean")]
     said = [process.communicate(timeout=120)[0] for process in jobs]
     assert sorted(process.returncode for process in jobs) == [0, 2], said

@@ -1,4 +1,4 @@
-"""Jobs submitted to a cluster as in production: a head without CPUs that wants a token, and a worker that comes late."""
+"""Jobs submitted to a cluster as in production: a head without CPUs that requires a token, and a worker that joins late."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.ray_head import Head, ray_head, ray_node
 
 NUM_VIDEOS = 16
 OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2")
-PATIENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # 3 by default, before it kills
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # Ray kills a stopped job after this time, by default 3 s
 SLOW = {VARIABLE: json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))}
 
 
@@ -41,7 +41,7 @@ def wait_until(happened: Callable[[], object], why: Callable[[], str], seconds: 
 
 
 def test_without_the_clusters_token_nothing_can_be_submitted(head: Head, tmp_path: Path) -> None:
-    home = str(tmp_path)  # a token may lie in that of the tests
+    home = str(tmp_path)  # the real home folder may hold a token
     wrong = head.ray("job", "list", RAY_AUTH_TOKEN="1" * 32)
     absent = head.ray("job", "list", RAY_AUTH_TOKEN="", HOME=home)
     disabled = head.ray("job", "list", RAY_AUTH_TOKEN="", HOME=home, RAY_AUTH_MODE="disabled")
@@ -61,14 +61,14 @@ def test_a_job_waits_for_a_node_is_stopped_and_goes_on_when_submitted_again(
     entrypoint = ["python", *command(videos, output, *OPTIONS)[1:]]
     where = ("--working-dir", str(ROOT))
     marks = {"TEST_OUTPUT": str(output), HELD: str(held)}
-    first = head.submit(*entrypoint, options=where, env_vars=SLOW | PATIENT | marks)
+    first = head.submit(*entrypoint, options=where, env_vars=SLOW | STOP_WAIT | marks)
     waits = "waiting for a node with 1 CPU and 0 GPU; the cluster's nodes have 0 CPU"
     wait_until(lambda: waits in head.log(first), lambda: head.log(first))
     assert head.status(first) == "RUNNING"
     with ray_node(head, tmp_path / "worker.log", "--num-cpus=2"):
         wait_until(lambda: len(list(output.glob("metadata/*.parquet"))) >= 2, lambda: head.log(first))
         held.touch()
-        wait_until(lambda: "a node has come" in head.log(first), lambda: head.log(first))
+        wait_until(lambda: "a node has joined" in head.log(first), lambda: head.log(first))
         assert any("PaintedActor" in name for name in processes(output))
         assert head.ray("job", "stop", first).returncode == 0
         assert head.status(first) == "STOPPED"

@@ -1,4 +1,4 @@
-"""What encoders are given, and how many at a time."""
+"""The order of tasks, and the blocks in which Ray hands them over."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from pipeline.executor.tasks import Task, in_blocks, in_order, pack, unpack
 from pipeline.sources.units import Unit
 
 
-def tasks(count: int) -> list[Task]:
+def make_tasks(count: int) -> list[Task]:
     unit = Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None)
     return [Task(unit, (str(number),)) for number in range(count)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2000, 20_000])
 def test_blocks_hold_every_task_once_and_in_order(count: int) -> None:
-    given = tasks(count)
-    assert list(itertools.chain.from_iterable(in_blocks(given, threads=2))) == given
+    tasks = make_tasks(count)
+    assert list(itertools.chain.from_iterable(in_blocks(tasks, threads=2))) == tasks
 
 
 def test_a_few_thousand_tasks_are_handed_over_one_by_one() -> None:
-    assert {len(block) for block in in_blocks(tasks(3999), threads=2)} == {1}
+    assert {len(block) for block in in_blocks(make_tasks(3999), threads=2)} == {1}
 
 
-def test_a_hundred_times_the_tasks_are_not_four_times_the_blocks() -> None:
-    few, many = (len(list(in_blocks(tasks(count), threads=2))) for count in (10_000, 1_000_000))
+def test_a_hundred_times_the_tasks_make_less_than_four_times_the_blocks() -> None:
+    few, many = (len(list(in_blocks(make_tasks(count), threads=2))) for count in (10_000, 1_000_000))
     assert many < 4 * few
 
 
 @pytest.mark.parametrize("threads", [2, 600, 10_000])
 def test_blocks_shrink_so_that_all_encoders_end_together(threads: int) -> None:
-    left = 50_000
-    for block in in_blocks(tasks(left), threads):
-        assert len(block) == 1 or len(block) * threads * 8 <= left
-        left -= len(block)
+    remaining = 50_000
+    for block in in_blocks(make_tasks(remaining), threads):
+        assert len(block) == 1 or len(block) * threads * 8 <= remaining
+        remaining -= len(block)
     assert len(block) == 1
 
 
-def test_the_longest_tenth_comes_first_and_what_others_have_begun_last() -> None:
+def test_the_longest_tenth_comes_first_and_units_of_other_jobs_last() -> None:
     sizes = range(100)
     units = [Unit(name=str(n), source="s", format="tar", generation=0, start=0, stop=None, size=n) for n in sizes]
     found = [task.unit.size for task in in_order(units, {"95": ["a"], "3": ["b"]}, "job")]
@@ -48,6 +48,6 @@ def test_the_longest_tenth_comes_first_and_what_others_have_begun_last() -> None
     assert sorted(found) == sorted(other) == list(sizes) and found[9:98] != sorted(found[9:98])
 
 
-def test_what_is_packed_comes_out_again() -> None:
-    given = tasks(3)
-    assert [Task(unit, tuple(known)) for unit, known in unpack(pack(given))] == given
+def test_unpack_returns_what_was_packed() -> None:
+    tasks = make_tasks(3)
+    assert [Task(unit, tuple(ignored)) for unit, ignored in unpack(pack(tasks))] == tasks

@@ -37,7 +37,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     buckets = (Bucket(17, 32, 32), Bucket(17, 32, 56))
     recipe = Recipe(vae=card.sha256, buckets=buckets, micro_batch=(2, 2), windows="all", unit_clips=2)
     run = Run(output=str(folder / "out"), vae=str(TINY), sources=(str(folder / "m.csv"),), local=True, cpus=2)
-    assert encode(recipe, run, card, say=lambda line: None).samples == 27
+    assert encode(recipe, run, card, say=lambda line: None).counts.samples == 27
     return folder / "out"
 
 

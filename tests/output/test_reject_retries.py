@@ -63,12 +63,12 @@ def outcomes(rows: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
 
 def test_an_item_that_was_missing_is_tried_again_whole(folder: Path, job: Any) -> None:
     first, _ = job()
-    assert first.rejects == {"fetch/not_found": 2}
+    assert first.counts.rejects == {"fetch/not_found": 2}
     before = tree(folder / "out")
     write_video(folder / "videos" / "4.mp4", 4)
     again, lines = job(retry_rejects="not_found")
     assert "2 rejects to try again in 2 units" in lines
-    assert (again.samples, again.rejects) == (first.samples + 2, {"fetch/not_found": 1})
+    assert (again.counts.samples, again.counts.rejects) == (first.counts.samples + 2, {"fetch/not_found": 1})
     assert before.items() <= tree(folder / "out").items(), "what was committed has not changed"
     rows = assert_sound(folder / "out")
     assert_together(rows, folder / "out")
@@ -95,12 +95,12 @@ def test_rejects_may_be_tried_again_and_again(folder: Path, job: Any) -> None:
     job()
     for generation in (1, 2):
         summary, _ = job(retry_rejects="all")
-        assert summary.rejects == {"fetch/not_found": 2}
+        assert summary.counts.rejects == {"fetch/not_found": 2}
         assert (folder / "out" / "index" / f"{generation:04d}.json").exists()
     write_video(folder / "videos" / "1.mp4", 1)
     write_video(folder / "videos" / "4.mp4", 4)
     summary, _ = job(retry_rejects="fetch/not_found")
-    assert summary.rejects == {}
+    assert summary.counts.rejects == {}
     inputs = {(f"file://{folder}/list.jsonl", ordinal, window) for ordinal in range(6) for window in range(3)}
     inputs |= {(f"file://{folder}/a.tar", ordinal, window) for ordinal in range(2) for window in range(3)}
     assert_together(assert_sound(folder / "out", inputs), folder / "out")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import NAME_SEPARATOR
+from pipeline.output.counts import Counts
 from pipeline.progress.advice import ADVICE, SKIP_MEANINGS, UNKNOWN_SKIP, reject_advice, skip_meaning
 from pipeline.progress.summary import Summary
 from tests.support.paths import ROOT
@@ -93,8 +95,7 @@ def test_a_summary_survives_reasons_and_activities_of_another_version() -> None:
         units=1,
         units_done_now=1,
         elapsed_s=1.0,
-        skips={"boring": 2},
-        rejects={"decode/cursed": 1, "no stage": 3},
+        counts=Counts(skips=Counter({"boring": 2}), rejects=Counter({"decode/cursed": 1, "no stage": 3})),
         encoder_s=100.0,
         idle_s={"teleport": 50.0},
     )

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from pipeline.encode.device_queue import DeviceQueue
-from pipeline.encode.unit_report import UnitReport
+from pipeline.encode.unit_report import Heartbeat, UnitHeartbeat, UnitReport
 from pipeline.encode.utilization import NO_UNIT, Activity, Utilization
+from pipeline.output.counts import Counts
 from pipeline.progress import activities, progress, run_log
 from pipeline.progress.activities import ACTIVITY_TEXTS, activity_label, idle_advice
 from pipeline.progress.progress import Progress, work_by_unit
@@ -56,7 +57,7 @@ def test_idle_seconds_are_shared_by_the_units_activities_and_add_up() -> None:
             with b.encoding():
                 a.enter(Activity.FETCH)
                 clock.now_s += 32
-    total_s, idle_s, stages_s = occupancy.seconds()
+    total_s, idle_s, stages_s = occupancy.times()
     assert total_s == 63
     assert {cause: s for cause, s in idle_s.items() if s} == {NO_UNIT: 1, "commit": 2 + 4, "decode": 4 + 4}
     assert a.seconds == {"commit": 2, "decode": 12, "encode": 16, "fetch": 32}
@@ -125,9 +126,8 @@ def test_the_time_left_follows_the_work_that_is_left_not_the_count_of_units(run:
         "0/7 units  0 clips (0.0/s"
     )
     clock.now_s += 40  # the encoder was ready after ten seconds
-    job_progress.add(
-        report(units[0], 30.0, samples=60, frames=600, size_bytes=3_000_000, idle_s={"decode": 6.0, "commit": 3.0})
-    )
+    counts = Counts(samples=60, frames=600, size_bytes=3_000_000)
+    job_progress.add(report(units[0], 30.0, counts=counts, idle_s={"decode": 6.0, "commit": 3.0}))
     assert "time left not known yet" not in job_progress.line(), "40 % of the work is done"
     line = job_progress.line()
     assert "1/7 units  60 clips (2.0/s, 20 frames/s)  0 rejects  3 MB" in line
@@ -138,23 +138,22 @@ def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(
     units = units_of(100, 100, format="manifest") + units_of(10, 30)
     assert work_by_unit(units) == {"manifest0": 1, "manifest1": 1, "tar0": 0.5, "tar1": 1.5}
     job_progress = make_progress(units, run, [])
-    heartbeat = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": {}}
-    in_flight = {"samples": 5, "frames": 50, "windows": 5}
-    heartbeat["units"] = {
-        "manifest1": in_flight | {"share": 0.5},
-        "tar1": in_flight | {"share": None},
-        "stranger": in_flight,
-    }
-    job_progress.watch(lambda: [heartbeat])
+
+    def unit(share: float | None) -> UnitHeartbeat:
+        return {"samples": 5, "frames": 50, "windows": 5, "share": share}
+
+    in_flight = {"manifest1": unit(0.5), "tar1": unit(None), "stranger": unit(0.5)}
+    heartbeat: Heartbeat = {"encoder": "e", "encoder_s": 10.0, "idle_s": {}, "units": in_flight}
+    job_progress.heartbeats.connect(lambda: [heartbeat])
     clock.now_s += 20
     job_progress.poll()
     assert "10 clips" in job_progress.line(), "two units in flight"
     _, now = job_progress._recent_snapshots()
     assert now.work == 0.5, "the number of windows of a tar is not known yet"
-    job_progress.add(report(units[0], 10.0, samples=10))
+    job_progress.add(report(units[0], 10.0, counts=Counts(samples=10)))
     _, now = job_progress._recent_snapshots()
     assert now.work == 1 + 0.5 + 0.5, "ten windows are one unit of work"
-    job_progress.add(report(units[1], 10.0, samples=10))
+    job_progress.add(report(units[1], 10.0, counts=Counts(samples=10)))
     assert "25 clips" in job_progress.line(), "a reported unit is no longer in flight"
 
 
@@ -193,15 +192,15 @@ def test_reports_are_kept_in_parts_as_the_job_goes(run: Run, clock: Clock, monke
     lines = [json.loads(line) for path in parts for line in path.read_text().splitlines()]
     assert [path.name for path in parts] == [f"job-{n:05d}.jsonl" for n in range(3)]
     assert [line["unit"] for line in lines] == [unit.name for unit in units[:7]]
-    assert UnitReport(**lines[0]).activities == {"encode": 1.0} and lines[0]["ended_s"] == 1e9
+    assert UnitReport.from_json(lines[0]).activities == {"encode": 1.0} and lines[0]["ended_s"] == 1e9
 
 
 class SlowDecoders(PaintingDecoders):
     """Decoders that take longer for each video than the VAE does."""
 
-    def clips(self, fd: int, plan: Any) -> Iterator[Any]:
+    def clips(self, fd: int, select: Any) -> Iterator[Any]:
         time.sleep(0.5)
-        yield from super().clips(fd, plan)
+        yield from super().clips(fd, select)
 
 
 @pytest.mark.parametrize(("slow", "word"), [("decode", "--cpus"), ("commit", "output's store"), ("fetch", "sources")])
@@ -221,10 +220,10 @@ def test_a_bottleneck_is_named_with_what_to_do(
             put_new = Store.put_new
             patch.setattr(Store, "put_new", lambda *a: time.sleep(0.5 * ("shards" in a[1])) or put_new(*a))  # type: ignore[func-returns-value]
         else:
-            from pipeline.encode import encoder as encode_module
+            from pipeline.encode import shard_attempt
 
-            fetch = encode_module.fetch
-            patch.setattr(f"{encoders}.fetch", lambda *a: time.sleep(0.5) or fetch(*a))  # type: ignore[func-returns-value]
+            fetch = shard_attempt.fetch
+            patch.setattr("pipeline.encode.shard_attempt.fetch", lambda *a: time.sleep(0.5) or fetch(*a))  # type: ignore[func-returns-value]
         summary = encode(dataclasses.replace(recipe, unit_clips=2), run, tiny_card, say=lambda line: None)
     assert max(summary.idle_s, key=lambda cause: summary.idle_s[cause]) == slow
     assert sum(summary.idle_s.values()) <= summary.encoder_s

@@ -1,47 +1,220 @@
-"""Rules that keep the parts apart."""
+"""Rules that keep the rooms apart and every file short, documented and easy to find."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
 
-MODULES = [*sorted((ROOT / "stvae").glob("*.py")), *sorted((ROOT / "pipeline").glob("*.py"))]
+LEVELS = (
+    "stvae",
+    "errors",
+    "recipe storage",
+    "environment sources video",
+    "output",
+    "encode loader",
+    "text",
+    "executor progress",
+    "report",
+    "run dry_run export",
+    "jobs",
+)
+"""Rooms and single modules of ``pipeline`` from the bottom up. A room may import the levels below its own."""
+
+NARROWER = {
+    "storage": "errors stvae",
+    "video": "errors recipe stvae",
+    "environment": "errors recipe stvae",
+    "sources": "errors recipe storage stvae",
+    "loader": "errors recipe storage output stvae",
+}
+"""Rooms that may import only these, although more rooms are below them."""
+
+LOADER_USERS = {"report", "export", "jobs"}
+"""Rooms that may import ``loader``: it reads outputs, so nothing that writes them needs it."""
+
+ENTRY_MODULES = {"run", "recipe", "errors", "environment"}
+"""Modules that lie directly in ``pipeline``."""
+
+LONG_FILES: set[str] = set()
+"""Files that may have more than 300 lines."""
+
+LONG_FUNCTIONS: set[str] = set()
+"""Functions, as ``path:name``, that may have more than 60 lines."""
+
+FILES = [path for top in ("stvae", "pipeline", "jobs") for path in sorted((ROOT / top).rglob("*.py"))]
+FOLDERS = sorted({path.parent for path in FILES})
+ROOMS = [folder for folder in FOLDERS if folder.name != "pipeline"]
 
 
-def imports(path: Path) -> set[str]:
+def relative(path: Path) -> str:
+    """The path from the root of the repository."""
+    return str(path.relative_to(ROOT))
+
+
+def module_name(path: Path) -> str:
+    """The name that imports a file: ``pipeline.output.plan``, or ``stvae`` for its ``__init__.py``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    """The room of a module: ``output`` for ``pipeline.output.plan``, ``run`` for ``pipeline.run``."""
+    top, *rest = module.split(".")
+    return rest[0] if top == "pipeline" and rest else top
+
+
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a syntax tree, without the bodies of ``if TYPE_CHECKING:``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for statement in child.orelse:
+                yield from running_nodes(statement)
+        else:
+            yield from running_nodes(child)
+
+
+@cache
+def imports(path: Path, with_types: bool = False) -> frozenset[str]:
+    """Full names of the modules that a file imports, also inside functions.
+
+    with_types: include imports that only a type checker follows.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = syntax_tree(path)
+    for node in ast.walk(tree) if with_types else running_nodes(tree):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-    return {name.partition(".")[0] for name in found}
+            assert node.level == 0 and node.module, f"{relative(path)} imports relatively"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= submodules or {node.module}
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_dependencies_point_one_way(path: Path) -> None:
-    assert "jobs" not in imports(path)
-    if path.parent.name == "stvae":
-        assert not imports(path) & {"pipeline", "ray", "av", "decord", "pyarrow"}
+def packages(path: Path) -> set[str]:
+    """First parts of the names of all modules that a file imports or names for a type checker."""
+    return {name.partition(".")[0] for name in imports(path, with_types=True)}
 
 
-def test_only_the_store_opens_urls_and_nothing_unpickles() -> None:
-    users = {path.name for path in MODULES if imports(path) & {"fsspec", "obstore"}}
-    assert users == {"store.py", "range_client.py", "weights.py"}
-    for path in MODULES:
-        assert "pickle" not in imports(path)
-        assert "torch.load(" not in path.read_text()
+def allowed(room: str) -> set[str]:
+    """Rooms that a room may import."""
+    if room in NARROWER:
+        return set(NARROWER[room].split())
+    level = next(number for number, rooms in enumerate(LEVELS) if room in rooms.split())
+    below = {name for rooms in LEVELS[:level] for name in rooms.split()}
+    return below if room in LOADER_USERS else below - {"loader"}
 
 
-def test_what_decides_about_commits_knows_no_clock_and_no_chance() -> None:
-    for name in ("plan", "shards", "tars", "index", "columns", "clips", "items", "sources", "manifests"):
-        assert not imports(ROOT / "pipeline" / f"{name}.py") & {"time", "datetime", "random", "uuid", "secrets"}, name
+def test_every_room_has_a_level() -> None:
+    named = {name for rooms in LEVELS for name in rooms.split()}
+    assert {room_of(module) for module in MODULES if module != "pipeline"} <= named
+    assert {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__"} == ENTRY_MODULES
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_between_rooms_run_one_way(path: Path) -> None:
+    room = room_of(module_name(path))
+    for module in imports(path, with_types=True) & MODULES.keys():
+        assert room_of(module) in {room, *allowed(room)}, f"{relative(path)} imports {module}"
+
+
+def test_what_the_loader_uses_of_output_imports_neither_video_nor_sources() -> None:
+    reached: set[str] = set()
+    new = {name for path in FILES if room_of(module_name(path)) == "loader" for name in imports(path)}
+    while new := {name for name in new if room_of(name) == "output" and name in MODULES} - reached:
+        reached |= new
+        new = {name for module in new for name in imports(MODULES[module])}
+        assert not {name for name in new if name.startswith(("pipeline.video", "pipeline.sources"))}, sorted(reached)
+    assert reached
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: (imports(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_vaes_know_nothing_of_datasets() -> None:
+    for path in FILES:
+        if module_name(path).startswith("stvae"):
+            assert not packages(path) & {"pipeline", "jobs", "ray", "av", "decord", "pyarrow"}, relative(path)
+
+
+def test_only_the_storage_room_and_the_weights_open_urls() -> None:
+    users = {relative(path) for path in FILES if packages(path) & {"fsspec", "obstore", "s3fs", "gcsfs", "adlfs"}}
+    storage = {f"pipeline/storage/{name}.py" for name in ("urls", "store", "range_client")}
+    assert users <= {*storage, "stvae/weights.py"}
+
+
+def test_nothing_unpickles() -> None:
+    for path in FILES:
+        assert not packages(path) & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, relative(path)
+        assert not re.search(r"torch\.load\(|allow_pickle=True", path.read_text()), relative(path)
+
+
+def test_what_decides_about_commits_uses_no_clock_and_no_randomness() -> None:
+    deciding = [path for path in FILES if room_of(module_name(path)) in ("output", "sources")]
+    names = {path.name for path in deciding}
+    assert {"plan.py", "shard_writer.py", "tar_writer.py", "index.py", "schema.py", "units.py"} <= names
+    for path in [*deciding, ROOT / "pipeline" / "video" / "windows.py"]:
+        assert not packages(path) & {"time", "datetime", "random", "uuid", "secrets"}, relative(path)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=relative)
+def test_no_folder_has_more_than_fifteen_modules(folder: Path) -> None:
+    assert len([path for path in FILES if path.parent == folder and path.name != "__init__.py"]) <= 15
+
+
+@pytest.mark.parametrize("folder", ROOMS, ids=relative)
+def test_every_room_has_a_readme_that_names_all_its_files(folder: Path) -> None:
+    """A room inside a room may be described in the README of the outer one."""
+    readme = next(path for path in (folder / "README.md", folder.parent / "README.md") if path.exists())
+    text = readme.read_text()
+    assert readme.parent != ROOT
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in ("__init__.py", "README.md"):
+            assert re.search(rf"(?<!\w){re.escape(path.name)}(?!\w)", text), f"{relative(readme)} lacks {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_are_short_and_documented(path: Path) -> None:
+    tree = syntax_tree(path)
+    assert ast.get_docstring(tree) or not tree.body, "no module docstring"
+    assert len(path.read_text().splitlines()) <= 300 or relative(path) in LONG_FILES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 60 or f"{relative(path)}:{node.name}" in LONG_FUNCTIONS, f"{node.name}: {lines} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_docstrings_are_sentences(path: Path) -> None:
+    """Docstrings of modules, classes, functions and fields begin with a subject or a verb."""
+    riddles = []
+    for node in ast.walk(syntax_tree(path)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))) if re.match(
+                r"(Of|That|What|Whether|So)\b", text.strip()
+            ):
+                riddles.append(f"{relative(path)}:{node.lineno}: {text.strip().splitlines()[0]}")
+    assert not riddles, "\n".join(riddles)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`make demo` as it is: real clips through the main job, a batch, a picture."""
+"""Runs `make demo`: real clips are encoded, read back as a batch and shown in a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.oracle import assert_sound
 from tests.support.paths import ROOT
 
 
-def test_the_demo_shows_what_came_out(tmp_path: Path) -> None:
+def test_the_demo_encodes_its_clips_and_shows_them_decoded(tmp_path: Path) -> None:
     shown = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "demo.py")], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -31,7 +31,7 @@ def test_the_demo_shows_what_came_out(tmp_path: Path) -> None:
     assert np.corrcoef(source.ravel(), decoded.ravel())[0, 1] > 0.5, "the decoded row shows the same as the source row"
 
 
-def test_the_demo_vae_is_small_and_says_what_it_learned_from() -> None:
+def test_the_demo_vae_is_small() -> None:
     folder = ROOT / "stvae" / "demo"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
     card = read_card("demo")

@@ -1,4 +1,4 @@
-"""What makes clusters: Dockerfile, cluster.yaml, rayjob.yaml, and the page that says how. All that can be checked here."""
+"""Checks Dockerfile, cluster.yaml, rayjob.yaml and their page as far as that works without a cluster."""
 
 from __future__ import annotations
 
@@ -50,29 +50,30 @@ def test_the_image_is_pinned_and_does_not_run_as_root() -> None:
     assert re.findall(r"^USER (.+)$", DOCKERFILE, flags=re.M)[-1] == "1000"
 
 
-def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+def test_the_image_copies_every_package_and_nothing_that_is_ignored() -> None:
     patterns = (ROOT / ".dockerignore").read_text().split()
     assert patterns[0] == "*"
     kept = {pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")}
     copied = {path for line in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, flags=re.M) for path in line.split()}
     assert all((ROOT / path).exists() and any(fnmatch.fnmatch(path, f"{name}*") for name in kept) for path in copied)
-    assert {*PROJECT["tool"]["setuptools"]["packages"], "jobs"} <= copied
+    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert {*packages, "jobs"} == {"pipeline", "stvae", "jobs"} <= copied
 
 
-def test_rays_own_validator_accepts_the_cluster_and_nothing_is_installed_on_its_machines() -> None:
+def test_ray_accepts_the_cluster_which_installs_nothing_on_its_machines() -> None:
     prepared = prepare_config(copy.deepcopy(CLUSTER))
     validate_config(prepared)
     for when in ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands"):
         assert prepared[when] == [], when
 
 
-def test_rays_own_validator_would_notice_a_mistake() -> None:
+def test_ray_refuses_a_cluster_with_a_mistake() -> None:
     with pytest.raises(Exception, match="head_node_type"):
         validate_config(prepare_config(copy.deepcopy(CLUSTER) | {"head_node_type": "haed"}))
 
 
-def test_aws_knows_every_setting_of_the_machines() -> None:
-    """By the shape of its own request, which Ray passes them to."""
+def test_aws_accepts_every_setting_of_the_machines() -> None:
+    """Checked against the request that Ray sends to AWS, as botocore describes it."""
     model = botocore.session.get_session().get_service_model("ec2")
     validator, shape = botocore.validate.ParamValidator(), model.operation_model("RunInstances").input_shape
     for name, kind in CLUSTER["available_node_types"].items():
@@ -101,7 +102,7 @@ def test_no_dashboard_is_open_and_every_cluster_wants_a_token() -> None:
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "cluster.yaml", "rayjob.yaml", "jobs/guides/cluster.md"])
-def test_no_secret_is_in_it(name: str) -> None:
+def test_no_file_contains_a_secret(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(
         r"AKIA|-----BEGIN|://[^\s/@]+:[^\s/@]+@|(?i:(secret|password|token)\w*[=:] *['\"]?\w{16})", text
@@ -136,6 +137,7 @@ def shape(required: str, **properties: Any) -> dict[str, Any]:
 
 
 def list_of(items: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of a list that has at least one item."""
     return {"type": "array", "items": items, "minItems": 1}
 
 
@@ -217,8 +219,8 @@ def test_the_kubernetes_job_has_the_published_shape() -> None:
     assert RAYJOB["spec"]["backoffLimit"] > 0 and RAYJOB["spec"]["shutdownAfterJobFinishes"]
 
 
-def test_the_working_directory_is_uploaded_without_what_lies_around(tmp_path: Path) -> None:
-    """By what ``ray job submit --working-dir .`` itself calls."""
+def test_the_uploaded_working_directory_holds_only_the_project(tmp_path: Path) -> None:
+    """Packed by the function that ``ray job submit --working-dir .`` calls."""
     package = tmp_path / "package.zip"
 
     def pack(folder: str, excludes: list[str]) -> None:
@@ -232,7 +234,7 @@ def test_the_working_directory_is_uploaded_without_what_lies_around(tmp_path: Pa
 
 
 def test_the_pages_commands_parse() -> None:
-    """By the parsers of Ray and of the jobs; kubectl, docker and aws are not here."""
+    """Checked by the parsers of Ray and of the jobs; kubectl, docker and aws are not installed."""
     seen = set()
     for words in commands(ROOT / "jobs" / "guides" / "cluster.md"):
         while "=" in words[0]:

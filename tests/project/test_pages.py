@@ -1,4 +1,4 @@
-"""Links and commands of the README and the pages: every one leads somewhere, and is accepted by what it calls."""
+"""Checks the links, commands and messages of the README and the pages, and runs the jobs of the guides."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
 CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py"))
-RUN_ELSEWHERE = {"recipes.md": "test_config.py", "cluster.md": "test_deploy.py"}
-"""Pages with tests of their own for every command."""
+RUN_ELSEWHERE = {"recipes.md": "jobs", "cluster.md": "project"}
+"""Pages whose commands another test checks, with the folder of that test."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
+def relative(page: Path) -> str:
+    """The path of a page from the root of the repository."""
+    return str(page.relative_to(ROOT))
+
+
 def commands(page: Path) -> list[list[str]]:
-    """Words of every command in a page's shell blocks, without comments."""
+    """Split every command in a page's shell blocks into words, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 PYTHON_COMMANDS = [
-    pytest.param(words, id=f"{page.stem} {number}")
+    pytest.param(words, id=f"{relative(page)} {number}")
     for page in PAGES
     for number, words in enumerate(commands(page))
     if "python" in words and page.name not in RUN_ELSEWHERE
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_links_lead_to_files(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
     for target in re.findall(r"\]\(([^)]+)\)", prose):
@@ -48,20 +53,26 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
+    """The README of a room may be left to the README's tree, which names the room."""
     linked = re.findall(r"\]\(([^)]+\.md)\)", PAGES[0].read_text())
-    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} == set(linked)
+    pages = {relative(page) for page in PAGES[1:]}
+    assert set(linked) <= pages
+    assert {page for page in pages if not page.endswith("/README.md")} <= set(linked)
 
 
-def test_pages_left_to_other_tests_are_named_there() -> None:
-    for page, test in RUN_ELSEWHERE.items():
-        assert page in (ROOT / "tests" / test).read_text()
+def test_the_tests_of_other_pages_read_those_pages() -> None:
+    for page, folder in RUN_ELSEWHERE.items():
+        tests = [path for path in (ROOT / "tests" / folder).glob("test_*.py") if path != Path(__file__)]
+        assert any(f'"{page}"' in path.read_text() for path in tests)
 
 
 @pytest.mark.parametrize("words", PYTHON_COMMANDS)
 def test_python_commands_are_accepted(words: list[str]) -> None:
-    """By the parser of what they call: the job itself, or the options that a test's module names."""
+    """The job's own parser accepts its arguments; a test's module contains the options that the command gives it."""
     called, *arguments = words[words.index("python") + 1 :]
-    if called == "-m":
+    if called == "-m" and arguments[0] == "pytest":
+        assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/")), words
+    elif called == "-m":
         source = (ROOT / (arguments[0].replace(".", "/") + ".py")).read_text()
         assert all(f'"{word}"' in source for word in arguments[1:] if word.startswith("--")), words
     else:
@@ -79,7 +90,7 @@ def test_targets_and_extras_exist() -> None:
                 assert extra in EXTRAS, words
 
 
-def test_messages_in_troubleshooting_are_said_somewhere() -> None:
+def test_messages_in_troubleshooting_are_in_the_code() -> None:
     page = (ROOT / "jobs" / "guides" / "troubleshooting.md").read_text()
     table = page[page.index("## Messages") : page.index("## Rejects")]
     messages = re.findall(r"^\| `([^`]+)` \|", table, flags=re.M)
@@ -90,12 +101,15 @@ def test_messages_in_troubleshooting_are_said_somewhere() -> None:
 
 
 def jobs(name: str) -> list[list[str]]:
-    """Words of a page's jobs, after ``python``."""
+    """The words after ``python`` of every job that a page runs."""
     return [words[words.index("python") + 1 :] for words in commands(ROOT / name) if "python" in words]
 
 
 def put_sources(bucket: str, folder: Path) -> str:
-    """Two tars and a manifest of the same clips where the pages have them; the tars on this machine."""
+    """Upload two tars and a manifest of the same clips to the places that the pages name.
+
+    Returns the pattern of the same tars on this machine.
+    """
     clips = [make_clip(folder / "clips" / f"{number}.mp4", 51, seed=number) for number in range(2)]
     (folder / "videos").mkdir()
     for clip in clips:
@@ -107,7 +121,7 @@ def put_sources(bucket: str, folder: Path) -> str:
     return str(folder / "videos" / "{00000..00001}.tar")
 
 
-def test_the_readmes_jobs_are_those_of_a_page_that_is_run() -> None:
+def test_the_jobs_of_the_readme_are_also_in_a_guide_that_is_run() -> None:
     assert all(job in jobs("jobs/guides/encoding.md") for job in jobs("README.md"))
 
 
@@ -115,7 +129,7 @@ def test_the_readmes_jobs_are_those_of_a_page_that_is_run() -> None:
     "name", ["jobs/guides/cluster.md", "jobs/guides/encoding.md", "jobs/guides/troubleshooting.md"]
 )
 def test_the_jobs_of_a_page_run(name: str, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a real S3 server, in the order of the page, as written but for weights, sizes, GPUs and the number of tars."""
+    """Run every job of a page against a real S3 server, in order, with other weights, sizes, GPUs and fewer tars."""
     places = {
         "/data/videos/{000..099}.tar": put_sources(s3, tmp_path),
         "/data/latents": str(tmp_path / "latents"),
@@ -128,7 +142,7 @@ def test_the_jobs_of_a_page_run(name: str, s3: str, tmp_path: Path, capsys: pyte
     }
     found = jobs(name)
     retry = ["--retry-rejects", "not_found"]
-    if found[0][-2:] == retry:  # of an output that is finished
+    if found[0][-2:] == retry:  # it needs a finished output
         found.insert(0, found[0][:-2])
     for script, *arguments in found:
         for place, here in places.items():

@@ -1,4 +1,4 @@
-"""The code in the README and the pages, as written but for the places they name; and what they list."""
+"""Runs the Python code of the README and the pages as written, except for the URLs in it; checks what their tables list."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
+    """Execute a block of a page after the replacements; returns its global names."""
     for old, new in replacements.items():
         assert old in block, f"the page no longer says {old}"
         block = block.replace(old, new)
@@ -59,6 +60,7 @@ def run(block: str, names: dict[str, Any], replacements: dict[str, str]) -> dict
 
 
 def block_with(text: str) -> str:
+    """The one Python block that contains ``text``."""
     (block,) = [b for b in PYTHON_BLOCKS if text in b]
     return block
 
@@ -71,13 +73,13 @@ def test_the_training_loop(output: Path) -> None:
     assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 9 and len(names["data"]) == 7
 
 
-def test_every_option_in_the_table_is_one(output: Path) -> None:
+def test_every_option_in_the_table_is_a_parameter_of_the_loader(output: Path) -> None:
     table = LOADER[LOADER.index("| you want | say |") : LOADER.index("`where` takes")]
     signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches)]
     options = re.findall(r"[(, `](\w+)=", table)
     assert len(options) > 15 and all(any(name in names for names in signatures) for name in options)
-    for fields in re.findall(r'batch\["(\w+)"\]', README + LOADER):
-        assert fields in Batch.__annotations__, fields
+    for field in re.findall(r'batch\["(\w+)"\]', README + LOADER):
+        assert field in Batch.__annotations__, field
 
 
 def test_the_first_loop(output: Path) -> None:
@@ -102,7 +104,7 @@ def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
     assert names["batch"]["latents"].dtype == torch.bfloat16
 
 
-def test_open_soras_view(output: Path) -> None:
+def test_open_soras_batches(output: Path) -> None:
     names = run(block_with("open_sora_batch"), {}, {"s3://bucket/latents": str(output)})
     assert names["inputs"]["video"].shape == (8, 4, 15, 4, 7)
 
@@ -116,7 +118,7 @@ def test_pytorchs_loaders(output: Path) -> None:
 
 
 def test_the_ray_train_recipe(output: Path) -> None:
-    """On Ray Train's own context object, without a cluster."""
+    """Uses a stand-in for Ray Train's context, without a cluster."""
     names = run(block_with("ray.train"), {}, {})
     context = mock.Mock(**{"get_world_rank.return_value": 1, "get_world_size.return_value": 2})
     reported: list[dict[str, Any]] = []
@@ -127,11 +129,11 @@ def test_the_ray_train_recipe(output: Path) -> None:
         names["train_worker"](config | {"state": reported[0]["loader"]})
     batches = LatentDataset(str(output)).batches(2, seed=0, rank=1, world_size=2)
     two_epochs = [id_ for _ in range(2) for batch in batches for id_ in batch["id"]]
-    assert len(seen) == 8 and seen == two_epochs, "the half of a rank, and after the restart the epoch that follows"
+    assert len(seen) == 8 and seen == two_epochs, "a rank sees its half, and after the restart the next epoch"
 
 
 def test_the_lightning_recipe(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for Lightning, which is not among the test requirements."""
+    """Uses a stand-in for Lightning, which is not among the test requirements."""
     trainer = types.SimpleNamespace(global_rank=0, world_size=1)
     module = types.ModuleType("lightning")
     module.LightningDataModule = type("LightningDataModule", (), {"trainer": trainer})  # type: ignore[attr-defined]
@@ -161,11 +163,15 @@ def test_the_vae_alone() -> None:
     assert names["frames"].shape == pixels.shape and names["vae"].latent_size((51, 480, 848)) == (15, 60, 106)
 
 
-def test_every_module_is_in_the_tree() -> None:
+def test_every_room_is_in_the_tree() -> None:
     tree = README[README.index("## The tree") :]
-    for folder in ("stvae", "pipeline", "jobs"):
-        for path in (ROOT / folder).rglob("*.py"):
-            assert path.name in tree or path.stem in ("__init__", "errors"), path
+    rooms = {path.parent for top in ("stvae", "pipeline", "jobs") for path in (ROOT / top).rglob("*.py")}
+    for name in [
+        *(f"{room.name}/" for room in rooms),
+        "tests/",
+        *(p.name for p in (ROOT / "pipeline").glob("[a-z]*.py")),
+    ]:
+        assert re.search(rf"(?<!\w){re.escape(name)}", tree), name
 
 
 def test_every_vae_class_is_in_the_table() -> None:
@@ -174,8 +180,11 @@ def test_every_vae_class_is_in_the_table() -> None:
 
 
 def test_every_test_in_the_table_of_faults_exists() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "tests" / "FAULTS.md").read_text())
-    assert len(named) > 50
+    """The table names a test by its file under ``tests``, with or without the folder, and its function."""
+    text = (ROOT / "tests" / "FAULTS.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+    assert len(named) == text.count(".py::") > 50
     for file, name in named:
-        source = (ROOT / "tests" / file).read_text()
+        (path,) = (ROOT / "tests").rglob(file)
+        source = path.read_text()
         assert f"def {name}(" in source or f"\n{name} = " in source, f"{file}::{name}"

@@ -31,7 +31,7 @@ def test_the_gallery_shows_what_the_vae_makes_of_the_latents(output_with_gallery
     run = Run(
         output=str(output_with_gallery), vae=str(TINY), sources=(f"films={encoded_output.parent / 'videos'}",), cpus=2
     )
-    vae = load_vae(str(TINY), half="decoder")
+    vae = load_vae(str(TINY), only="decoder")
     shown_rows = [ids.index(picture.id) for picture in pictures.values() if not picture.error]
     assert len(shown_rows) == 4
     text = text_of((output_with_gallery / "report.html").read_text())

@@ -1,4 +1,4 @@
-"""What manifests may not reach: private networks, local files, pipes. And what a server may do to a download."""
+"""Manifests reach no private networks, local files or pipes, and downloads survive hostile servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import Reject, Rejected, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.sources import http_download as web
+from pipeline.sources import http_download
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.storage import retry
@@ -39,7 +39,7 @@ def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Names that resolve without any network; addresses resolve as ever, in all their spellings."""
+    """Names that resolve without a network. Addresses resolve as usual, in all of their spellings."""
     table = dict(NAMES)
     ask = socket.getaddrinfo
 
@@ -125,7 +125,7 @@ def test_a_manifest_reaches_no_private_address_and_nothing_but_files_and_http(
     target = target.format(port=server.url.rpartition(":")[2])
     (item,) = rows(tmp_path, recipe, target)
     fault = rejected(item, recipe)
-    # without a "://" it is the name of a file beside the manifest, which does not exist
+    # without "://" it names a file beside the manifest, which does not exist
     expected = "forbidden_url" if "://" in target or "::" in target else "not_found"
     assert (fault.stage, fault.reason) == ("fetch", expected), fault.message
     assert server.asked == []
@@ -151,8 +151,8 @@ def test_a_manifest_reaches_no_private_address_and_nothing_but_files_and_http(
         ("100.127.255.255", False),
     ],
 )
-def test_what_counts_as_public(address: str, public: bool) -> None:
-    assert web.is_public(address) is public
+def test_public_addresses_are_recognized(address: str, public: bool) -> None:
+    assert http_download.is_public(address) is public
 
 
 def test_a_remote_manifest_reaches_no_local_file(tmp_path: Path, recipe: Recipe) -> None:
@@ -168,7 +168,7 @@ def test_a_remote_manifest_reaches_no_local_file(tmp_path: Path, recipe: Recipe)
         assert rejected(found[2], recipe).reason == "forbidden_url", "the manifest's own host is private, too"
 
 
-def test_a_host_that_is_allowed_is_reached_and_its_redirects_only_so_far(
+def test_an_allowed_host_is_reached_but_not_what_it_redirects_to(
     tmp_path: Path, recipe: Recipe, names: dict[str, list[str]], server: Server
 ) -> None:
     recipe = dataclasses.replace(recipe, private_hosts=("media.example",))
@@ -193,15 +193,15 @@ def test_a_host_that_is_allowed_is_reached_and_its_redirects_only_so_far(
         found = rows(tmp_path, recipe, *(f"http://Media.example:{port}{path}" for path in ["/video", *places]))
         assert content_of(found[0], recipe) == content_of(found[1], recipe) == b"video"
         assert found[0].facts is not None and (found[0].facts.size, found[0].facts.etag) == (5, "x")
-        kinds = [rejected(item, recipe).reason for item in found[2:]]
-    assert kinds == ["forbidden_url"] * 4 + ["http_error"] * 2
+        reasons = [rejected(item, recipe).reason for item in found[2:]]
+    assert reasons == ["forbidden_url"] * 4 + ["http_error"] * 2
     assert server.asked == []
 
 
-def test_a_name_that_turns_private_between_two_looks_is_not_connected_to(
+def test_a_name_that_becomes_private_after_a_lookup_is_not_connected_to(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
-    """DNS rebinding: harmless for whoever looks first, private when the connection is made."""
+    """DNS rebinding: the first lookup gives a public address, the connection's own lookup a private one."""
     answers = ["93.184.216.34", "127.0.0.1", "127.0.0.1"]
     port = int(server.url.rpartition(":")[2])
     monkeypatch.setattr(
@@ -221,7 +221,7 @@ BODY = bytes(range(256)) * 40
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "tries"),
+    ("reply", "reason", "tries"),
     [
         (Reply(BODY), None, 1),
         (Reply(BODY, status=404), "not_found", 1),
@@ -235,21 +235,21 @@ BODY = bytes(range(256)) * 40
         (Reply(BODY, headers={"Content-Encoding": "gzip, gzip"}), "http_error", 1),
     ],
 )
-def test_what_a_server_answers_is_a_file_or_a_reject(
-    tmp_path: Path, recipe: Recipe, reply: Reply, kind: str | None, tries: int
+def test_every_answer_of_a_server_is_a_file_or_a_reject(
+    tmp_path: Path, recipe: Recipe, reply: Reply, reason: str | None, tries: int
 ) -> None:
     recipe = dataclasses.replace(recipe, private_hosts=("127.0.0.1",), max_item_bytes=1 << 20)
     with serving(lambda path: reply) as server:
         (item,) = rows(tmp_path, recipe, f"{server.url}/a.mp4?signature=SECRET")
-        if kind is None:
+        if reason is None:
             assert content_of(item, recipe) == BODY
         else:
             fault = rejected(item, recipe)
-            assert (fault.stage, fault.reason) == ("fetch", kind) and "SECRET" not in fault.message
+            assert (fault.stage, fault.reason) == ("fetch", reason) and "SECRET" not in fault.message
         assert len(server.asked) == tries
 
 
-def test_a_download_without_end_stops_at_the_limit(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_body_without_end_stops_at_the_size_limit(tmp_path: Path, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, private_hosts=("127.0.0.1",), max_item_bytes=1 << 20)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         import threading
@@ -270,8 +270,8 @@ def test_a_download_without_end_stops_at_the_limit(tmp_path: Path, recipe: Recip
         assert rejected(item, recipe).reason == "too_large"
 
 
-def test_a_server_that_drips_for_ever_is_left(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "DOWNLOAD_TIMEOUT_S", 0.5)
+def test_a_download_that_never_ends_times_out(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_download, "DOWNLOAD_TIMEOUT_S", 0.5)
     recipe = dataclasses.replace(recipe, private_hosts=("127.0.0.1",))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         (item,) = rows(tmp_path, recipe, f"http://127.0.0.1:{listener.getsockname()[1]}/a.mp4")

@@ -1,4 +1,4 @@
-"""Tars made to do harm, and what stands beside videos: names, sidecars and pickles."""
+"""Tars that are made to do harm: headers that lie, absurd names, hostile sidecar files and pickles."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ Member = tuple[str, bytes]
 END = bytes(1024)
 
 
-def header(name: bytes, size: int, kind: bytes = b"0", link: bytes = b"") -> bytes:
-    """A GNU tar header, with a checksum that is right for whatever it says."""
+def header(name: bytes, size: int, type_: bytes = b"0", link: bytes = b"") -> bytes:
+    """A tar header with a valid checksum. Its other fields may be wrong."""
     if 0 <= size < 8**11:
         field = b"%011o\0" % size
     else:
         field = (b"\x80" if size > 0 else b"\xff") + size.to_bytes(11, "big", signed=size < 0)
-    plain = name.ljust(100, b"\0")[:100] + b"0000644\0" * 3 + field + b"0" * 11 + b"\0" + b" " * 8 + kind
+    plain = name.ljust(100, b"\0")[:100] + b"0000644\0" * 3 + field + b"0" * 11 + b"\0" + b" " * 8 + type_
     plain = (plain + link.ljust(100, b"\0") + b"ustar\x0000").ljust(512, b"\0")
     return plain[:148] + b"%06o\0 " % sum(plain) + plain[156:]
 
 
-def member(name: bytes, content: bytes, kind: bytes = b"0") -> bytes:
-    return header(name, len(content), kind) + content + bytes(-len(content) % 512)
+def member(name: bytes, content: bytes, type_: bytes = b"0") -> bytes:
+    return header(name, len(content), type_) + content + bytes(-len(content) % 512)
 
 
 def pax(name: bytes, content: bytes, records: dict[str, str]) -> bytes:
@@ -71,14 +71,14 @@ def read(tmp_path: Path, recipe: Recipe, data: bytes | list[Member]) -> list[Ite
     return read_items(tmp_path, recipe, str(path))
 
 
-def kinds(items: list[Item]) -> list[tuple[str, str | None]]:
+def reasons(items: list[Item]) -> list[tuple[str, str | None]]:
     return [(item.key, item.fault and item.fault.reason) for item in items]
 
 
 GOOD = member(b"good.mp4", b"video")
 
 
-def test_members_that_are_no_plain_files_are_rejects_and_are_passed_over(tmp_path: Path, recipe: Recipe) -> None:
+def test_members_that_are_no_plain_files_are_rejects_and_are_skipped(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "secret.mp4").write_bytes(b"secret")
     target = str(tmp_path / "secret.mp4").encode()
     data = b"".join(
@@ -99,20 +99,20 @@ def test_members_that_are_no_plain_files_are_rejects_and_are_passed_over(tmp_pat
     )
     found = read(tmp_path, recipe, data)
     rejected = "symlink hardlink character block fifo unknown sparse01 sparse10 sparse".split()
-    assert kinds(found) == [*((key, "not_a_file") for key in rejected), ("good", None)]
+    assert reasons(found) == [*((key, "not_a_file") for key in rejected), ("good", None)]
     assert content_of(found[-1], recipe) == b"video"
 
 
-def test_an_old_sparse_member_with_a_long_map_is_passed_over(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_old_sparse_member_with_a_long_map_is_skipped(tmp_path: Path, recipe: Recipe) -> None:
     start = bytearray(header(b"sparse.mp4", 512, b"S"))
     start[482], start[483:495] = 1, b"%011o\0" % (1 << 30)
     start[148:156] = b" " * 8
     start[148:156] = b"%06o\0 " % sum(start)
     block = struct.pack("504sB7x", b"", 1)
     data = bytes(start) + block * 3 + bytes(512) + b"1" * 512 + GOOD + END
-    assert kinds(read(tmp_path, recipe, data)) == [("sparse", "not_a_file"), ("good", None)]
+    assert reasons(read(tmp_path, recipe, data)) == [("sparse", "not_a_file"), ("good", None)]
     cut = bytes(start) + block * 3
-    assert kinds(read(tmp_path, recipe, GOOD + cut)) == [("good", "damaged_tar")]
+    assert reasons(read(tmp_path, recipe, GOOD + cut)) == [("good", "damaged_tar")]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_an_old_sparse_member_with_a_long_map_is_passed_over(tmp_path: Path, rec
 )
 def test_headers_that_lie_end_the_tar_with_a_reject(tmp_path: Path, recipe: Recipe, bad: tuple[str, bytes]) -> None:
     found = read(tmp_path, recipe, GOOD + GOOD + bad[1] + END)
-    assert kinds(found)[0] == ("good", None) and content_of(found[0], recipe) == b"video"
+    assert reasons(found)[0] == ("good", None) and content_of(found[0], recipe) == b"video"
     assert found[-1].fault is not None and found[-1].fault.reason == "damaged_tar"
     assert len(found) <= 3
 
@@ -165,16 +165,16 @@ def test_duplicate_keys_all_become_items(tmp_path: Path, recipe: Recipe) -> None
 
 def test_an_item_of_too_many_members_or_bytes_is_a_reject(tmp_path: Path, recipe: Recipe) -> None:
     many = [(f"a.{i}.mp4", b"1") for i in range(500)]
-    assert kinds(read(tmp_path, recipe, [*many, ("b.mp4", b"2")])) == [("a", "too_many_members"), ("b", None)]
+    assert reasons(read(tmp_path, recipe, [*many, ("b.mp4", b"2")])) == [("a", "too_many_members"), ("b", None)]
     small = dataclasses.replace(recipe, max_item_bytes=1000)
     halves = [("a.1.mp4", bytes(600)), ("a.2.mp4", bytes(600)), ("b.mp4", bytes(600))]
-    assert kinds(read(tmp_path, small, halves)) == [("a", "too_large"), ("b", None)]
+    assert reasons(read(tmp_path, small, halves)) == [("a", "too_large"), ("b", None)]
 
 
 def test_names_that_are_not_utf8_are_rejects_that_show_them(tmp_path: Path, recipe: Recipe) -> None:
     data = member(b"caf\xe9.mp4", b"1") + member(b"b.mp4\xff", b"2") + pax(b"c", b"3", {"path": "c\udce9.mp4"})
     found = read(tmp_path, recipe, data + GOOD + END)
-    assert kinds(found) == [("caf\\xe9", "bad_key"), ("b", "bad_key"), ("c\\xe9", "bad_key"), ("good", None)]
+    assert reasons(found) == [("caf\\xe9", "bad_key"), ("b", "bad_key"), ("c\\xe9", "bad_key"), ("good", None)]
 
 
 SIDECARS: list[tuple[str, str, bytes, str | None]] = [
@@ -202,9 +202,9 @@ SIDECARS: list[tuple[str, str, bytes, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "suffix", "content", "kind"), SIDECARS, ids=[case[0] for case in SIDECARS])
+@pytest.mark.parametrize(("name", "suffix", "content", "reason"), SIDECARS, ids=[case[0] for case in SIDECARS])
 def test_sidecars_are_read_strictly(
-    tmp_path: Path, recipe: Recipe, name: str, suffix: str, content: bytes, kind: str | None
+    tmp_path: Path, recipe: Recipe, name: str, suffix: str, content: bytes, reason: str | None
 ) -> None:
     recipe = dataclasses.replace(recipe, columns=("score:float", "n:int", "word:str"))
     data = member(b"a.mp4", b"1") + member(b"a." + suffix.encode(), content) + END
@@ -215,13 +215,13 @@ def test_sidecars_are_read_strictly(
     (folder / f"a.{suffix}").write_bytes(content)
     (in_folder,) = read_items(tmp_path / "other", recipe, str(folder))
     for item in (tarred, in_folder):
-        assert (item.fault and item.fault.reason) == kind
+        assert (item.fault and item.fault.reason) == reason
         assert item.fault is None or (item.fault.stage == "read" and len(item.fault.message) <= 300)
-    if kind is None and suffix == "txt":
+    if reason is None and suffix == "txt":
         assert tarred.caption == in_folder.caption == content.decode().strip()
 
 
-def test_what_stands_beside_files_of_a_folder_is_not_followed_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
+def test_sidecar_files_of_a_folder_are_not_followed_out_of_it(tmp_path: Path, recipe: Recipe) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     folder = tmp_path / "folder"
@@ -234,7 +234,7 @@ def test_what_stands_beside_files_of_a_folder_is_not_followed_elsewhere(tmp_path
     (folder / "d.txt").mkdir()
     (folder / "linked.mp4").symlink_to(secret)
     found = read_items(tmp_path, recipe, str(folder))
-    assert kinds(found) == [(f"{key}.mp4", "bad_sidecar") for key in "abc"] + [("d.mp4", None)]
+    assert reasons(found) == [(f"{key}.mp4", "bad_sidecar") for key in "abc"] + [("d.mp4", None)]
     assert all(item.caption is None for item in found)
 
 
@@ -255,13 +255,13 @@ def test_files_that_cannot_be_read_are_rejects(tmp_path: Path, recipe: Recipe) -
     (tmp_path / "good.tar").write_bytes(b"")
     (tmp_path / "private.mp4").write_bytes(b"1")
     (tmp_path / "m.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in cases))
-    for item, (name, kind) in zip(read_items(tmp_path, recipe, f"{tmp_path}/m.jsonl"), cases.items(), strict=True):
+    for item, (name, reason) in zip(read_items(tmp_path, recipe, f"{tmp_path}/m.jsonl"), cases.items(), strict=True):
         assert item.key == name
         with pytest.raises(Rejected) as failure, pytest.MonkeyPatch.context() as patch:
-            if kind == "not_readable":  # root may read anything
+            if reason == "not_readable":  # root can read every file
                 patch.setattr(fetch_module.os, "open", _forbidden)
             fetch(item, recipe)
-        assert (failure.value.reject.stage, failure.value.reject.reason) == ("fetch", kind), name
+        assert (failure.value.reject.stage, failure.value.reject.reason) == ("fetch", reason), name
 
 
 def _forbidden(*arguments: Any) -> int:
@@ -276,7 +276,7 @@ def test_a_file_of_a_folder_whose_name_is_not_utf8_is_refused_before_anything_st
 
 
 class Harm:
-    """A pickle that leaves a file where it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -328,12 +328,12 @@ def test_absurd_keys_arrive_exactly_in_rows_json_and_stock_webdataset(
     (tmp_path / "in" / "a.tar").write_bytes(data)
     before = {path for path in tmp_path.parent.iterdir()}
     summary = encode(recipe, dataclasses.replace(run, sources=(f"{tmp_path}/in/a.tar",)), tiny_card, say=lambda _: None)
-    assert summary.rejects == {"read/bad_key": 1, "read/no_media": 1, "read/not_a_file": 1}
+    assert summary.counts.rejects == {"read/bad_key": 1, "read/no_media": 1, "read/not_a_file": 1}
     rows = assert_sound(Path(run.output))
     samples = [row for row in rows if row["shard"]]
     assert [row["key"] for row in samples] == ABSURD_KEYS
     assert {row["caption"] for row in samples} == {"caption\n\0\x1b 😀"}
-    # the recipe of the README, over the output with a pickle put into it as well
+    # read the output as the README says, after a pickle was added to it
     shards = sorted((Path(run.output) / "shards").iterdir())
     with tarfile.open(shards[0], "a") as tar:
         info = tarfile.TarInfo(f"{samples[-1]['id']}.pkl")

@@ -1,4 +1,4 @@
-"""Sources read through servers that fail for a moment: nothing of it becomes a reject, or a shorter file."""
+"""Reading sources from servers that fail for a moment gives no reject and no shorter file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.recipe import Recipe
-from pipeline.sources import retrying_file as steady
+from pipeline.sources import retrying_file
 from pipeline.sources.manifest import Slice, rows, survey
 from pipeline.sources.retrying_file import file_facts, open_retrying, read_whole
 from pipeline.storage import retry
@@ -27,11 +27,11 @@ DATA = bytes(range(256)) * 5000
 @pytest.fixture(autouse=True)
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "TRIES", 3)
-    monkeypatch.setattr(steady, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(retrying_file, "BLOCK_BYTES", 100_000)
 
 
-class Moody:
-    """Answers well except now and then: every third time otherwise."""
+class FlakyServer:
+    """Answers well, but with one of the bad replies every third time."""
 
     def __init__(self, content: bytes, *bad: Reply, ranges: bool = True) -> None:
         self.content = content
@@ -50,15 +50,15 @@ class Moody:
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_a_file_arrives_whole_through_a_server_that_fails_now_and_then(ranges: bool) -> None:
-    moody = Moody(DATA, Reply(status=503), Reply(DATA, cut_at=10), Reply(b""), ranges=ranges)
-    with serving(moody) as server:
+    server_replies = FlakyServer(DATA, Reply(status=503), Reply(DATA, cut_at=10), Reply(b""), ranges=ranges)
+    with serving(server_replies) as server:
         with open_retrying(f"{server.url}/a.tar", len(DATA)) as f:
             assert f.read() == DATA
             f.seek(700_001)
             assert f.read(10) == DATA[700_001:700_011]
         assert read_whole(f"{server.url}/a.tar", len(DATA)) == DATA
         assert file_facts(f"{server.url}/a.tar").size == len(DATA)
-    assert moody.count > 6
+    assert server_replies.count > 6
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_server_that_keeps_failing_stops_the_job_by_name_without_its_query(
 def test_a_tar_on_a_failing_server_gives_all_its_items_or_stops_the_job(tmp_path: Path, recipe: Recipe) -> None:
     members = [(f"{i}.mp4", bytes([i]) * 60_000) for i in range(10)]
     tar = write_tar(tmp_path / "a.tar", members).read_bytes()
-    with serving(Moody(tar, Reply(status=500), Reply(tar, cut_at=1000))) as server:
+    with serving(FlakyServer(tar, Reply(status=500), Reply(tar, cut_at=1000))) as server:
         found = read_items(tmp_path, recipe, f"{server.url}/a.tar")
         assert [content_of(item, recipe) for item in found] == [content for _, content in members]
     answers = iter([Reply(tar)] * 3)
@@ -99,7 +99,7 @@ def test_manifests_arrive_whole_through_a_server_that_fails_now_and_then(suffix:
     else:
         sink.write("".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode())
     content = sink.getvalue()
-    with serving(Moody(content, Reply(status=502), Reply(content, cut_at=5), ranges=ranges)) as server:
+    with serving(FlakyServer(content, Reply(status=502), Reply(content, cut_at=5), ranges=ranges)) as server:
         url = f"{server.url}/a.{suffix}"
         found = survey(url, 700)
         got = [row for part in found.slices for row in rows(url, part, found.header, found.schema, len(content))]

@@ -1,4 +1,4 @@
-"""Sources, and the items in them: tars, manifests and folders, local and on S3."""
+"""Finding, planning and reading tars, manifests and folders, local and on S3."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def content_of(item: Item, recipe: Recipe) -> bytes:
         return f.read()
 
 
-def test_braces_and_globs_stand_for_one_source_each(tmp_path: Path) -> None:
+def test_each_path_of_a_pattern_is_a_source(tmp_path: Path) -> None:
     for i in range(3):
         write_tar(tmp_path / f"v-{i:02d}.tar", [("a.mp4", b"1")])
     names = [f"file://{tmp_path}/v-{i:02d}.tar" for i in range(3)]
@@ -67,7 +67,7 @@ def test_braces_and_globs_stand_for_one_source_each(tmp_path: Path) -> None:
     assert [s.name for s in find_sources([f"train={names[1]}"])] == ["train"]
 
 
-def test_nothing_found_is_an_error_that_names_the_pattern(tmp_path: Path) -> None:
+def test_a_pattern_without_matches_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for spec, message in [
         (f"{tmp_path}/*.tar", r"\*\.tar"),
@@ -198,12 +198,12 @@ def test_manifest_targets_that_are_absent_or_forbidden_are_rejects(tmp_path: Pat
     targets = ["gone.mp4", "pipe://cat /etc/passwd", "zip://x::file:///etc/passwd", ""]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps({"url": t}) + "\n" for t in targets))
     found = read_items(tmp_path, recipe, f"{tmp_path}/m.jsonl")
-    kinds = []
+    reasons = []
     for item in found:
         with pytest.raises(Rejected) as failure:
             fetch(item, recipe)
-        kinds.append(failure.value.reject.reason)
-    assert kinds == ["not_found", "forbidden_url", "forbidden_url", "no_path"]
+        reasons.append(failure.value.reject.reason)
+    assert reasons == ["not_found", "forbidden_url", "forbidden_url", "no_path"]
 
 
 def test_a_manifest_on_s3_cannot_reach_local_files(s3: str, tmp_path: Path, recipe: Recipe) -> None:

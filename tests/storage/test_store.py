@@ -27,7 +27,7 @@ def test_a_file_is_created_once_and_never_replaced(store: Store) -> None:
     assert store.get("a/b.txt") == b"first"
 
 
-def test_of_many_writers_at_once_one_wins_and_its_file_is_whole(store: Store) -> None:
+def test_one_of_many_concurrent_writers_wins_and_its_file_is_whole(store: Store) -> None:
     contents = [bytes([i]) * 200_000 for i in range(8)]
     won: list[int] = []
     barrier = threading.Barrier(len(contents))
@@ -73,12 +73,12 @@ def test_files_are_listed_with_their_sizes(store: Store) -> None:
     assert store.size("metadata/a.parquet") == 5 and store.size("metadata/c.parquet") is None
 
 
-def test_ranges_are_read_in_the_order_asked(store: Store) -> None:
+def test_ranges_are_read_in_the_requested_order(store: Store) -> None:
     store.put_new("file", bytes(range(100)))
     assert store.read_ranges("file", [(50, 3), (0, 2)]) == [b"\x32\x33\x34", b"\x00\x01"]
 
 
-def test_put_replaces_and_delete_forgives(store: Store) -> None:
+def test_put_replaces_and_delete_ignores_a_missing_file(store: Store) -> None:
     store.put("summary.json", b"1")
     store.put("summary.json", b"2")
     assert store.get("summary.json") == b"2"
@@ -100,7 +100,7 @@ def test_the_probe_refuses_a_store_that_overwrites(tmp_path: Path, monkeypatch: 
         store.probe()
 
 
-def test_sweeping_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
+def test_sweeping_removes_scratch_files_of_dead_writers_only(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     with store.scratch() as living:
         living.write_bytes(b"being written")
@@ -136,7 +136,7 @@ def test_urls_that_run_commands_or_chain_file_systems_are_refused(url: str) -> N
             scheme_of(url)
 
 
-def test_facts_tell_a_replaced_file(tmp_path: Path) -> None:
+def test_facts_of_a_replaced_file_differ(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"12")
     store = Store(str(tmp_path))
@@ -146,7 +146,7 @@ def test_facts_tell_a_replaced_file(tmp_path: Path) -> None:
     assert FileFacts.of(store._fs.info(str(path))) != before
 
 
-def test_a_full_disk_names_the_path_and_the_bytes_that_are_free(
+def test_the_error_of_a_full_disk_names_the_path_and_the_free_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*paths: object) -> None:
@@ -158,14 +158,14 @@ def test_a_full_disk_names_the_path_and_the_bytes_that_are_free(
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_what_may_pass_is_tried_again_and_no_more_than_a_few_times(
+def test_transient_errors_are_retried_a_bounded_number_of_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = 0
+    attempts = 0
 
     def busy(*paths: object) -> None:
-        nonlocal tried
-        tried += 1
+        nonlocal attempts
+        attempts += 1
         raise OSError(errno.EBUSY, "slow down")
 
     pauses: list[float] = []
@@ -173,19 +173,19 @@ def test_what_may_pass_is_tried_again_and_no_more_than_a_few_times(
     monkeypatch.setattr(tenacity.nap.time, "sleep", pauses.append)
     with pytest.raises(StoreError, match="slow down"):
         Store(str(tmp_path / "out")).put_new("a", b"")
-    assert tried == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
+    assert attempts == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
 
 
-def test_a_file_that_ends_before_what_is_read_of_it_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_beyond_the_end_of_a_file_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenacity.nap, "time", mock.Mock())
     store.put_new("file", b"12345")
     with pytest.raises(StoreError, match="got 1 of 3 bytes"):
         store.read_ranges("file", [(0, 2), (4, 3)])
 
 
-def test_errors_carry_no_signature_and_no_password() -> None:
-    said = without_secrets("403, url='https://user:secret@host/a.tar?X-Amz-Signature=secret', s3://key:secret@b/c")
-    assert "secret" not in said and "host/a.tar" in said
+def test_texts_of_errors_lose_signatures_and_passwords() -> None:
+    shown = without_secrets("403, url='https://user:secret@host/a.tar?X-Amz-Signature=secret', s3://key:secret@b/c")
+    assert "secret" not in shown and "host/a.tar" in shown
 
 
 def test_clients_of_remote_stores_are_shared_until_their_settings_change(

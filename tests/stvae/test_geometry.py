@@ -1,3 +1,5 @@
+"""Sizes, chunks and padding of a VAE as integer arithmetic."""
+
 from __future__ import annotations
 
 import json
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stvae.geometry import Rule, ShapeError, multiples, plain_geometry
+from stvae.geometry import ShapeError, SizeRule, multiples, plain_geometry
 from tests.support.golden import GOLDEN
 
 OPEN_SORA = plain_geometry(8, 4, multiples(1), chunk_frames=17)
@@ -14,7 +16,7 @@ REFERENCE = json.loads((GOLDEN / "opensora-v12-full-shapes.json").read_text())["
 
 
 @pytest.mark.parametrize("num_frames", [int(t) for t in REFERENCE])
-def test_latent_size_equals_the_references(num_frames: int) -> None:
+def test_latent_size_equals_that_of_the_reference(num_frames: int) -> None:
     assert list(OPEN_SORA.latent_size((num_frames, 480, 848))) == REFERENCE[str(num_frames)]
 
 
@@ -26,8 +28,8 @@ def test_chunks_hold_every_frame_once(num_frames: int) -> None:
 
 
 @given(st.integers(0, 500))
-def test_rule_frames_are_whole_chunks_and_as_many_as_fit(num_frames: int) -> None:
-    kept = OPEN_SORA.rule_frames(num_frames)
+def test_the_largest_whole_length_is_whole_chunks_and_the_most_that_fit(num_frames: int) -> None:
+    kept = OPEN_SORA.largest_whole_length(num_frames)
     assert kept % 17 == 0 and kept <= num_frames < kept + 17
 
 
@@ -45,14 +47,14 @@ def test_a_size_that_does_not_fit_names_the_nearest_that_does() -> None:
 def test_every_input_frame_belongs_to_one_latent_frame() -> None:
     assert OPEN_SORA.covered_frames(17) == [(0, 1), (1, 5), (5, 9), (9, 13), (13, 17)]
     assert OPEN_SORA.covered_frames(22)[5:] == [(17, 18), (18, 22)]
-    causal = plain_geometry(8, 4, Rule(start=1, step=4))
+    causal = plain_geometry(8, 4, SizeRule(start=1, step=4))
     assert causal.covered_frames(9) == [(0, 1), (1, 5), (5, 9)] and causal.pad_frames(9) == 3
 
 
 @given(st.integers(1, 30), st.integers(1, 20), st.integers(0, 200), st.none() | st.integers(0, 5))
 def test_the_nearest_size_fits_and_no_other_is_nearer(start: int, step: int, size: int, steps: int | None) -> None:
-    rule = Rule(start=start, step=step, most=None if steps is None else start + steps * step)
-    fitting = [n for n in range(start, 300, step) if rule.most is None or n <= rule.most]
+    rule = SizeRule(start=start, step=step, largest=None if steps is None else start + steps * step)
+    fitting = [n for n in range(start, 300, step) if rule.largest is None or n <= rule.largest]
     assert all(rule.fits(n) == (n in fitting) for n in range(250))
     assert rule.nearest(size) == min(fitting, key=lambda n: (abs(n - size), n))
-    assert rule.at_most(size) == max((n for n in fitting if n <= size), default=0)
+    assert rule.largest_up_to(size) == max((n for n in fitting if n <= size), default=0)

@@ -32,7 +32,7 @@ PUBLISHED_CONFIG = {
     "shift": [-0.10, 0.34, 0.27, 0.98],
     "scale": [3.85, 2.32, 2.33, 3.06],
 }
-"""Names types only, as the published checkpoint's does."""
+"""A configuration that names types without sizes, like that of the published checkpoint."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def pixels(num_frames: int) -> Tensor:
     return CASES[f"T{num_frames}.pixels_u8"]
 
 
-def assert_close(ours: Tensor, reference: Tensor) -> None:
-    assert ours.shape == reference.shape
-    assert (ours - reference).abs().max() <= TOLERANCE
+def assert_close(result: Tensor, reference: Tensor) -> None:
+    assert result.shape == reference.shape
+    assert (result - reference).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
@@ -62,14 +62,14 @@ def test_every_stage_equals_the_reference(vae: VAE, num_frames: int) -> None:
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
-def test_decoded_pixels_are_the_references_within_a_grey_level(vae: VAE, num_frames: int) -> None:
+def test_decoded_pixels_equal_the_reference_within_one_gray_level(vae: VAE, num_frames: int) -> None:
     decoded = vae.decode(vae.denormalize(CASES[f"T{num_frames}.latents"]), num_frames)
     reference = (CASES[f"T{num_frames}.reconstruction"].add(1) * 127.5).round().clamp(0, 255)
     assert (decoded.float() - reference).abs().max() <= 1
 
 
 @pytest.mark.parametrize("num_frames", LENGTHS)
-def test_latent_size_is_what_encoding_gives(vae: VAE, num_frames: int) -> None:
+def test_latent_size_equals_the_size_of_the_moments(vae: VAE, num_frames: int) -> None:
     assert vae.encode(pixels(num_frames)).shape[2:] == vae.latent_size((num_frames, 24, 40))
 
 
@@ -98,7 +98,7 @@ def test_a_clip_is_encoded_the_same_beside_other_clips(vae: VAE) -> None:
 
 @torch.inference_mode()
 def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> None:
-    """With group norm replaced, since its statistics span the whole chunk (see the next test)."""
+    """Group norm is replaced here, because its statistics span the whole chunk (see the next test)."""
     model = load_vae(TINY).model
     _replace_group_norms(model.temporal_vae)
     z = CASES["T17.spatial_latents"].clone()
@@ -107,14 +107,14 @@ def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> 
         changed = z.clone()
         changed[:, :, first_changed:] += 1
         after = model.temporal_vae.encode(changed)
-        untouched = (first_changed + 3) // 4  # three zero frames stand in front; four frames make a latent
+        untouched = (first_changed + 3) // 4  # 3 zero frames come first, and 4 frames make a latent frame
         assert torch.equal(before[:, :, :untouched], after[:, :, :untouched])
         assert not torch.equal(before[:, :, untouched:], after[:, :, untouched:])
 
 
 @torch.inference_mode()
 def test_as_in_the_reference_group_norm_lets_later_frames_shift_earlier_latents_of_a_chunk(vae: VAE) -> None:
-    """Open-Sora 1.2 normalises over the frames of a chunk too, so its latents are causal between chunks only."""
+    """Open-Sora 1.2 normalises over the frames of a chunk too, so its latents are causal only between chunks."""
     z = CASES["T17.spatial_latents"].clone()
     before = vae.model.temporal_vae.encode(z)
     z[:, :, 16] += 1
@@ -129,10 +129,10 @@ def _replace_group_norms(module: nn.Module) -> None:
             _replace_group_norms(child)
 
 
-def test_half_a_vae_encodes_the_same_and_holds_no_decoder(vae: VAE) -> None:
-    encoder: SpatioTemporalVAE = load_vae(TINY, half="encoder").model
+def test_an_encoder_alone_gives_the_same_moments_and_has_no_decoder(vae: VAE) -> None:
+    encoder: SpatioTemporalVAE = load_vae(TINY, only="encoder").model
     assert encoder.temporal_vae.decoder is None and encoder.spatial_vae.module.decoder is None
     assert torch.equal(VAE(vae.card, encoder).encode(pixels(18)), vae.encode(pixels(18)))
-    decoder = load_vae(TINY, half="decoder")
+    decoder = load_vae(TINY, only="decoder")
     latents = vae.encode(pixels(18))[:, :4]
     assert torch.equal(decoder.decode(latents, 18), vae.decode(latents, 18))

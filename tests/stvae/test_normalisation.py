@@ -1,4 +1,4 @@
-"""What each model's own pipeline does between its transformer and its VAE is what our cards declare."""
+"""Our cards normalise latents as the pipeline of each model does between its transformer and its VAE."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WORDS = (
     "_unpatchify",
     "latents.permute",
 )
-"""Of the lines that scale or lay out latents."""
+"""Text in the lines of a pipeline that scale or rearrange latents."""
 WITHOUT_PIPELINE = {"AutoencoderVidTok"}
 
 
@@ -55,7 +55,7 @@ def test_every_vae_is_compared_with_its_pipeline() -> None:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_raw_latents_are_what_the_models_own_pipeline_decodes(name: str, tmp_path: Path) -> None:
+def test_raw_latents_equal_those_that_the_models_own_pipeline_decodes(name: str, tmp_path: Path) -> None:
     model = tiny_vaes.make(name)
     model.save_pretrained(tmp_path)
     card = read_card(str(tmp_path))
@@ -69,7 +69,7 @@ def test_raw_latents_are_what_the_models_own_pipeline_decodes(name: str, tmp_pat
 
 
 def decoded_by_pipeline(pipeline: str, method: str, vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """What a pipeline hands to its VAE for its transformer's latents, by running those lines of its source."""
+    """Return the latents that a pipeline passes to its VAE. Runs the lines of its source that scale latents."""
     methods = methods_of(pipeline)
     before, call = _path_to_decode(methods[method], [])
     if pipeline in PICTURES:
@@ -79,7 +79,7 @@ def decoded_by_pipeline(pipeline: str, method: str, vae: Any, latents: torch.Ten
     names: dict[str, Any] = {"torch": torch, "latents": latents, "i": 0, "decode_chunk_size": 100}
     for name in ("_denormalize_latents", "_unpatchify_latents"):
         if name in methods:
-            methods[name].decorator_list = []  # they are static
+            methods[name].decorator_list = []  # these methods are static
             exec(compile(ast.Module([methods[name]], []), pipeline, "exec"), names)  # noqa: S102
     names["self"] = SimpleNamespace(
         vae=vae,
@@ -97,7 +97,7 @@ def decoded_by_pipeline(pipeline: str, method: str, vae: Any, latents: torch.Ten
 
 
 def methods_of(pipeline: str) -> dict[str, ast.FunctionDef]:
-    """From the source of diffusers; importing a pipeline would need its text encoder's packages."""
+    """Parse the methods of a pipeline class. Importing it would need the packages of its text encoder."""
     for path in Path(diffusers.__file__).parent.glob("pipelines/*/pipeline_*.py"):
         text = path.read_text()
         if f"\nclass {pipeline}(" in text:
@@ -107,7 +107,7 @@ def methods_of(pipeline: str) -> dict[str, ast.FunctionDef]:
 
 
 def _path_to_decode(node: ast.AST, before: list[ast.stmt]) -> tuple[list[ast.stmt], ast.Call]:
-    """The last call of ``self.vae.decode`` and the assignments that lead to it, outer ones first."""
+    """Find the last call of ``self.vae.decode`` and the assignments before it, outer ones first."""
     found = None
     for block in (getattr(node, name, None) or [] for name in ("body", "orelse")):
         for position, statement in enumerate(block):

@@ -1,3 +1,5 @@
+"""Loading checkpoints, and the VAE class on the tiny Open-Sora checkpoint."""
+
 from __future__ import annotations
 
 import json
@@ -40,12 +42,12 @@ def test_missing_and_unexpected_keys_are_fatal_and_named(checkpoint: Path) -> No
     assert "1 unexpected: temporal_vae.extra.weight" in str(failure.value)
 
 
-def test_a_decoder_key_is_missed_even_when_only_the_encoder_is_wanted(checkpoint: Path) -> None:
+def test_a_missing_decoder_key_is_fatal_even_if_only_the_encoder_is_loaded(checkpoint: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     del tensors["temporal_vae.decoder.norm1.bias"]
     save_file(tensors, checkpoint / "model.safetensors")
     with pytest.raises(WeightsError, match=r"1 missing: temporal_vae\.decoder\.norm1\.bias"):
-        load_vae(checkpoint, half="encoder")
+        load_vae(checkpoint, only="encoder")
 
 
 def test_a_tensor_of_another_shape_is_fatal_with_both_shapes(checkpoint: Path) -> None:
@@ -67,8 +69,8 @@ def test_the_fingerprint_follows_weights_and_configuration(checkpoint: Path) -> 
 
 
 def test_an_unknown_class_is_named(checkpoint: Path) -> None:
-    change_config(checkpoint, model_type=None, _class_name="AutoencoderNobodyKnows")
-    with pytest.raises(UnknownVAE, match="AutoencoderNobodyKnows"):
+    change_config(checkpoint, model_type=None, _class_name="AutoencoderUnknown")
+    with pytest.raises(UnknownVAE, match="AutoencoderUnknown"):
         read_card(str(checkpoint))
 
 
@@ -120,7 +122,7 @@ def test_a_sampled_spatial_posterior_depends_on_the_clips_seed_only() -> None:
 
 
 @pytest.mark.parametrize(("folder", "encoders"), [("TINY", 2), ("AutoencoderTiny", 1)])
-def test_compiling_is_for_the_encoders_only(
+def test_only_encoders_are_compiled(
     folder: str, encoders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = []

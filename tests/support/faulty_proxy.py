@@ -1,4 +1,4 @@
-"""An HTTP proxy before the S3 server that answers 503, resets connections, loses answers, cuts bodies and takes its time."""
+"""An HTTP proxy before the S3 server that answers 503, resets connections, loses answers, cuts bodies and waits."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>The credentials have expired
 
 
 class FaultyProxy:
-    """Passes requests on to ``target``; a share of them, chosen by ``seed``, meets a fault."""
+    """Passes requests on to ``target``. A share of them, chosen at random by ``seed``, meets a fault."""
 
     def __init__(self, target: str, share: float, seed: int) -> None:
         self.target = urlsplit(target)
         self.share = share
         self.outage: str | None = None
-        """``503`` or ``403``: what every request gets from now on."""
+        """The status, ``503`` or ``403``, that every request gets from now on."""
         self.met: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._lock = threading.Lock()
 
     def fault(self) -> str | None:
-        """What befalls the next request."""
+        """The fault of the next request, if it meets one."""
         with self._lock:
             if self.outage or self._random.random() >= self.share:
                 return self.outage
@@ -43,7 +43,7 @@ class FaultyProxy:
     def forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the server's answer."""
+        """Pass a request on; status, headers and body of the server's answer."""
         connection = http.client.HTTPConnection(self.target.hostname or "", self.target.port, timeout=60)
         try:
             connection.request(method, path, body, headers)
@@ -55,7 +55,7 @@ class FaultyProxy:
 
 @contextmanager
 def faulty_proxy(target: str, share: float, seed: int) -> Iterator[tuple[str, FaultyProxy]]:
-    """The proxy's URL and the proxy, while it runs."""
+    """Run the proxy; yields its URL and the proxy."""
     proxy = FaultyProxy(target, share, seed)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A small HTTP server on this machine that answers as a test says, and remembers what it was asked."""
+"""A small HTTP server on this machine whose answers a test decides, and which records its requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Reply:
-    """An answer. ``cut_at``: bytes of the body after which the connection breaks."""
+    """An answer. The connection breaks after ``cut_at`` bytes of the body."""
 
     body: bytes = b""
     status: int = 200
@@ -23,7 +23,7 @@ class Reply:
 
 @dataclass
 class Server:
-    """Where it is, and each path (with its query) that it was asked for."""
+    """The server's URL, and the path (with its query) of every request."""
 
     url: str
     asked: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Server:
 
 @contextmanager
 def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator[Server]:
-    """A server whose ``answer`` gets the path with its query."""
+    """Run a server; ``answer`` gets the path of each request, with its query."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

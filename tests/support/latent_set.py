@@ -16,7 +16,7 @@ from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store
-from pipeline.video.decoders import Clip
+from pipeline.video.outcomes import Clip
 from pipeline.video.windows import Placement, Window
 from stvae import read_card
 from tests.support.clips_maker import plain_facts

@@ -1,9 +1,9 @@
-"""A VAE that carries a number painted in the pixels to the latent, and decoders that paint it: real jobs in milliseconds.
+"""Real jobs in milliseconds: decoders that paint a number on the pixels, and a VAE that copies it into the latent.
 
-Everything between them is the product's own. A "video" is a text file with its number and its count of frames. What
-some numbers do to the VAE (``segfault``, ``killed``, ``nan``, ``inf``, ``huge``, ``slow``) stands in the environment
-variable PAINTED as JSON, where the workers of Ray see it too; so does ``noise``, added to log-variances. While the file
-that PAINTED_HELD names exists, nothing that is slow gets done.
+Everything between the two is the product's own code. A "video" is a JSON file with a number and a number of frames.
+The environment variable PAINTED maps numbers to what their clip does to the VAE (``segfault``, ``killed``, ``nan``,
+``inf``, ``huge``, ``slow``) as JSON, so that Ray's workers see it too; its ``noise`` is added to log-variances. Slow clips
+wait while the file exists that PAINTED_HELD names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import numpy as np
 
 from pipeline.dry_run import estimate as estimate_module
 from pipeline.encode import encoder as encode_module
+from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
 from pipeline.executor import tasks as tasks_module
 from pipeline.executor.ray_actor import EncoderActor
-from pipeline.video.decoders import Clip, Decoded, RejectedWindow
+from pipeline.video.decoders import WindowSelector
+from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
 from pipeline.video.windows import Skip, Window
 from stvae import Card, read_card
 from tests.support.clips_maker import BITS, numbered_frame, plain_facts, read_number
@@ -42,7 +44,7 @@ HELD = "PAINTED_HELD"
 
 
 def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
-    """A painted video, what ``PaintingDecoders`` reads, with a caption that tells its number too."""
+    """Write a painted video, which ``PaintingDecoders`` reads, with a caption that names its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"number": number, "num_frames": num_frames}))
     path.with_suffix(".txt").write_text(f"number {number}")
@@ -50,20 +52,20 @@ def write_video(path: Path, number: int, num_frames: int = 40) -> Path:
 
 
 def write_videos(folder: Path, count: int) -> Path:
-    """A folder of videos of one clip each, numbered from 0."""
+    """Write a folder of videos of one clip each, numbered from 0."""
     for number in range(count):
         write_video(folder / f"{number:02d}.mp4", number, num_frames=17)
     return folder
 
 
 def command(videos: Path, output: Path, *more: str) -> list[str]:
-    """The command line of a job over painted videos; to be run where ``tests`` can be imported."""
+    """The command line of a job over painted videos. Run it where ``tests`` can be imported."""
     places = ["--source", str(videos), "--output", str(output), "--vae", str(TINY)]
     return [sys.executable, "-m", "tests.support.painted", *places, "--buckets", f"{SIZE[0]}x{SIZE[1]}x17", *more]
 
 
 def undisturbed_tree(videos: Path, output: Path, *more: str) -> dict[str, str]:
-    """The promised files of the job without Ray, to which nothing happens."""
+    """Run the job without Ray and without faults; the hashes of its promised files."""
     arguments = [*command(videos, output, *more), "--local"]
     environment = os.environ | {VARIABLE: "{}"}
     subprocess.run(arguments, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=200)
@@ -71,7 +73,7 @@ def undisturbed_tree(videos: Path, output: Path, *more: str) -> dict[str, str]:
 
 
 class PaintingDecoders:
-    """Decoders that paint each video's number on moving pictures. What is no painted video is a reject."""
+    """Decoders that paint each video's number on moving pictures. A file that is no painted video is a reject."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -79,7 +81,7 @@ class PaintingDecoders:
     def close(self) -> None:
         pass
 
-    def clips(self, fd: int, plan: Any) -> Iterator[Decoded]:
+    def clips(self, fd: int, select: WindowSelector) -> Iterator[Decoded]:
         content = os.pread(fd, 1 << 20, 0)
         try:
             video = json.loads(content)
@@ -87,19 +89,21 @@ class PaintingDecoders:
             yield None, RejectedWindow(index=0, reject=Reject("probe", "unknown_format", "not a painted video"))
             return
         facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
-        for planned in plan(facts):
-            yield facts, planned if isinstance(planned, Skip) else self._painted(planned, video["number"])
+        for window in select(facts):
+            yield facts, window if isinstance(window, Skip) else self._painted(window, video["number"])
 
     def _painted(self, window: Window, number: int) -> Clip:
         height, width = window.bucket.height, window.bucket.width
         picture = numbered_frame(number, height, width)
         frames = np.repeat(picture[None], len(window.pts), axis=0)
-        frames[:, 0, : width // BITS] = np.arange(len(window.pts), dtype=np.uint8)[:, None, None]  # no two are equal
+        frames[:, 0, : width // BITS] = np.arange(len(window.pts), dtype=np.uint8)[
+            :, None, None
+        ]  # makes every frame unique
         return Clip(window=window, frames_THWC=frames, decoder="painted")
 
 
 class PaintedVAE:
-    """Moments that are the painted number everywhere; keeps the shapes of the tiny Open-Sora VAE."""
+    """A VAE whose moments equal the painted number everywhere, in the shapes of the tiny Open-Sora VAE."""
 
     can_tile = False
 
@@ -118,7 +122,7 @@ class PaintedVAE:
         for row, clip in zip(moments, pixels_BCTHW, strict=True):
             number = read_number(clip[:, 0].permute(1, 2, 0).numpy())
             row[:] = number
-            row[self.card.latent_channels :] += float(self.deeds.get("noise", 0))  # log-variances that never agree
+            row[self.card.latent_channels :] += float(self.deeds.get("noise", 0))  # so that two attempts differ
             self._do(self.deeds.get(str(number), ""), row)
         return moments
 
@@ -126,7 +130,7 @@ class PaintedVAE:
         if deed == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
-        elif deed == "killed":  # as by the kernel when memory is gone
+        elif deed == "killed":  # as the kernel does when memory runs out
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "slow":
             time.sleep(0.5)
@@ -137,16 +141,16 @@ class PaintedVAE:
 
 
 class PaintedActor(EncoderActor):
-    """The real actor between the two; what Ray's workers run."""
+    """The real actor with these decoders and this VAE; Ray's workers run it."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, settings: EncoderSettings) -> None:
         with painted():
-            super().__init__(**arguments)
+            super().__init__(settings)
 
 
 @contextmanager
 def painted() -> Iterator[None]:
-    """Jobs in this process paint: their encoders take these decoders and this VAE."""
+    """Make the encoders of this process use these decoders and this VAE."""
     with (
         mock.patch.object(encode_module, "load_vae", lambda *_, **__: PaintedVAE(read_card(str(TINY)))),
         mock.patch.object(encode_module, "Decoders", PaintingDecoders),
@@ -156,16 +160,17 @@ def painted() -> Iterator[None]:
 
 
 def main() -> int:
-    """The command line of ``jobs/encode_dataset.py`` with painted videos, on Ray or not."""
+    """Run ``jobs/encode_dataset.py`` on painted videos, with or without Ray."""
     from jobs.encode_dataset import main as encode_dataset
 
-    several = mock.patch.multiple(tasks_module, SHARE=2, BLOCKS_EACH=0)  # units in a block, as in a long job
-    with painted(), mock.patch.object(ray_module, "EncoderActor", PaintedActor), several:
+    # blocks of several units, as in a long job
+    large_blocks = mock.patch.multiple(tasks_module, MAX_BLOCK_SHARE=2, MIN_BLOCKS_PER_THREAD=0)
+    with painted(), mock.patch.object(ray_module, "EncoderActor", PaintedActor), large_blocks:
         return encode_dataset()
 
 
 def assert_together(rows: list[dict[str, Any]], output: Path) -> None:
-    """Every sample's key, caption and latent mean tell the same number."""
+    """Every sample's key, caption and latent mean carry the same number."""
     samples = [row for row in rows if row["shard"]]
     assert samples
     for row in samples:

@@ -1,4 +1,4 @@
-"""Places in the repository that tests start from."""
+"""Paths in the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that tests have started, and theirs."""
+"""Finds and ends the processes that tests have started, with their children."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> set[int]:
-    """Children of a process, and all of theirs."""
+    """Process ids of all children of a process, their children, and so on; includes ``pid``."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
@@ -24,7 +24,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def marked(name: str, value: object) -> dict[int, str]:
-    """Processes that were started with a variable of this value, and their command lines."""
+    """Command lines, by process id, of the processes whose environment has this variable with this value."""
     found = {}
     mark = f"{name}={value}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -36,7 +36,7 @@ def marked(name: str, value: object) -> dict[int, str]:
 
 
 def end(pids: Iterable[int]) -> None:
-    """At once. Agents of a Ray node that is gone would look for it for minutes, at half a processor each."""
+    """Kill processes at once. Agents of a dead Ray node would search for it for minutes, on half a processor each."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster started by hand, as people do, each gone when its test is."""
+"""Starts nodes of a Ray cluster by hand, as users do, and ends them with the test."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A head node with its job server. ``environment`` is of its processes, and of whoever may submit to it."""
+    """A head node with its job server."""
 
     address: str
-    """For nodes that join."""
+    """The address that nodes join."""
     url: str
-    """Of the job server."""
+    """The URL of the job server."""
     environment: dict[str, str]
+    """Environment of the head's processes, and of commands that use the cluster."""
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``ray ARGUMENTS`` as a user of this cluster would run it."""
+        """Run ``ray ARGUMENTS`` as a user of this cluster."""
         return subprocess.run(
             [RAY, *arguments],
             env=self.environment | {"RAY_API_SERVER_ADDRESS": self.url} | environment,
@@ -45,18 +46,18 @@ class Head:
         )
 
     def submit(self, *entrypoint: str, options: tuple[str, ...] = (), env_vars: dict[str, str] | None = None) -> str:
-        """``ray job submit --no-wait``; the job's id."""
+        """Run ``ray job submit --no-wait``; the job's id."""
         runtime_env = json.dumps({"env_vars": env_vars or {}})
         command = ["job", "submit", "--no-wait", "--runtime-env-json", runtime_env, *options, "--", *entrypoint]
         deadline_s = time.monotonic() + 60
-        # the head answers a little before it has an agent to run jobs with
+        # the head answers a little before it can run jobs
         while "No available agent" in (done := self.ray(*command)).stderr and time.monotonic() < deadline_s:
             pass
         assert done.returncode == 0, done.stdout + done.stderr
         return re.search(r"raysubmit_\w+", done.stdout)[0]  # type: ignore[index]
 
     def get(self, path: str) -> Any:
-        """What the job server answers; None where it is not there or not ready."""
+        """The job server's answer; None while it is not ready."""
         token = self.environment.get("RAY_AUTH_TOKEN", "")
         request = Request(f"{self.url}/api/{path}", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
         try:
@@ -66,11 +67,11 @@ class Head:
             return None
 
     def status(self, job: str) -> str:
-        """Of a submitted job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; empty where a busy server gives none."""
+        """Status of a submitted job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; empty if a busy server gives none."""
         return str((self.get(f"jobs/{job}") or {}).get("status", ""))
 
     def wait(self, job: str) -> str:
-        """The status of a submitted job once it has ended."""
+        """Wait until a submitted job has ended; its status."""
         deadline_s = time.monotonic() + 200
         while (status := self.status(job)) not in ("STOPPED", "SUCCEEDED", "FAILED"):
             assert time.monotonic() < deadline_s, self.log(job)
@@ -78,17 +79,17 @@ class Head:
         return status
 
     def log(self, job: str) -> str:
-        """What a submitted job has said so far."""
+        """The output of a submitted job so far."""
         return str((self.get(f"jobs/{job}/logs") or {}).get("logs", ""))
 
 
 @contextlib.contextmanager
 def ray_head(folder: Path, *options: str, **environment: str) -> Iterator[Head]:
-    """``ray start --head`` with these options and variables; it answers and can run jobs."""
+    """Run ``ray start --head`` with these options and environment variables; yields when it can run jobs."""
     ports = [free_port(), free_port()]
     own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     options = ("--head", f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1", *options)
-    # a file there tells jobs which cluster they are on: with a common folder, that of whichever head began last
+    # A file in this folder names the cluster that jobs join; heads with a common folder would overwrite it.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as own["RAY_TMPDIR"]:
         head = Head(
             address=f"127.0.0.1:{ports[0]}",
@@ -105,7 +106,7 @@ def ray_head(folder: Path, *options: str, **environment: str) -> Iterator[Head]:
 
 @contextlib.contextmanager
 def ray_node(head: Head, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``ray start`` with these options, which join ``head`` unless they begin one."""
+    """Run ``ray start`` with these options; the node joins ``head`` unless they start a head."""
     joins = () if "--head" in options else (f"--address={head.address}",)
     agent = f"--dashboard-agent-listen-port={free_port()}"
     with log.open("wb") as file:
@@ -118,13 +119,13 @@ def ray_node(head: Head, log: Path, *options: str) -> Iterator[subprocess.Popen[
     try:
         yield process
     finally:
-        # its own way to end takes half a minute
+        # a graceful end takes half a minute
         end([*descendants(process.pid), process.pid])
         process.wait()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free TCP port on this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

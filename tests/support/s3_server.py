@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 @contextmanager
 def s3_bucket(name: str = "bucket") -> Iterator[str]:
-    """Start the server, make a bucket, point every client at it through the environment; the bucket's URL."""
+    """Start the server, create a bucket and point every client at it through the environment; yields the bucket's URL."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -26,7 +26,7 @@ def s3_bucket(name: str = "bucket") -> Iterator[str]:
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     try:
-        # moto keeps its state in the process, also from one server to the next
+        # moto keeps its state in the process when a server stops
         urlopen(Request(settings["AWS_ENDPOINT_URL"] + "/moto-api/reset", method="POST")).close()  # noqa: S310
         boto3.client("s3").create_bucket(Bucket=name)
         yield f"s3://{name}"

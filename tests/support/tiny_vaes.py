@@ -1,4 +1,4 @@
-"""Every diffusers autoencoder that we serve, in a size that encodes in milliseconds, saved by diffusers itself."""
+"""Every diffusers autoencoder in our table, in a size that encodes in milliseconds. Diffusers itself saves them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import diffusers
 import torch
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    # a class name, or a class name and a version if a class has models that differ in kind
     "AutoencoderKL": {
         "block_out_channels": (8, 8, 8, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -125,7 +126,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, seed: int = 0) -> Any:
-    """A diffusers model with random weights; buffers that hold statistics are made to matter."""
+    """Build a diffusers model with random weights and random statistics."""
     torch.manual_seed(seed)
     model = getattr(diffusers, name.split()[0])(**CONFIGS[name]).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -138,6 +139,6 @@ def make(name: str, seed: int = 0) -> Any:
 
 
 def save(name: str, folder: Path) -> Path:
-    """A checkpoint folder as diffusers writes it."""
+    """Write a checkpoint folder with ``save_pretrained`` and return it."""
     make(name).save_pretrained(folder)
     return folder

@@ -1,8 +1,8 @@
-"""Damaged variants of real clips through the decoding children: nothing but clips, skips and rejects may come out.
+"""Decodes damaged variants of real clips. Every outcome must be a clip, a skip or a reject.
 
     python -m tests.video.fuzz_decode --seed 1 --count 2000 [--media FOLDER]
 
-Needs nothing else. A seed gives the same variants again; a variant that goes wrong is kept in a file, whose name is printed.
+A seed reproduces its variants. A variant that shows a fault is kept in a file whose name is printed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import numpy as np
 
 from pipeline.errors import LatentmillError
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import RETIRED_AT, Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import MAX_GROWTH, Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, package_clip
@@ -41,12 +42,12 @@ GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 RECIPE = Recipe(vae="x", buckets=(Bucket(8, 32, 56), Bucket(1, 32, 56)), micro_batch=(1, 1), windows="all")
 BY_TIME = dataclasses.replace(RECIPE, fps=24.0, remainder="shorten")
 MEMORY_BYTES = 1 << 30
-"""Of a child; a clip of as much may be on its way to this process, one for each thread."""
+"""Memory limit of a child. This process may hold a clip of the same size for each thread."""
 CHILD_STARTS_WITH_BYTES = 1 << 29
 TIMEOUT_S = 10.0
 OUTCOMES_TAKEN = 6
 QUOTE_BYTES = 16
-"""A message that shares so many bytes with the file quotes it."""
+"""A message that has this many consecutive bytes of the file quotes it."""
 
 CLIPS: list[tuple[str, str, dict[str, Any]]] = [
     ("h264.mp4", "libx264", {"options": {"bf": "2"}}),
@@ -68,8 +69,8 @@ Mutation = Callable[[random.Random, bytearray, bytes], None]
 
 
 @dataclass
-class DatasetStats:
-    """What a run has seen, and what it should not have."""
+class FuzzResult:
+    """Outcomes and faults of a run."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -78,13 +79,13 @@ class DatasetStats:
     our_peak_bytes: int = 0
     child_peak_bytes: int = 0
 
-    def of_kind(self, kind: str) -> int:
-        """Rejects of a kind, by any decoder."""
-        return sum(count for name, count in self.outcomes.items() if name.endswith(f"/{kind}"))
+    def rejects(self, reason: str) -> int:
+        """Number of rejects with a reason, by any decoder."""
+        return sum(count for name, count in self.outcomes.items() if name.endswith(f"/{reason}"))
 
 
 def originals(folder: Path) -> list[Path]:
-    """Undamaged clips of every codec that there is an encoder for, pictures, and the package's real clips."""
+    """Undamaged files: a clip for every codec that FFmpeg can encode here, pictures, and real clips."""
     found = [make_image(folder / f"picture.{suffix}") for suffix in ("png", "jpg", "webp")]
     for name, codec, options in CLIPS:
         if codec in av.codecs_available:
@@ -113,7 +114,7 @@ def _flip_end(rng: random.Random, data: bytearray, other: bytes) -> None:
 
 
 def _set_numbers(rng: random.Random, data: bytearray, other: bytes) -> None:
-    """Sizes, counts and times that claim the extreme."""
+    """Replace sizes, counts and times by extreme values."""
     for _ in range(rng.randint(1, 4)):
         value = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\0", b"\0\xff\xff\xff"])
         start = rng.randrange(min(len(data), rng.choice([600, 1 << 30])))
@@ -137,8 +138,8 @@ def _remove_block(rng: random.Random, data: bytearray, other: bytes) -> None:
 
 def _double_block(rng: random.Random, data: bytearray, other: bytes) -> None:
     start, size = _block(rng, data)
-    place = rng.randrange(len(data))
-    data[place:place] = data[start : start + size]
+    target = rng.randrange(len(data))
+    data[target:target] = data[start : start + size]
 
 
 def _splice(rng: random.Random, data: bytearray, other: bytes) -> None:
@@ -167,7 +168,7 @@ MUTATIONS: list[Mutation] = [
 
 
 def variants(sources: list[bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """``count`` damaged files, each with a name for it; the same for a seed and sources."""
+    """``count`` damaged files with a name for each. Equal seeds and sources give equal files."""
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         mutation = MUTATIONS[number % len(MUTATIONS)]
@@ -177,13 +178,13 @@ def variants(sources: list[bytes], count: int, seed: int) -> Iterator[tuple[str,
 
 
 def backends() -> list[str]:
-    """Decoders that can be used here."""
+    """Names of the decoders that are installed."""
     return ["pyav"] + (["decord"] if importlib.util.find_spec("decord") else [])
 
 
-def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> DatasetStats:
-    """Decode ``count`` variants of the files with every backend, and then a good clip again."""
-    findings = DatasetStats()
+def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> FuzzResult:
+    """Decode ``count`` variants of the files with every backend, then check that a good clip still decodes."""
+    findings = FuzzResult()
     run = Run(output="", vae="", sources=(), cpus=1, decode_timeout_s=TIMEOUT_S, decode_memory_bytes=MEMORY_BYTES)
     started_s = time.monotonic()
     with ExitStack() as stack:
@@ -205,10 +206,10 @@ def fuzz(files: list[Path], count: int, seed: int, threads: int = 3) -> DatasetS
         for name, each in decoders.items():
             again = _frames(each, good)
             if len(before[name]) != len(again) or not all(map(np.array_equal, before[name], again)):
-                findings.faults.append(f"{name}: a good clip gives {len(again)} clips, or others, afterwards")
+                findings.faults.append(f"{name}: a good clip decodes differently afterwards, to {len(again)} clips")
     if findings.our_peak_bytes > threads * MEMORY_BYTES:
         findings.faults.append(f"this process grew by {findings.our_peak_bytes} bytes")
-    if findings.child_peak_bytes > (1 + RETIRED_AT) * MEMORY_BYTES + CHILD_STARTS_WITH_BYTES:
+    if findings.child_peak_bytes > (1 + MAX_GROWTH) * MEMORY_BYTES + CHILD_STARTS_WITH_BYTES:
         findings.faults.append(f"a child held {findings.child_peak_bytes} bytes")
     findings.wall_s = time.monotonic() - started_s
     return findings
@@ -229,8 +230,8 @@ def _frames(decoders: Decoders, data: bytes) -> list[np.ndarray]:
     return [o.frames_THWC for o in _decode(decoders, data) if isinstance(o, Clip)]
 
 
-def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: DatasetStats) -> None:
-    """One variant through one decoder; whatever is not as promised becomes a fault."""
+def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: FuzzResult) -> None:
+    """Decode one variant with one decoder, and add every broken promise to the faults."""
     started_s = time.monotonic()
     faults, outcomes = [], []
     try:
@@ -239,7 +240,7 @@ def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: Dat
             faults += _check(outcome, data)
     except LatentmillError:
         raise
-    except Exception as error:  # the very thing that is looked for
+    except Exception as error:  # this is what the run looks for
         faults.append(f"raised {type(error).__name__}: {error}")
     spent_s = time.monotonic() - started_s
     if spent_s > 2 * (3 + len(outcomes)) * TIMEOUT_S:
@@ -248,14 +249,14 @@ def _try(backend: str, decoders: Decoders, name: str, data: bytes, findings: Dat
         faults.append("has no outcome")
     findings.longest_s = max(findings.longest_s, spent_s)
     for outcome in outcomes:
-        findings.outcomes[f"{backend}  {_kind(outcome)}"] += 1
+        findings.outcomes[f"{backend}  {_name(outcome)}"] += 1
     if faults:
         kept = Path(tempfile.gettempdir()) / f"fuzz-{name.replace('/', '-')}"
         kept.write_bytes(data)
         findings.faults += [f"{backend} {kept}: {fault}" for fault in faults]
 
 
-def _kind(outcome: Outcome) -> str:
+def _name(outcome: Outcome) -> str:
     if isinstance(outcome, RejectedWindow):
         return f"{outcome.reject.stage}/{outcome.reject.reason}"
     return "clip" if isinstance(outcome, Clip) else f"skip {outcome.reason}"
@@ -279,8 +280,8 @@ def _check(outcome: Outcome, data: bytes) -> list[str]:
 
 
 @contextmanager
-def _memory_watched(findings: DatasetStats) -> Iterator[None]:
-    """Note the most memory that children have held, and by how much this process has grown."""
+def _memory_watched(findings: FuzzResult) -> Iterator[None]:
+    """Inside the ``with`` block, measure the peak memory of children and the growth of this process."""
     stop = threading.Event()
     start_bytes = resident_bytes(os.getpid())
 
@@ -300,7 +301,7 @@ def _memory_watched(findings: DatasetStats) -> Iterator[None]:
 
 
 def resident_bytes(pid: int) -> int:
-    """The most memory that a process has held so far, this one: holds now; 0 where it is gone."""
+    """Peak resident memory of a process, or current memory of this one; 0 if the process is gone."""
     name = "VmRSS:" if pid == os.getpid() else "VmHWM:"
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -310,11 +311,11 @@ def resident_bytes(pid: int) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fuzz and print what came of it; 1 if something did that should not."""
+    """Fuzz and print the result. The exit code is 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=2000, help="variants (default 2000)")
-    parser.add_argument("--media", type=Path, help="folder whose files are damaged too")
+    parser.add_argument("--media", type=Path, help="folder of further files to damage")
     parser.add_argument("--threads", type=int, default=3)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -325,11 +326,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"seed {arguments.seed}, {arguments.count} variants of {len(files)} files, {', '.join(backends())}")
     for name, number in sorted(findings.outcomes.items()):
         print(f"{number:7}  {name}")
-    kinds = {name: findings.of_kind(kind) for name, kind in (("crashes", "crash"), ("time-outs", "timeout"))}
-    print(
-        f"contained: {kinds['crashes']} crashes, {kinds['time-outs']} time-outs, {findings.of_kind('memory')} of memory"
-    )
-    print(f"{findings.wall_s:.0f} s in all, {findings.longest_s:.1f} s for the slowest")
+    crashes, timeouts, memory = (findings.rejects(reason) for reason in ("crash", "timeout", "memory"))
+    print(f"contained: {crashes} crashes, {timeouts} timeouts, {memory} memory faults")
+    print(f"{findings.wall_s:.0f} s in total, {findings.longest_s:.1f} s for the slowest variant")
     print(
         f"peak memory: {findings.child_peak_bytes >> 20} MiB of a child; this process grew {findings.our_peak_bytes >> 20}"
     )

@@ -1,4 +1,4 @@
-"""Decoding children on real clips: right frames, and rejects that name the fault."""
+"""Decoding children on real clips: they return the right frames, and reject bad files with the right reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, make_image, numbered_frame, package_clip, read_number
@@ -32,13 +33,13 @@ Decode = Callable[..., list[Outcome]]
 def servers() -> Iterator[dict[str, Decoders]]:
     recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
     run = Run(output="", vae="", sources=(), cpus=1)
-    found = {
+    servers = {
         "pyav": Decoders(recipe, run),
         "decord": Decoders(dataclasses.replace(recipe, decoder="decord"), run),
         "opensora": Decoders(dataclasses.replace(recipe, resize="opensora"), run),
     }
-    yield found
-    for decoders in found.values():
+    yield servers
+    for decoders in servers.values():
         decoders.close()
 
 
@@ -67,7 +68,7 @@ def reject(outcomes: list[Outcome]) -> RejectedWindow:
     return outcome
 
 
-KINDS_OF_VIDEO: list[tuple[str, str, dict[str, Any]]] = [
+VIDEO_FORMATS: list[tuple[str, str, dict[str, Any]]] = [
     ("h264.mp4", "libx264", {"options": {"bf": "2"}}),
     ("open_gop.mp4", "libx264", {"options": {"bf": "2", "x264-params": "open-gop=1"}}),
     ("h264.mkv", "libx264", {"options": {"bf": "2"}}),
@@ -83,7 +84,7 @@ KINDS_OF_VIDEO: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "codec", "options"), KINDS_OF_VIDEO, ids=[k[0] for k in KINDS_OF_VIDEO])
+@pytest.mark.parametrize(("name", "codec", "options"), VIDEO_FORMATS, ids=[k[0] for k in VIDEO_FORMATS])
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_every_window_holds_its_own_frames(
     decode: Decode, tmp_path: Path, decoder: str, name: str, codec: str, options: dict[str, Any]
@@ -98,19 +99,19 @@ def test_every_window_holds_its_own_frames(
 
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4"])
 def test_both_decoders_give_the_same_frames(decode: Decode, name: str) -> None:
-    ours, decords = (
+    by_pyav, by_decord = (
         [o for o in decode(package_clip(name), decoder) if isinstance(o, Clip)] for decoder in ("pyav", "decord")
     )
-    assert len(ours) == len(decords) > 3
-    assert {clip.decoder for clip in decords} == {"decord"}
-    for a, b in zip(ours, decords, strict=True):
+    assert len(by_pyav) == len(by_decord) > 3
+    assert {clip.decoder for clip in by_decord} == {"decord"}
+    for a, b in zip(by_pyav, by_decord, strict=True):
         difference = np.abs(a.frames_THWC.astype(int) - b.frames_THWC)
         assert difference.mean() < 1.0 and difference.max() <= 16
 
 
 @pytest.mark.parametrize("name", ["open_gop.mp4", "h264.ts", "mpeg2.mpg", "av1.mp4", "10bit.mp4"])
-def test_what_decord_gets_wrong_is_left_to_pyav(decode: Decode, tmp_path: Path, name: str) -> None:
-    codec, options = next((c, o) for n, c, o in KINDS_OF_VIDEO if n == name)
+def test_videos_that_decord_decodes_wrongly_are_decoded_by_pyav(decode: Decode, tmp_path: Path, name: str) -> None:
+    codec, options = next((c, o) for n, c, o in VIDEO_FORMATS if n == name)
     path = make_clip(tmp_path / name, 40, codec=codec, **({"fps": 25} | options))
     clips = [o for o in decode(path, "decord") if isinstance(o, Clip)]
     assert {clip.decoder for clip in clips} == {"pyav"}
@@ -127,16 +128,16 @@ def test_frames_are_the_files_own_at_native_size(decode: Decode) -> None:
     assert np.array_equal(clip.frames_THWC, np.stack(expected))
 
 
-def test_bicubic_is_within_two_grey_levels_of_pils(decode: Decode) -> None:
+def test_bicubic_is_within_two_gray_levels_of_pil(decode: Decode) -> None:
     from PIL import Image
 
     path = package_clip("bikes.mp4")
     (clip,) = decode(path, bucket=Bucket(17, 136, 320), windows="first")
     assert isinstance(clip, Clip)
     with av.open(str(path)) as container:
-        for ours, frame in zip(clip.frames_THWC, container.decode(video=0), strict=False):
-            theirs = np.asarray(frame.to_image().resize((320, 136), Image.Resampling.BICUBIC))
-            assert np.abs(ours.astype(int) - theirs).max() <= 2
+        for resized, frame in zip(clip.frames_THWC, container.decode(video=0), strict=False):
+            expected = np.asarray(frame.to_image().resize((320, 136), Image.Resampling.BICUBIC))
+            assert np.abs(resized.astype(int) - expected).max() <= 2
 
 
 def test_the_opensora_resize_is_bilinear_in_float_rounded(decode: Decode) -> None:
@@ -164,7 +165,7 @@ def test_variable_frame_rates_are_cut_by_presentation_time(decode: Decode, tmp_p
 
 
 def test_frames_hidden_by_an_edit_list_are_never_content(decode: Decode, tmp_path: Path) -> None:
-    """As a stream copy that starts between keyframes leaves it: packets before the cut are there, but not shown."""
+    """A stream copy that starts between keyframes keeps the packets before the cut, but an edit list hides them."""
     source = make_clip(tmp_path / "whole.mp4", 60, options={"bf": "0", "g": "60"})
     cut = tmp_path / "cut.mp4"
     with av.open(str(source)) as a, av.open(str(cut), "w") as b:
@@ -223,7 +224,7 @@ def test_hdr_is_recorded(servers: dict[str, Decoders], tmp_path: Path) -> None:
     assert facts is not None and facts.hdr == "pq"
 
 
-def test_files_that_are_no_video_are_rejected_by_name(decode: Decode, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_rejected_with_a_reason(decode: Decode, tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mp4").read_bytes()
     cases = {
         "empty": (b"", "empty"),
@@ -234,11 +235,11 @@ def test_files_that_are_no_video_are_rejected_by_name(decode: Decode, tmp_path: 
         "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "unknown_format"),
         "concat": (b"ffconcat version 1.0\nfile /etc/passwd\n", "unknown_format"),
     }
-    for name, (content, kind) in cases.items():
+    for name, (content, reason) in cases.items():
         path = tmp_path / f"{name}.mp4"
         path.write_bytes(content)
         outcome = reject(decode(path))
-        assert (outcome.reject.stage, outcome.reject.reason) == ("probe", kind), name
+        assert (outcome.reject.stage, outcome.reject.reason) == ("probe", reason), name
 
 
 def test_a_file_without_video_is_rejected(decode: Decode, tmp_path: Path) -> None:
@@ -253,10 +254,10 @@ def test_a_file_without_video_is_rejected(decode: Decode, tmp_path: Path) -> Non
 
 
 def test_a_file_that_ends_early_is_rejected_whole(decode: Decode, tmp_path: Path) -> None:
-    for suffix, kind in (("mkv", "truncated"), ("avi", "truncated")):
+    for suffix, reason in (("mkv", "truncated"), ("avi", "truncated")):
         path = make_clip(tmp_path / f"cut.{suffix}", 100, codec="mpeg4", options={"qscale": "2"})
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        assert reject(decode(path)).reject.reason == kind, suffix
+        assert reject(decode(path)).reject.reason == reason, suffix
 
 
 def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Decode, tmp_path: Path) -> None:
@@ -274,29 +275,29 @@ def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Deco
     rejects = [o for o in outcomes if isinstance(o, RejectedWindow)]
     assert 1 <= len(clips) <= 3 and rejects[0].index == len(clips)
     assert {(o.reject.stage, o.reject.reason) for o in rejects} == {("decode", "invalid_data")}
-    for ours, undamaged in zip(clips, good, strict=False):
-        assert isinstance(undamaged, Clip) and np.array_equal(ours.frames_THWC, undamaged.frames_THWC)
+    for clip, undamaged in zip(clips, good, strict=False):
+        assert isinstance(undamaged, Clip) and np.array_equal(clip.frames_THWC, undamaged.frames_THWC)
 
 
 def test_limits_on_pixels_and_duration_are_checked_before_decoding(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 48)
     run = Run(output="", vae="", sources=(), cpus=1)
-    for changes, kind in (({"max_pixels": 1000}, "too_large"), ({"max_duration_s": 1.0}, "too_long")):
+    for changes, reason in (({"max_pixels": 1000}, "too_large"), ({"max_duration_s": 1.0}, "too_long")):
         recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,), **changes)  # type: ignore[arg-type]
         decoders = Decoders(recipe, run)
         with path.open("rb") as f:
-            plan = partial(select_windows, recipe=recipe, geometry=GEOMETRY)
-            ((_, outcome),) = decoders.clips(f.fileno(), plan)
+            select = partial(select_windows, recipe=recipe, geometry=GEOMETRY)
+            ((_, outcome),) = decoders.clips(f.fileno(), select)
         decoders.close()
-        assert isinstance(outcome, RejectedWindow) and outcome.reject.reason == kind
+        assert isinstance(outcome, RejectedWindow) and outcome.reject.reason == reason
 
 
 class Child:
-    """What a test does to the child that decodes, at a moment of its choosing."""
+    """Access to the decoding processes of this test."""
 
     @staticmethod
     def pids() -> set[int]:
-        """Decoding processes of this test: children of the servers that this process has started."""
+        """Ids of the decoding processes: children of the servers that this process has started."""
         commands: dict[int, tuple[int, str]] = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -317,7 +318,7 @@ def one_child() -> Iterator[tuple[Decoders, Recipe]]:
     decoders.close()
 
 
-def test_a_child_that_dies_once_is_replaced_and_nothing_is_lost(
+def test_a_child_that_crashes_once_is_replaced_and_nothing_is_lost(
     one_child: tuple[Decoders, Recipe], tmp_path: Path
 ) -> None:
     decoders, recipe = one_child
@@ -333,29 +334,29 @@ def test_a_child_that_dies_once_is_replaced_and_nothing_is_lost(
     assert numbers(outcomes) == [list(range(17)), list(range(17, 34)), list(range(34, 51))]
 
 
-def test_a_video_that_kills_its_child_twice_is_a_reject_and_the_next_one_is_fine(
+def test_a_video_that_crashes_its_child_twice_is_rejected_and_the_next_one_decodes(
     one_child: tuple[Decoders, Recipe], tmp_path: Path
 ) -> None:
     decoders, recipe = one_child
     path = make_clip(tmp_path / "clip.mp4", 40)
     before = Child.pids()
 
-    def kill_then_plan(facts: VideoFacts) -> Any:
+    def kill_then_select(facts: VideoFacts) -> Any:
         for pid in Child.pids() - before:
             os.kill(pid, 11)
         return select_windows(facts, recipe, GEOMETRY)
 
     outcomes: list[Outcome] = []
     with path.open("rb") as f:
-        stubborn = decoders.clips(f.fileno(), kill_then_plan)
+        crashing = decoders.clips(f.fileno(), kill_then_select)
         for pid in Child.pids() - before:
             os.kill(pid, 11)
-        for _, outcome in stubborn:
+        for _, outcome in crashing:
             outcomes.append(outcome)
             for pid in Child.pids() - before:
                 os.kill(pid, 11)
-    kinds = [o.reject.reason if isinstance(o, RejectedWindow) else type(o).__name__ for o in outcomes]
-    assert "crash" in kinds and len(outcomes) == 3
+    results = [o.reject.reason if isinstance(o, RejectedWindow) else type(o).__name__ for o in outcomes]
+    assert "crash" in results and len(outcomes) == 3
     assert any("SIGSEGV" in o.reject.message for o in outcomes if isinstance(o, RejectedWindow))
     with path.open("rb") as f:
         again = [o for _, o in decoders.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]
@@ -367,7 +368,7 @@ def test_a_child_that_hangs_is_killed_at_its_deadline(one_child: tuple[Decoders,
     path = make_clip(tmp_path / "clip.mp4", 40)
     before = Child.pids()
 
-    def stop_then_plan(facts: VideoFacts) -> Any:
+    def stop_then_select(facts: VideoFacts) -> Any:
         for pid in Child.pids() - before:
             os.kill(pid, 19)
         return select_windows(facts, recipe, GEOMETRY)
@@ -375,13 +376,13 @@ def test_a_child_that_hangs_is_killed_at_its_deadline(one_child: tuple[Decoders,
     started_s = time.monotonic()
     outcomes = []
     with path.open("rb") as f:
-        for _, outcome in decoders.clips(f.fileno(), stop_then_plan):
+        for _, outcome in decoders.clips(f.fileno(), stop_then_select):
             outcomes.append(outcome)
             for pid in Child.pids() - before:
                 os.kill(pid, 19)
     assert {o.reject.reason for o in outcomes if isinstance(o, RejectedWindow)} == {"timeout"}
     assert time.monotonic() - started_s < 20
-    assert not Child.pids() - before, "a child that hung must be gone"
+    assert not Child.pids() - before, "the child that hung must be gone"
 
 
 def test_a_child_sees_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -425,12 +426,12 @@ os.wait()
 
 @pytest.mark.parametrize("user", ["root", "nobody"])
 def test_decoding_children_have_no_network(user: str) -> None:
-    """Where the system lets plain users make namespaces, for them as well."""
+    """Unprivileged users included, if the system lets them make namespaces."""
     if user == "root" and os.getuid() != 0:
         pytest.skip("not root")
     if user == "nobody":
         plain = {"user": 65534} if os.getuid() == 0 else {}
         if subprocess.run(["unshare", "--user", "true"], check=False, **plain).returncode != 0:  # type: ignore[call-overload]
-            pytest.skip("plain users may make no namespaces here")
+            pytest.skip("unprivileged users cannot make namespaces here")
     child = subprocess.run([sys.executable, "-c", CHILD, user], capture_output=True, text=True, check=True, timeout=60)
     assert child.stdout == "['lo']\n"

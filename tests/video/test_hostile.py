@@ -1,4 +1,4 @@
-"""Media made to do harm: damaged at random, playlists in disguise, and files that are far larger than they look."""
+"""Hostile media: random damage, playlists in disguise, and small files that decode to huge frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.video.decoders import Clip, Decoders, Outcome, RejectedWindow
+from pipeline.video.decoders import Decoders
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import select_windows
 from tests.support.clips_maker import make_clip
 from tests.support.http_server import Reply, Server, serving
@@ -30,9 +31,9 @@ CANARY = "CANARY-7f3a91"
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[dict[str, Decoders]]:
     run = Run(output="", vae="", sources=(), cpus=1, decode_memory_bytes=2 << 30, decode_timeout_s=20.0)
-    found = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}
-    yield found
-    for each in found.values():
+    servers = {name: Decoders(dataclasses.replace(RECIPE, decoder=name), run) for name in backends()}
+    yield servers
+    for each in servers.values():
         each.close()
 
 
@@ -55,14 +56,14 @@ def reject(decoders: Decoders, content: bytes) -> RejectedWindow:
     return outcome
 
 
-def test_damaged_files_end_as_clips_skips_and_rejects_and_harm_nobody(tmp_path: Path) -> None:
+def test_damaged_files_become_clips_skips_or_rejects_without_other_harm(tmp_path: Path) -> None:
     findings = fuzz(originals(tmp_path), count=100, seed=1)
     assert findings.faults == []
     assert sum(findings.outcomes.values()) >= 200
     assert {"pyav  clip", "pyav  probe/damaged_container", "pyav  decode/invalid_data"} <= findings.outcomes.keys()
 
 
-def test_a_seed_gives_the_same_variants_again() -> None:
+def test_a_seed_reproduces_its_variants() -> None:
     sources = [bytes(range(256)) * 20, b"another" * 500]
     assert list(variants(sources, 50, seed=4)) == list(variants(sources, 50, seed=4))
     assert list(variants(sources, 50, seed=4)) != list(variants(sources, 50, seed=5))
@@ -98,18 +99,18 @@ def playlists(url: str, file: Path) -> dict[str, bytes]:
     }
 
 
-def atom(kind: bytes, *parts: bytes) -> bytes:
+def atom(name: bytes, *parts: bytes) -> bytes:
     content = b"".join(parts)
-    return struct.pack(">I", 8 + len(content)) + kind + content
+    return struct.pack(">I", 8 + len(content)) + name + content
 
 
 def with_data_reference(clip: bytes, reference: bytes) -> bytes:
-    """An mp4 whose samples lie elsewhere: its reference to itself replaced by another one."""
-    place = clip.index(b"dref") - 4
-    size = struct.unpack_from(">I", clip, place)[0]
-    changed = clip[:place] + atom(b"dref", struct.pack(">II", 0, 1), reference) + clip[place + size :]
+    """An mp4 whose samples are in another file: its data reference is replaced by ``reference``."""
+    offset = clip.index(b"dref") - 4
+    size = struct.unpack_from(">I", clip, offset)[0]
+    changed = clip[:offset] + atom(b"dref", struct.pack(">II", 0, 1), reference) + clip[offset + size :]
     added = len(changed) - len(clip)
-    for name in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # the atoms around it grow with it
+    for name in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # the enclosing atoms grow with it
         at = changed.index(name) - 4
         changed = changed[:at] + struct.pack(">I", struct.unpack_from(">I", changed, at)[0] + added) + changed[at + 4 :]
     return changed
@@ -150,7 +151,7 @@ def test_an_mp4_whose_frames_lie_in_another_file_does_not_get_them(
         atom(b"rdrf", struct.pack(">I", 0), b"url ", struct.pack(">I", 30), f"{canary.url}/a.mp4".encode()),
     ]
     for reference in references:
-        # its own samples are gone: whatever is decoded would be the other file's
+        # its own samples are erased, so any clip would come from the other file
         emptied = clip.replace(clip[clip.index(b"mdat") + 4 :][:2000], bytes(2000), 1)
         found = outcomes(decoders[decoder], with_data_reference(emptied, reference))
         assert found and all(isinstance(outcome, RejectedWindow) for outcome in found)
@@ -160,7 +161,7 @@ def test_an_mp4_whose_frames_lie_in_another_file_does_not_get_them(
 def test_a_matroska_file_that_names_a_next_segment_stands_alone(decoders: dict[str, Decoders], tmp_path: Path) -> None:
     clip = bytearray(make_clip(tmp_path / "a.mkv", 16).read_bytes())
     make_clip(tmp_path / "b.mkv", 16)
-    void = clip.index(b"\xec", 40)  # room that the muxer left for an index
+    void = clip.index(b"\xec", 40)  # space that the muxer reserved for an index
     name = b"\x3e\x83\xbb" + bytes([0x80 | 5]) + b"b.mkv"
     clip[void : void + len(name)] = name
     for each in decoders.values():
@@ -168,8 +169,8 @@ def test_a_matroska_file_that_names_a_next_segment_stands_alone(decoders: dict[s
 
 
 def png(width: int, height: int, rows: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     content = zlib.compress((b"\0" + bytes(width // 8)) * rows, 9)
@@ -192,9 +193,9 @@ def test_huge_frames_in_small_files_are_rejected_from_the_probe_in_bounded_memor
     for name, content in bombs(tmp_path).items():
         for each in decoders.values():
             outcome = reject(each, content)
-            # FFmpeg itself refuses pictures from 16384x16384 on, and does not say for what
-            kinds = ("too_large",) if name[0] in "89" else ("too_large", "invalid_data")
-            assert outcome.reject.stage == "probe" and outcome.reject.reason in kinds, (name, outcome)
+            # FFmpeg itself refuses pictures of 16384x16384 and more, without a reason of its own
+            reasons = ("too_large",) if name[0] in "89" else ("too_large", "invalid_data")
+            assert outcome.reject.stage == "probe" and outcome.reject.reason in reasons, (name, outcome)
     assert max(resident_bytes(pid) for pid in descendants(os.getpid())) < 1 << 30
 
 
@@ -202,13 +203,13 @@ def test_times_and_counts_in_headers_take_neither_time_nor_memory(
     decoders: dict[str, Decoders], tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 40).read_bytes()
-    place = clip.index(b"stts") + 12
-    a_billion = clip[:place] + struct.pack(">I", 10**9) + clip[place + 4 :]
-    place = clip.index(b"stsz") + 12
-    all_equal = clip[: place - 4] + struct.pack(">II", 1, 10**9) + clip[place + 4 :]
+    offset = clip.index(b"stts") + 12
+    a_billion = clip[:offset] + struct.pack(">I", 10**9) + clip[offset + 4 :]
+    offset = clip.index(b"stsz") + 12
+    all_equal = clip[: offset - 4] + struct.pack(">II", 1, 10**9) + clip[offset + 4 :]
     webm = make_clip(tmp_path / "clip.webm", 40, codec="libvpx", options={"deadline": "realtime"}).read_bytes()
-    place = webm.index(b"\x44\x89\x88") + 3  # Duration, a float64 in milliseconds
-    long, none, nan = (webm[:place] + struct.pack(">d", d) + webm[place + 8 :] for d in (1e12, 0.0, float("nan")))
+    offset = webm.index(b"\x44\x89\x88") + 3  # Duration, a float64 in milliseconds
+    long, none, nan = (webm[:offset] + struct.pack(">d", d) + webm[offset + 8 :] for d in (1e12, 0.0, float("nan")))
     for name, content in {"stts": a_billion, "stsz": all_equal, "long": long, "none": none, "nan": nan}.items():
         for each in decoders.values():
             found = outcomes(each, content)
@@ -224,17 +225,17 @@ def test_two_frames_hours_apart_are_rejected_and_not_filled_in(decoders: dict[st
     recipe = dataclasses.replace(RECIPE, fps=2.0, max_duration_s=24 * 3600.0)
     with path.open("rb") as f:
         assert reject(decoders["pyav"], f.read()).reject.reason == "too_long"
-    patient = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
+    long_limit = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
     try:
         with path.open("rb") as f:
-            found = [o for _, o in patient.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]
+            found = [o for _, o in long_limit.clips(f.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))]
     finally:
-        patient.close()
+        long_limit.close()
     assert len(found) > 7000 and not any(isinstance(o, Clip) for o in found[:-1]), found[:3]
 
 
-def test_av_reads_the_crafted_files_at_all(tmp_path: Path) -> None:
-    """The tests above would pass on files that are merely broken."""
+def test_av_reads_the_crafted_files(tmp_path: Path) -> None:
+    """Otherwise the tests above could pass because their files are merely broken."""
     clip = make_clip(tmp_path / "clip.mov", 20)
     itself = atom(b"url ", struct.pack(">I", 1))
     path = tmp_path / "again.mov"
@@ -261,9 +262,9 @@ def test_a_false_pixel_shape_does_not_stretch_frames_beyond_the_limit(
     decoders: dict[str, Decoders], tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", 20, sample_aspect=Fraction(2)).read_bytes()
-    place = clip.index(b"pasp") + 4
+    offset = clip.index(b"pasp") + 4
     for shape in ((23297, 1), (2**31 - 1, 1), (1, 2**31 - 1)):
-        changed = clip[:place] + struct.pack(">II", *shape) + clip[place + 8 :]
+        changed = clip[:offset] + struct.pack(">II", *shape) + clip[offset + 8 :]
         for each in decoders.values():
             found = outcomes(each, changed)
             assert not any(isinstance(outcome, Clip) for outcome in found), shape

@@ -1,3 +1,5 @@
+"""Which windows are selected, and into which bucket they go."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Bucket, Recipe
-from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, place, select_windows
+from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, fit_to_bucket, select_windows
 from stvae.geometry import multiples, plain_geometry
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
@@ -42,13 +44,13 @@ def recipe_with(*buckets: Bucket, **changes: Any) -> Recipe:
     return Recipe(vae="x", buckets=buckets, micro_batch=(1,) * len(buckets), **changes)
 
 
-def plan(facts: VideoFacts, recipe: Recipe) -> list[Window | Skip]:
+def select(facts: VideoFacts, recipe: Recipe) -> list[Window | Skip]:
     return select_windows(facts, recipe, GEOMETRY)
 
 
-def starts(planned: list[Window | Skip]) -> list[int | str]:
-    """First frame of each window of a 24 fps video in native time, or the reason of a skip."""
-    return [w.reason if isinstance(w, Skip) else round(w.start_s * 24) for w in planned]
+def starts(windows: list[Window | Skip]) -> list[int | str]:
+    """Number of the first frame of each window of a 24 fps video, or the reason of a skip."""
+    return [w.reason if isinstance(w, Skip) else round(w.start_s * 24) for w in windows]
 
 
 def test_an_item_goes_to_the_nearest_aspect_ratio_then_to_the_most_frames() -> None:
@@ -75,28 +77,28 @@ def test_rotation_and_sample_aspect_count_for_the_bucket() -> None:
 
 
 def test_first_takes_one_window_and_all_takes_them_without_overlap() -> None:
-    assert starts(plan(video(60), recipe_with(WIDE))) == [0]
-    assert starts(plan(video(60), recipe_with(WIDE, windows="all"))) == [0, 17, 34, "remainder"]
-    assert starts(plan(video(51), recipe_with(WIDE, windows="all"))) == [0, 17, 34]
+    assert starts(select(video(60), recipe_with(WIDE))) == [0]
+    assert starts(select(video(60), recipe_with(WIDE, windows="all"))) == [0, 17, 34, "remainder"]
+    assert starts(select(video(51), recipe_with(WIDE, windows="all"))) == [0, 17, 34]
 
 
-def test_stride_starts_a_window_every_so_many_frames() -> None:
-    assert starts(plan(video(40), recipe_with(WIDE, windows="stride", stride_frames=10))) == [0, 10, 20, "remainder"]
-    assert starts(plan(video(37), recipe_with(WIDE, windows="stride", stride_frames=10))) == [0, 10, 20]
-    assert starts(plan(video(60), recipe_with(WIDE, windows="stride", stride_frames=30))) == [0, 30]
+def test_stride_starts_a_window_every_stride_frames() -> None:
+    assert starts(select(video(40), recipe_with(WIDE, windows="stride", stride_frames=10))) == [0, 10, 20, "remainder"]
+    assert starts(select(video(37), recipe_with(WIDE, windows="stride", stride_frames=10))) == [0, 10, 20]
+    assert starts(select(video(60), recipe_with(WIDE, windows="stride", stride_frames=30))) == [0, 30]
 
 
 def test_a_remainder_is_kept_as_whole_chunks_where_the_recipe_says_so() -> None:
     recipe = recipe_with(LONG, windows="all", remainder="shorten")
-    windows = plan(video(100), recipe)
+    windows = select(video(100), recipe)
     assert [w.bucket.num_frames for w in windows if isinstance(w, Window)] == [51, 34]
-    short = plan(video(40), recipe)
+    short = select(video(40), recipe)
     assert [w.bucket.num_frames for w in short if isinstance(w, Window)] == [34]
-    assert starts(plan(video(16), recipe)) == ["too_short"]
+    assert starts(select(video(16), recipe)) == ["too_short"]
 
 
 def test_a_target_rate_picks_the_frame_shown_at_each_moment() -> None:
-    (window,) = plan(video(60, fps=30), recipe_with(WIDE, fps=24.0))
+    (window,) = select(video(60, fps=30), recipe_with(WIDE, fps=24.0))
     assert isinstance(window, Window)
     facts = video(60, fps=30)
     assert [facts.pts.index(p) for p in window.pts] == [int(k * 30 / 24) for k in range(17)]
@@ -107,10 +109,10 @@ def test_time_bases_of_a_millisecond_do_not_stutter() -> None:
     milliseconds = video(
         60, time_base=Fraction(1, 1000), pts=tuple(round(i * 1000 / 24) for i in range(60)), end_pts=2500
     )
-    (window,) = plan(milliseconds, recipe_with(WIDE, fps=24.0))
+    (window,) = select(milliseconds, recipe_with(WIDE, fps=24.0))
     assert isinstance(window, Window)
     assert window.pts == milliseconds.pts[:17]
-    (native,) = plan(milliseconds, recipe_with(WIDE))
+    (native,) = select(milliseconds, recipe_with(WIDE))
     assert isinstance(native, Window) and native.fps == 24.0
 
 
@@ -118,7 +120,7 @@ def test_time_bases_of_a_millisecond_do_not_stutter() -> None:
     ("fps", "expected"), [(Fraction(24000, 1001), 23.976023976), (Fraction(30000, 1001), 29.97002997), (25, 25.0)]
 )
 def test_the_true_rate_is_recorded(fps: Fraction, expected: float) -> None:
-    (window,) = plan(video(60, fps=fps), recipe_with(WIDE))
+    (window,) = select(video(60, fps=fps), recipe_with(WIDE))
     assert isinstance(window, Window) and window.fps == pytest.approx(expected)
     assert video(60, fps=fps).fps == pytest.approx(expected)
 
@@ -126,26 +128,26 @@ def test_the_true_rate_is_recorded(fps: Fraction, expected: float) -> None:
 def test_variable_rates_follow_presentation_time() -> None:
     pts = tuple([0, 90000, *range(93000, 93000 + 58 * 3000, 3000)])  # the first frame is shown for a second
     facts = video(60, pts=pts, end_pts=pts[-1] + 3000)
-    (window,) = plan(facts, recipe_with(WIDE, fps=30.0, max_repeats=1.0))
+    (window,) = select(facts, recipe_with(WIDE, fps=30.0, max_repeats=1.0))
     assert isinstance(window, Window) and set(window.pts) == {0}
-    assert starts(plan(facts, recipe_with(WIDE, fps=30.0))) == ["repeated_frames"]
+    assert starts(select(facts, recipe_with(WIDE, fps=30.0))) == ["repeated_frames"]
 
 
 def test_a_video_far_below_the_target_rate_is_skipped_rather_than_stuttering() -> None:
-    assert starts(plan(video(60, fps=12), recipe_with(WIDE, fps=24.0))) == ["repeated_frames"]
-    assert starts(plan(video(60, fps=Fraction(24000, 1001)), recipe_with(WIDE, fps=24.0))) == [0]
+    assert starts(select(video(60, fps=12), recipe_with(WIDE, fps=24.0))) == ["repeated_frames"]
+    assert starts(select(video(60, fps=Fraction(24000, 1001)), recipe_with(WIDE, fps=24.0))) == [0]
 
 
 def test_an_image_is_a_video_of_one_frame() -> None:
     image = video(1, is_image=True)
-    assert starts(plan(image, recipe_with(WIDE))) == ["too_short"]
-    (window,) = plan(image, recipe_with(WIDE, Bucket(1, 128, 224), fps=24.0))
+    assert starts(select(image, recipe_with(WIDE))) == ["too_short"]
+    (window,) = select(image, recipe_with(WIDE, Bucket(1, 128, 224), fps=24.0))
     assert isinstance(window, Window) and window.fps is None and window.bucket.num_frames == 1
 
 
 @given(st.integers(64, 4000), st.integers(64, 4000))
 def test_a_placement_covers_its_bucket_and_is_centred(width: int, height: int) -> None:
-    p = place(width, height, WIDE)
+    p = fit_to_bucket(width, height, WIDE)
     assert p.scaled_height >= WIDE.height and p.scaled_width >= WIDE.width
     assert p.scaled_height == WIDE.height or p.scaled_width == WIDE.width
     assert 0 <= p.scaled_height - WIDE.height - 2 * p.crop_top <= 1
@@ -165,9 +167,9 @@ def test_windows_are_numbered_ordered_and_within_the_video(
     stride_frames = stride if windows == "stride" else None
     recipe = recipe_with(WIDE, LONG, windows=windows, stride_frames=stride_frames, remainder=remainder, fps=fps)
     facts = video(num_frames)
-    planned = plan(facts, recipe)
-    assert [w.index for w in planned] == list(range(len(planned))) and planned
-    for window in planned:
+    selected = select(facts, recipe)
+    assert [w.index for w in selected] == list(range(len(selected))) and selected
+    for window in selected:
         if isinstance(window, Window):
             assert set(window.pts) <= set(facts.pts) and list(window.pts) == sorted(window.pts)
             assert len(window.pts) == window.bucket.num_frames

@@ -1,4 +1,4 @@
-"""Inputs and outputs of Open-Sora 1.2's own code on tiny random weights, and what its full checkpoint holds."""
+"""Inputs and outputs of Open-Sora 1.2's own code on tiny random weights, and the shapes of its full checkpoint."""
 
 from pathlib import Path
 

@@ -1,0 +1,37 @@
+"""What a window of a video becomes: a clip, a skip or a reject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import Reject
+from pipeline.video.windows import Skip, VideoFacts, Window
+
+Frames = npt.NDArray[np.uint8]
+"""uint8 RGB frames ``[T,H,W,3]``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A decoded window at the size of its bucket."""
+
+    window: Window
+    frames_THWC: Frames
+    decoder: str
+    """The decoder that read it: ``pyav`` or ``decord``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedWindow:
+    """A window that cannot be used. Index 0 stands for the whole item if its windows are not known."""
+
+    index: int
+    reject: Reject
+
+
+Outcome = Clip | Skip | RejectedWindow
+Decoded = tuple[VideoFacts | None, Outcome]
+"""An outcome with the video's facts; None if the video could not be probed."""
