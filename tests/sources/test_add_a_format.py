@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dry_run.estimate import estimate
-from pipeline.dry_run.table import bill
+from pipeline.dry_run.table import format_estimate
 from pipeline.errors import Rejected, SourceChanged
-from pipeline.progress.progress import work_of_units
+from pipeline.progress.progress import work_by_unit
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.discovery import find_sources
@@ -119,7 +119,7 @@ def test_a_new_format_is_found_planned_and_read(tmp_path: Path, recipe: Recipe, 
     sources = find_sources([f"train={path}"])
     units, _ = plan_units(Plan(units=[], columns=[]), sources, recipe)
     assert (sources[0].name, sources[0].format) == ("train", "list")
-    assert format_of(units[0]) is source_format and sum(work_of_units(units).values()) == len(units)
+    assert format_of(units[0]) is source_format and sum(work_by_unit(units).values()) == len(units)
     plan = Plan(units=units, columns=[pa.schema([])])
     assert plan_units(plan, sources, recipe)[0] == []
     path.write_text("another.mp4\n")
@@ -143,8 +143,12 @@ def test_a_new_format_is_estimated_and_encoded(
         whole = estimate(recipe, run, tiny_card, None, lambda _: None)
         summary = encode(recipe, run, tiny_card, lambda _: None)
     num_items, _ = part.sample.num_items
-    assert num_items == pytest.approx(40, rel=0.1) and not part.sample.exact and "items" in bill(part, None, "")
-    assert whole.sample.exact and len(whole.sample.found) == summary.samples == 40
+    assert (
+        num_items == pytest.approx(40, rel=0.1)
+        and not part.sample.is_complete
+        and "items" in format_estimate(part, None, "")
+    )
+    assert whole.sample.is_complete and len(whole.sample.observations) == summary.counts.samples == 40
     rows = assert_sound(Path(run.output))
     assert_together(rows, Path(run.output))
     assert sorted(row["key"] for row in rows) == [f"videos/{number:03d}.mp4" for number in range(40)]
