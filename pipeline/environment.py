@@ -13,7 +13,7 @@ PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 
 
 def describe_environment(run: Run, device: str) -> dict[str, str]:
-    """What may change the last bits of a latent besides the recipe: package versions, device model, threads."""
+    """Describe what can change the last bits of a latent besides the recipe: package versions, device model, threads."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What can go wrong, by who has to act.
+"""Errors and rejects, grouped by who has to act.
 
 LatentmillError
   ConfigError       the command is wrong, or the output was made with another recipe: nothing has started (exit 2)
@@ -48,11 +48,11 @@ class IntegrityError(LatentmillError):
 
 
 USER_ERRORS = (LatentmillError, WeightsError, UnknownVAE)
-"""What a command answers with a sentence and an exit code."""
+"""Errors that a command reports in one sentence, with an exit code."""
 
 
 def exit_code(error: Exception) -> int:
-    """Of a command that ended with one of ``USER_ERRORS``: a VAE that cannot be used is a wrong argument."""
+    """Exit code for one of ``USER_ERRORS``. A VAE that cannot be used counts as a wrong argument."""
     return error.exit_code if isinstance(error, LatentmillError) else ConfigError.exit_code
 
 

@@ -1,4 +1,4 @@
-"""What the configurations of diffusers' autoencoders mean, and a table with a row for each class.
+"""Meaning of the configurations of diffusers' autoencoders: a table with a row for each class.
 
 A class without a row works if it follows the usual conventions: a subprocess encodes shapes on the meta device
 (``probe.py``). A row saves that time, and holds what shapes do not show. Imports no torch.

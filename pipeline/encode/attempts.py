@@ -38,12 +38,12 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrashHistory:
-    """What earlier crashes during a unit mean for the next attempt."""
+    """Instructions for the next attempt at a unit, from earlier crashes."""
 
     number: int = 0
     """Number of the next attempt, from 0."""
     careful: bool = False
-    """Whether to encode nothing else at the same time and to record what is in the VAE."""
+    """True: encode nothing else at the same time, and record what is in the VAE."""
     isolate: frozenset[str] = frozenset()
     """Ids of samples that were in the VAE at a crash. They are encoded one by one."""
     skipped_ids: frozenset[str] = frozenset()
@@ -60,7 +60,7 @@ class Attempts:
         self._is_alive = is_alive
 
     def begun_by_another_job(self, unit: str, ignored: Collection[str]) -> bool:
-        """Whether another job has a record of this unit that is not among the ``ignored`` file names.
+        """Tell if another job has a record of this unit that is not among the ``ignored`` file names.
 
         A hint only, since listings may lag.
         """
@@ -68,7 +68,7 @@ class Attempts:
         return any(not name.startswith(f"{self._job}-") for name in names.difference(ignored))
 
     def crash_history(self, unit: str) -> CrashHistory:
-        """What this job's records of the unit mean for the next attempt. Attempts on lost nodes are not crashes.
+        """Read this job's records of the unit. Attempts on lost nodes are not crashes.
 
         Raises LatentmillError if the encoder keeps crashing with nothing in the VAE, since no clip is the cause.
         """
@@ -141,7 +141,7 @@ def current_node() -> str:
 
 
 def is_node_alive(node: str) -> bool:
-    """Whether a Ray node still runs; False without Ray."""
+    """Tell if a Ray node still runs; False without Ray."""
     ray = _ray()
     return ray is not None and any(other["NodeID"] == node and other["Alive"] for other in ray.nodes())
 

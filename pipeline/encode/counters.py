@@ -1,4 +1,4 @@
-"""What an encoder has done so far, in units that have ended and in units in flight."""
+"""Counts of an encoder's work so far, in units that have ended and in units in flight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encoder tells its driver: a report when a unit ends, and heartbeats in between."""
+"""Messages from an encoder to its driver: a report when a unit ends, and heartbeats in between."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Activity(StrEnum):
-    """What a unit is doing or waiting for. The keys of ``UnitReport.activities``."""
+    """An activity of a unit, or something that it waits for. The values are the keys of ``UnitReport.activities``."""
 
     FETCH = "fetch"
     """Waits for the source: the next item of a tar or manifest, or the bytes of a video."""

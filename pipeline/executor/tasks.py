@@ -1,4 +1,4 @@
-"""What encoders work on: tasks, their order, and the blocks in which Ray hands them over."""
+"""Tasks for encoders: their order, and the blocks in which Ray hands them over."""
 
 from __future__ import annotations
 

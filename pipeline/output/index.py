@@ -72,7 +72,7 @@ class Index:
         return index_path(self.generation)
 
     def covers(self, plan: Plan) -> bool:
-        """Whether every unit of the plan is in this index."""
+        """Tell if this index holds every unit of the plan."""
         return self.plan_generations >= len(plan.columns)
 
     def to_json(self) -> bytes:

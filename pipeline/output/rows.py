@@ -84,7 +84,7 @@ class RowBuilder:
         }
 
     def sample_json(self, row: Row) -> bytes:
-        """What a reader of the shard alone needs: the row without its place, and how to normalise the latent."""
+        """JSON for a reader that has only the shard: the row without its position, and how to normalise the latent."""
         values = {name: value for name, value in row.items() if value is not None and name not in self._shard_columns}
         shift, scale = self.card.statistics(row["latent_t"])
         values["normalisation"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}

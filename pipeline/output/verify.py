@@ -49,7 +49,7 @@ class Comparison:
 
 @dataclass(kw_only=True, slots=True)
 class Verdict:
-    """What was checked, and what is wrong."""
+    """Result of a check: the amounts that were read, and the problems."""
 
     units: int = 0
     shards: int = 0

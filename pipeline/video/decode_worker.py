@@ -1,4 +1,4 @@
-"""What runs in the decoding processes: the server that forks children, and a child's session with a video.
+"""Code of the decoding processes: the server that forks children, and a child's session with a video.
 
 ``decode_process.py`` starts it with ``python -m`` and never imports it. The server imports what children need and forks
 one child per request, so a child starts in milliseconds and a crash in a decoder ends that child only. Messages are JSON

@@ -1,4 +1,4 @@
-"""What a window of a video becomes: a clip, a skip or a reject."""
+"""Outcomes of a video's windows: a clip, a skip or a reject."""
 
 from __future__ import annotations
 
