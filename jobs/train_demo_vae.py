@@ -190,7 +190,7 @@ def _mean_of_last(losses: list[float], count: int = 100) -> float:
 
 
 @torch.no_grad()
-def set_normalisation(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
+def set_normalization(model: SpatioTemporalVAE, sources: list[Tensor]) -> None:
     """Set shift and scale to the mean and standard deviation of the latents of training clips, per channel."""
     rng = np.random.default_rng(0)
     batches = [model.encode(random_clips(sources, 8, CHUNK_FRAMES, rng)) for _ in range(16)]
@@ -256,7 +256,7 @@ def main() -> None:
         "spatial": train(model, sources, arguments.spatial_steps, spatial_loss, rate=spatial_rate),
         "whole": train(model, sources, arguments.whole_steps, whole_loss, rate=1e-3),
     }
-    set_normalisation(model, sources)
+    set_normalization(model, sources)
     steps = {"spatial": arguments.spatial_steps, "whole": arguments.whole_steps}
     card: dict[str, Any] = {
         "trained_on": VIDEOS | PHOTOGRAPHS,

@@ -1,4 +1,4 @@
-"""The facts of a VAE that need no tensors: identity, geometry and normalisation. Imports no torch."""
+"""The facts of a VAE that need no tensors: identity, geometry and normalization. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnknownVAE(ValueError):
 class Card:
     """The facts of a VAE that the planner, the metadata and the loader need.
 
-    Normalised latents are ``(raw - shift) * scale``, which includes every factor of the model. Shift and scale hold one
+    Normalized latents are ``(raw - shift) * scale``, which includes every factor of the model. Shift and scale hold one
     value per channel, or one value per channel and latent frame.
     """
 
@@ -130,7 +130,7 @@ def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
         geometry, has_moments = conventions.geometry(config), convention.has_moments(config)
     sigma_data = _sigma_data(folder, class_name)
     constants = weights.read_constants(folder, conventions.CONSTANTS, required=False)
-    shift, scale = conventions.normalisation(config, constants, sigma_data)
+    shift, scale = conventions.normalization(config, constants, sigma_data)
     if isinstance(shift[0], tuple):  # statistics per latent frame limit the number of frames
         largest = 1 + (len(shift[0]) - 1) * geometry.temporal_stride
         geometry = dataclasses.replace(geometry, frames=dataclasses.replace(geometry.frames, largest=largest))

@@ -3,7 +3,7 @@
 A class without a row works if it follows the usual conventions: a subprocess encodes shapes on the meta device
 (``probe.py``). A row saves that time, and holds what shapes do not show. Imports no torch.
 
-Sources: diffusers 0.42, models/autoencoders/*.py for geometry, and the pipeline of each model for normalisation.
+Sources: diffusers 0.42, models/autoencoders/*.py for geometry, and the pipeline of each model for normalization.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ TABLE: dict[str, Convention] = {
         takes_images=True,
         has_moments=lambda config: False,
     ),
-    # its transformer takes 2x2 cells as one, normalised with the statistics of a batch norm
+    # its transformer takes 2x2 cells as one, normalized with the statistics of a batch norm
     "AutoencoderKLFlux2": Convention(
         spatial_stride=_stride_of_levels("block_out_channels"),
         takes_images=True,
@@ -249,7 +249,7 @@ def latent_channels(config: Config) -> int:
     return int(config[name]) * convention.patch**2
 
 
-def normalisation(
+def normalization(
     config: Config, constants: Mapping[str, list[float]], sigma_data: float | None
 ) -> tuple[Statistics, Statistics]:
     """Return shift and scale of ``(raw - shift) * scale``, per channel, or per channel and latent frame.

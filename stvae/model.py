@@ -37,7 +37,7 @@ class SpatioTemporalVAE(nn.Module):
         self.register_buffer("scale", torch.ones(1, channels, 1, 1, 1))
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
-        """Return moments (B, 2C, t, h, w) of a batch of clips: mean then log-variance, not normalised.
+        """Return moments (B, 2C, t, h, w) of a batch of clips: mean then log-variance, not normalized.
 
         x_BCTHW: float in [-1, 1], H and W multiples of 8, any T. noise_BCThw: see ``SpatialVAE.encode``.
         """
@@ -50,7 +50,7 @@ class SpatioTemporalVAE(nn.Module):
         return _map_chunks(z_BCThw, self.chunk_frames, num_chunks, encode, encode)
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        """Return pixels (B, 3, num_frames, H, W), in about [-1, 1], of raw (not normalised) latents."""
+        """Return pixels (B, 3, num_frames, H, W), in about [-1, 1], of raw (not normalized) latents."""
         num_chunks, tail_frames = divmod(num_frames, self.chunk_frames)
         frames_BCThw = _map_chunks(
             z_BCthw,

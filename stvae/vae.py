@@ -1,4 +1,4 @@
-"""The interface that the pipeline uses: pixels to moments, latents to pixels, and normalisation in between.
+"""The interface that the pipeline uses: pixels to moments, latents to pixels, and normalization in between.
 
 Shape suffixes: B batch, C latent channels, T frames, H and W pixels, t, h and w latent grid.
 """
@@ -18,7 +18,7 @@ from stvae.autoencoder import Autoencoder, load_autoencoder
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry, read_card, temporal_sizes
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
-from stvae.normalisation import denormalize, normalize
+from stvae.normalization import denormalize, normalize
 from stvae.spatial import SpatialVAE
 from stvae.temporal import TemporalConfig, TemporalVAE
 
@@ -141,7 +141,7 @@ class VAE:
         return normalize(latents_BCthw, self.card)
 
     def denormalize(self, latents_BCthw: Tensor) -> Tensor:
-        """Return the raw latents of normalised ones."""
+        """Return the raw latents of normalized ones."""
         return denormalize(latents_BCthw, self.card)
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:

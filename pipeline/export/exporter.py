@@ -21,14 +21,14 @@ from pipeline.export.target import COLUMNS, ExportedSample, ExportTarget
 from pipeline.loader import LatentDataset
 from pipeline.output.unit_metadata import unit_of
 from pipeline.storage.store import Store
-from stvae.normalisation import normalize
+from stvae.normalization import normalize
 
 COMPLETE = "export.json"
 """File whose existence says that an export is complete."""
 RECORDS = ".latentmill"
 """Folder of an export with its settings and a record per unit. Readers pass over names that begin with a dot."""
 SAMPLES_AT_ONCE = 64
-"""Samples whose latents are read and normalised together."""
+"""Samples whose latents are read and normalized together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

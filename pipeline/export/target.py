@@ -20,7 +20,7 @@ class ExportedSample:
 
     id: str
     latents_Cthw: npt.NDArray[np.float32]
-    """Normalised posterior mean, ``(raw - shift) * scale``."""
+    """Normalized posterior mean, ``(raw - shift) * scale``."""
     columns: dict[str, Any]
     """Values of ``COLUMNS`` and of the user columns; None where a value is missing."""
 

@@ -24,7 +24,7 @@ from pipeline.loader.schedule.keys import Indices, derive_seed
 from pipeline.output.members import CHECKSUM, Member
 from pipeline.recipe import Bucket, Recipe
 from stvae.card import Card
-from stvae.normalisation import normalize_
+from stvae.normalization import normalize_
 
 METADATA = ("fps", "height", "width", "num_frames", "id", "key")
 

@@ -33,7 +33,7 @@ from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Bucket, Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
-from stvae.normalisation import normalize
+from stvae.normalization import normalize
 
 
 class LatentDataset:

@@ -84,10 +84,10 @@ class RowBuilder:
         }
 
     def sample_json(self, row: Row) -> bytes:
-        """JSON for a reader that has only the shard: the row without its position, and how to normalise the latent."""
+        """JSON for a reader that has only the shard: the row without its position, and how to normalize the latent."""
         values = {name: value for name, value in row.items() if value is not None and name not in self._shard_columns}
         shift, scale = self.card.statistics(row["latent_t"])
-        values["normalisation"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}
+        values["normalization"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}
         return json.dumps(_strict(values), allow_nan=False, ensure_ascii=False).encode()
 
 

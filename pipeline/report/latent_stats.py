@@ -12,13 +12,13 @@ from stvae.card import Card
 MIN_CLIPS_TO_JUDGE = 100
 """Number of clips below which statistics say too little about a VAE's shift and scale."""
 MAX_ABS_MEAN, MIN_STD, MAX_STD = 1.0, 0.5, 2.0
-"""Normalised latents of published models stay within these limits on ordinary video; with a wrong shift or scale they
+"""Normalized latents of published models stay within these limits on ordinary video; with a wrong shift or scale they
 do not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentStatistics:
-    """Statistics per channel of the stored posterior means, not normalised, over every sample.
+    """Statistics per channel of the stored posterior means, not normalized, over every sample.
 
     The posterior's own variance is not included.
     """
@@ -28,7 +28,7 @@ class LatentStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def normalised(self, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    def normalized(self, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Return mean and standard deviation after ``(raw - shift) * scale``.
 
         None if the VAE's shift or scale differs from latent frame to latent frame.
@@ -41,14 +41,14 @@ class LatentStatistics:
         return mean, std
 
     def odd_channels(self, card: Card) -> list[int]:
-        """Return the channels whose normalised latents are far from mean 0 and standard deviation 1.
+        """Return the channels whose normalized latents are far from mean 0 and standard deviation 1.
 
         Empty for fewer than ``MIN_CLIPS_TO_JUDGE`` clips.
         """
-        normalised = self.normalised(card)
-        if normalised is None or self.clips < MIN_CLIPS_TO_JUDGE:
+        normalized = self.normalized(card)
+        if normalized is None or self.clips < MIN_CLIPS_TO_JUDGE:
             return []
-        pairs = enumerate(zip(*normalised, strict=True))
+        pairs = enumerate(zip(*normalized, strict=True))
         return [c for c, (mean, std) in pairs if abs(mean) > MAX_ABS_MEAN or not MIN_STD <= std <= MAX_STD]
 
     @property

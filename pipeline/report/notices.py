@@ -25,7 +25,7 @@ def list_notices(stats: DatasetStats) -> list[str]:
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:
         notices.append(
-            f"Normalised latents of channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))} are far from "
+            f"Normalized latents of channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))} are far from "
             "mean 0 and standard deviation 1. Compare the VAE's shift and scale with those of this dataset."
         )
     if tiled := stats.encode_paths["tiled"]:

@@ -46,11 +46,11 @@ class LatentSection:
 
     statistics: LatentStatistics
     rows: list[tuple[str, ...]]
-    """Mean and standard deviation per channel as text; with those of normalised latents if ``is_normalised``."""
-    is_normalised: bool
-    """True if the VAE has one shift and scale per channel, so that normalised latents can be described."""
+    """Mean and standard deviation per channel as text; with those of normalized latents if ``is_normalized``."""
+    is_normalized: bool
+    """True if the VAE has one shift and scale per channel, so that normalized latents can be described."""
     chart: Markup
-    """Chart of the normalised channels; empty without them."""
+    """Chart of the normalized channels; empty without them."""
     vae_shift_and_scale: str
     """The VAE's shift and scale as JSON; empty if they differ from latent frame to latent frame."""
     few_clips: bool
@@ -157,15 +157,15 @@ def _tick_label(seconds: float) -> str:
 
 
 def _latent_section(latents: LatentStatistics, card: Card) -> LatentSection:
-    normalised = latents.normalised(card)
-    columns = [latents.mean, latents.std, *(normalised or ())]
-    title = "Mean and standard deviation of each normalised channel"
+    normalized = latents.normalized(card)
+    columns = [latents.mean, latents.std, *(normalized or ())]
+    title = "Mean and standard deviation of each normalized channel"
     return LatentSection(
         statistics=latents,
         rows=[tuple(f"{column[c]:.4f}" for column in columns) for c in range(len(latents.mean))],
-        is_normalised=normalised is not None,
-        chart=charts.whiskers(*normalised, title) if normalised else Markup(""),
-        vae_shift_and_scale=json.dumps({"shift": card.shift, "scale": card.scale}) if normalised else "",
+        is_normalized=normalized is not None,
+        chart=charts.whiskers(*normalized, title) if normalized else Markup(""),
+        vae_shift_and_scale=json.dumps({"shift": card.shift, "scale": card.scale}) if normalized else "",
         few_clips=latents.clips < MIN_CLIPS_TO_JUDGE,
     )
 

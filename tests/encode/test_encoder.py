@@ -119,8 +119,8 @@ def test_first_and_last_frames_are_encoded_alone(wan: Path, videos: Path, tmp_pa
         pixels = torch.from_numpy(np.stack([frame])).permute(3, 0, 1, 2)[None]
         expected = vae.encode(torch.cat([pixels, pixels]))[:1, :16]  # a micro-batch of the recipe's size
         torch.testing.assert_close(batch[f"{name}_latents"][:1], expected)
-    (normalised,) = list(data.batches(3, conditioning=True))
-    torch.testing.assert_close(normalised["first_latents"], vae.normalize(batch["first_latents"]))
+    (normalized,) = list(data.batches(3, conditioning=True))
+    torch.testing.assert_close(normalized["first_latents"], vae.normalize(batch["first_latents"]))
 
 
 def test_an_output_without_conditioning_frames_says_so(wan: Path, videos: Path, tmp_path: Path) -> None:

@@ -189,9 +189,9 @@ def test_the_readmes_webdataset_recipe_reads_the_shards(
     assert len(samples) == 7
     for sample in samples:
         assert sample["latent.npy"].dtype == np.float16 and sample["latent.npy"].shape[:2] == (8, 5)
-        normalisation = sample["json"]["normalisation"]
-        assert normalisation["formula"] == "(raw - shift) * scale"
-        assert normalisation["shift"] == list(tiny_card.shift) and normalisation["scale"] == list(tiny_card.scale)
+        normalization = sample["json"]["normalization"]
+        assert normalization["formula"] == "(raw - shift) * scale"
+        assert normalization["shift"] == list(tiny_card.shift) and normalization["scale"] == list(tiny_card.scale)
     assert sorted(s["json"]["key"] for s in samples)[-1] == "wide3.mp4"
 
 

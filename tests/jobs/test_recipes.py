@@ -41,7 +41,7 @@ def full_size_card(class_name: str, tiny: Card) -> Card:
         return dataclasses.replace(tiny, geometry=open_sora_geometry(PUBLISHED_OPEN_SORA))
     with torch.device("meta"):
         model_config = dict(getattr(diffusers, class_name)().config)
-    full = conventions.geometry(conventions.complete(model_config | {"_class_name": class_name}))
+    full = conventions.geometry(conventions.with_defaults(model_config | {"_class_name": class_name}))
     return dataclasses.replace(tiny, class_name=class_name, geometry=full)
 
 

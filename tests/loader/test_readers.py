@@ -182,7 +182,7 @@ def test_a_cache_deletes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     assert not RangeCache(tmp_path, "s3://b/other", 10).read("shards/a.tar", 0, memoryview(into)), "another output"
 
 
-def test_neighbours_share_a_request_up_to_its_bounds() -> None:
+def test_neighbors_share_a_request_up_to_its_bounds() -> None:
     def span(shard: str, offset: int, length: int) -> Span:
         return Span(shard, offset, memoryview(bytearray(length)))
 

@@ -37,8 +37,16 @@ SETTINGS = """
     --conditioning first-last --column score:float --unit-clips 2 --cpus 1 --max-rejects 1 --local
 """.split()
 
-RENAMED = {"codec": "src_codec", "kind": "store", "reject_kind": "reject_reason"}
-"""Columns of version 1 that have another name today."""
+RENAMED = {
+    "codec": "src_codec",
+    "kind": "store",
+    "reject_kind": "reject_reason",
+    "normalisation": "normalization",
+}
+"""Columns and fields of ID.json that have another name today."""
+
+RENAMED_IN_CARD = {"most": "largest"}
+"""Fields of the VAE's card that have another name today."""
 
 ADDED: set[str] = set()
 """Columns that version 1 did not have."""
@@ -113,6 +121,13 @@ def under_todays_names(row: Row) -> Row:
     return {RENAMED.get(name, name): value for name, value in row.items()}
 
 
+def card_under_todays_names(value: Any) -> Any:
+    """A value of version 1's card with the names of today's fields, at any depth."""
+    if isinstance(value, dict):
+        return {RENAMED_IN_CARD.get(name, name): card_under_todays_names(inner) for name, inner in value.items()}
+    return value
+
+
 def tensor(output: Path, row: Row, prefix: str) -> bytes:
     """The bytes of one member's tensor."""
     with (output / row["shard"]).open("rb") as shard:
@@ -171,7 +186,7 @@ def test_the_plan_and_the_vae_equal_those_of_version_1(old: Path, new: Path) -> 
     before, today = (json.loads((output / "dataset.json").read_text()) for output in (old, new))
     assert today["recipe"]["vae"] == before["recipe"]["codec"]
     for name in ("sha256", "shift", "scale", "geometry", "class_name", "latent_channels"):
-        assert today["vae"][name] == before["codec"][name]
+        assert today["vae"][name] == card_under_todays_names(before["codec"][name])
 
 
 def load(output: Path, inputs: Path) -> int:

@@ -58,13 +58,13 @@ def test_a_shift_or_scale_that_cannot_be_right_is_noticed(
     assert raw.odd_channels(card) == odd
     stats = collect_stats(Store(str(output)))
     stats.latents, stats.dataset = raw, dataclasses.replace(stats.dataset, card=card)
-    assert ("Normalised latents of channel 1 are far" in " ".join(list_notices(stats))) == bool(odd)
+    assert ("Normalized latents of channel 1 are far" in " ".join(list_notices(stats))) == bool(odd)
 
 
 def test_a_vae_with_statistics_per_latent_frame_gets_raw_ones_only(tiny_card: Card, output: Path) -> None:
     frames = dataclasses.replace(tiny_card, latent_channels=1, shift=((0.0, 1.0),), scale=((1.0, 1.0),))
     raw = LatentStatistics(clips=1000, values_per_channel=9, mean=(50.0,), std=(0.0,))
-    assert raw.normalised(frames) is None and raw.odd_channels(frames) == []
+    assert raw.normalized(frames) is None and raw.odd_channels(frames) == []
     assert json.loads(raw.shift_and_scale) == {"shift": [50.0], "scale": [None]}
     stats = collect_stats(Store(str(output)))
     stats.latents, stats.dataset = raw, dataclasses.replace(stats.dataset, card=frames)

@@ -49,9 +49,9 @@ def test_the_numbers_in_the_page_are_those_of_the_tensors(output: Path) -> None:
     data = LatentDataset(str(output))
     assert (card["shift"], card["scale"]) == (list(data.card.shift), list(data.card.scale))
     text = text_of(page)
-    normalised = (values - np.array(card["shift"])[:, None]) * np.array(card["scale"])[:, None]
+    normalized = (values - np.array(card["shift"])[:, None]) * np.array(card["scale"])[:, None]
     for channel in range(len(values)):
-        numbers = values[channel].mean(), values[channel].std(), normalised[channel].mean(), normalised[channel].std()
+        numbers = values[channel].mean(), values[channel].std(), normalized[channel].mean(), normalized[channel].std()
         assert f" {channel} " + " ".join(f"{number:.4f}" for number in numbers) + " " in text
     assert f"means of {len(data)} clips: {values.shape[1]:,} values per channel" in text
 

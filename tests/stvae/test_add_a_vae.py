@@ -105,7 +105,7 @@ def test_defaults_complete_an_older_configuration(folder: Path) -> None:
     assert read_card(str(folder)).geometry == expected
 
 
-def test_clips_are_encoded_decoded_and_normalised(folder: Path) -> None:
+def test_clips_are_encoded_decoded_and_normalized(folder: Path) -> None:
     model = tiny_vaes.make(NAME)
     vae = load_vae(folder)
     pixels = vae_checks.random_clips((6, 16, 24))
@@ -125,7 +125,7 @@ def test_the_checks_of_every_vae_pass(folder: Path) -> None:
     vae = load_vae(folder, only="encoder")
     vae_checks.test_the_card_agrees_with_the_moments(vae)
     vae_checks.test_moments_equal_diffusers_own(NAME, vae)
-    vae_checks.test_a_clips_moments_do_not_depend_on_its_neighbours(vae)
+    vae_checks.test_a_clips_moments_do_not_depend_on_its_neighbors(vae)
     vae_checks.test_a_size_that_does_not_fit_is_refused_with_the_nearest(vae)
     vae_checks.test_the_card_survives_json(vae)
     vae_checks.test_decoding_gives_back_the_frames(NAME, folder, vae)

@@ -114,7 +114,7 @@ def test_later_frames_never_reach_earlier_latents_through_the_convolutions() -> 
 
 @torch.inference_mode()
 def test_as_in_the_reference_group_norm_lets_later_frames_shift_earlier_latents_of_a_chunk(vae: VAE) -> None:
-    """Open-Sora 1.2 normalises over the frames of a chunk too, so its latents are causal only between chunks."""
+    """Open-Sora 1.2 normalizes over the frames of a chunk too, so its latents are causal only between chunks."""
     z = CASES["T17.spatial_latents"].clone()
     before = vae.model.temporal_vae.encode(z)
     z[:, :, 16] += 1

@@ -98,7 +98,7 @@ def test_reading_a_card_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_normalising_and_back_changes_nothing() -> None:
+def test_normalizing_and_back_changes_nothing() -> None:
     vae = load_vae(TINY)
     raw = torch.randn(2, 4, 5, 3, 6)
     assert torch.allclose(vae.denormalize(vae.normalize(raw)), raw, atol=1e-5)

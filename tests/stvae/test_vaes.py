@@ -114,7 +114,7 @@ def test_moments_equal_diffusers_own(name: str, vae: VAE) -> None:
     torch.testing.assert_close(vae.encode(pixels), expected, rtol=0, atol=EXACT)
 
 
-def test_a_clips_moments_do_not_depend_on_its_neighbours(vae: VAE) -> None:
+def test_a_clips_moments_do_not_depend_on_its_neighbors(vae: VAE) -> None:
     size = sizes(vae.card)[-1]
     clip = random_clips(size, count=1)
     beside = [vae.encode(torch.cat([clip, random_clips(size, seed=seed, count=1)]))[0] for seed in (1, 2)]
@@ -279,6 +279,6 @@ def test_a_dataset_is_encoded_and_read_back(name: str, vae: VAE, folder: Path, v
     (batch,) = list(data.batches(2))
     (raw,) = list(data.batches(2, normalized=False))
     torch.testing.assert_close(vae.normalize(raw["latents"]), batch["latents"])
-    with pytest.raises(ConfigError, match="normalised already"):
+    with pytest.raises(ConfigError, match="already normalized"):
         data.normalize(batch)
     torch.testing.assert_close(data.normalize(raw)["latents"], batch["latents"])

@@ -1,4 +1,4 @@
-"""Our cards normalise latents as the pipeline of each model does between its transformer and its VAE."""
+"""Our cards normalize latents as the pipeline of each model does between its transformer and its VAE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stvae import read_card
-from stvae.normalisation import denormalize, normalize
+from stvae.normalization import denormalize, normalize
 from tests.support import tiny_vaes
 
 PIPELINES = {
@@ -59,13 +59,13 @@ def test_raw_latents_equal_those_that_the_models_own_pipeline_decodes(name: str,
     model = tiny_vaes.make(name)
     model.save_pretrained(tmp_path)
     card = read_card(str(tmp_path))
-    normalised = torch.randn(2, card.latent_channels, 1 if card.geometry.temporal_stride == 1 else 3, 4, 6)
-    raw = denormalize(normalised, card)
-    decoded = decoded_by_pipeline(*PIPELINES[name], model, normalised)
+    normalized = torch.randn(2, card.latent_channels, 1 if card.geometry.temporal_stride == 1 else 3, 4, 6)
+    raw = denormalize(normalized, card)
+    decoded = decoded_by_pipeline(*PIPELINES[name], model, normalized)
     if card.class_name == "AutoencoderKLFlux2":
         decoded = torch.nn.functional.pixel_unshuffle(decoded, 2)
     assert torch.allclose(decoded.reshape(raw.shape), raw, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(normalize(raw, card), normalised, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(normalize(raw, card), normalized, rtol=1e-4, atol=1e-5)
 
 
 def decoded_by_pipeline(pipeline: str, method: str, vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from stvae.card import Card
 
 
 def normalize(latents_BCthw: Tensor, card: Card) -> Tensor:
-    """Turn raw latents into normalised ones. The dtype is the input's or float32, whichever is wider."""
+    """Turn raw latents into normalized ones. The dtype is the input's or float32, whichever is wider."""
     shift, scale = _statistics(latents_BCthw, card)
     return (latents_BCthw - shift) * scale
 
@@ -21,7 +21,7 @@ def normalize_(latents_BCthw: Tensor, card: Card) -> Tensor:
 
 
 def denormalize(latents_BCthw: Tensor, card: Card) -> Tensor:
-    """Turn normalised latents back into raw ones."""
+    """Turn normalized latents back into raw ones."""
     shift, scale = _statistics(latents_BCthw, card)
     return latents_BCthw / scale + shift
 
