@@ -275,12 +275,3 @@ class Run:
     def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:
         """Data type that ``auto`` stands for in a new output."""
         return "bfloat16" if self.gpus else "float32"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for the actors' constructor. Never written to the output: sources may carry credentials."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Run:
-        """The run that ``to_json`` wrote."""
-        return cls(**values | {"sources": tuple(values["sources"])})

@@ -146,9 +146,8 @@ def test_no_field_of_a_run_changes_the_bytes_or_is_refused(tmp_path: Path, tiny_
         assert shards(tmp_path / "out", {name: value}) == before, name
 
 
-def test_recipe_and_run_survive_json(recipe: Recipe, run: Run) -> None:
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert Run.from_json(run.to_json()) == run
 
 
 def test_buckets_are_written_height_width_frames() -> None:
