@@ -91,6 +91,13 @@ class Recipe:
     """Largest enlargement of a video to fill a bucket; 1 means none."""
     max_repeats: float = 0.25
     """Largest share of a clip's frames that may repeat the frame before; clips above it are skipped."""
+    interlaced: Literal["skip", "keep", "deinterlace"] = "skip"
+    """Videos whose frames hold two fields from different times: skip them, keep their combed frames, or deinterlace them.
+
+    The default is to skip because a VAE learns combs as texture, and because deinterlacing invents every other line.
+    """
+    dolby_vision: Literal["reject", "keep"] = "reject"
+    """Dolby Vision profile 5, whose colors are wrong without its own decoder: reject the video, or keep what decodes."""
     resize: Literal["bicubic", "opensora"] = "bicubic"
     """Interpolation when frames are resized; opensora is bilinear, like Open-Sora's video reader."""
     store: Literal["moments", "mean"] = "moments"
@@ -259,7 +266,10 @@ class Run:
     decode_memory_bytes: Annotated[int, Setting("decode-memory-gb", metavar="GB", unit=1 << 30)] = 4 << 30
     """Memory that a decoding process may allocate after its start, in GB of 2^30 bytes."""
     max_rejects: float = 0.05
-    """Share of rejects above which the job fails with exit code 3."""
+    """Share of rejects above which the job fails with exit code 3.
+
+    It is judged after a few hundred windows, and at the end of a smaller job if all of its windows are rejects.
+    """
     retry_rejects: Annotated[str | None, Setting(metavar="REASON|STAGE/REASON|all")] = None
     """Rejects of a finished output to try again, as its summary names them."""
     single_writer: bool = False

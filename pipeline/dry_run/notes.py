@@ -64,7 +64,7 @@ def _count_clips(item: ItemEstimate) -> float:
 def _check_rejects(estimate: Estimate) -> Iterator[str]:
     rejects = estimate.total(lambda item: item.counts.rejects.total()).value
     windows = rejects + estimate.total(lambda item: item.counts.samples + item.counts.skips.total()).value
-    if too_many_rejects(round(rejects), round(windows), estimate.run.max_rejects):
+    if too_many_rejects(round(rejects), round(windows), estimate.run.max_rejects, final=True):
         yield (
             f"{rejects / windows:.0%} of the windows are rejects, above --max-rejects {estimate.run.max_rejects:g}: "
             "the job would stop with exit code 3"

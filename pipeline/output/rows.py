@@ -118,7 +118,11 @@ def _video_columns(facts: VideoFacts) -> Row:
         "src_duration_s": facts.duration_s,
         "src_codec": facts.codec,
         "rotation": facts.rotation,
+        "mirrored": facts.mirrored,
+        "container_crop": ",".join(map(str, facts.crop)) if any(facts.crop) else None,
+        "interlaced": facts.interlaced,
         "hdr": facts.hdr,
+        "dolby_vision": facts.dolby_vision,
     }
 
 

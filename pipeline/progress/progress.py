@@ -236,9 +236,14 @@ def work_by_unit(units: list[Unit]) -> dict[str, float]:
     return work
 
 
-def too_many_rejects(rejects: int, windows: int, max_rejects: float) -> bool:
-    """Return True if the share of rejects exceeds ``max_rejects``; always False for the first few hundred windows."""
-    return windows >= MIN_WINDOWS_TO_STOP and rejects / windows > max_rejects
+def too_many_rejects(rejects: int, windows: int, max_rejects: float, *, final: bool = False) -> bool:
+    """Return True if the share of rejects exceeds ``max_rejects``.
+
+    A job that still runs is not judged before a few hundred windows. If the counts are ``final``, fewer windows suffice
+    where all of them are rejects.
+    """
+    enough = windows >= MIN_WINDOWS_TO_STOP or (final and rejects == windows > 0)
+    return enough and rejects / windows > max_rejects
 
 
 def _idle_between(before: Snapshot, now: Snapshot) -> tuple[float, dict[str, float]]:

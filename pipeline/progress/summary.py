@@ -52,6 +52,8 @@ class Summary:
     def _state(self) -> str:
         if not self.finished:
             return "stopped: too many rejects; run again with a higher --max-rejects to continue"
+        if self.counts.windows and self.counts.rejects.total() == self.counts.windows:
+            return "every window was rejected: there are no samples"
         return "finished, with more rejects than --max-rejects allows" if self.exit_code else "finished"
 
     def save(self, store: Store) -> None:
@@ -96,7 +98,7 @@ def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, 
         counts.rejects.update(value_counts(reject_names(table)))
         rows = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
         summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]
-    if too_many_rejects(index.num_rejects, counts.windows, run.max_rejects):
+    if too_many_rejects(index.num_rejects, counts.windows, run.max_rejects, final=True):
         summary.exit_code = 3
     return summary
 

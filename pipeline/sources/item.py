@@ -13,7 +13,7 @@ from pipeline.storage.urls import FileFacts
 
 VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
 
-IMAGE_SUFFIXES = frozenset("jpg jpeg png webp".split())
+IMAGE_SUFFIXES = frozenset("jpg jpeg png apng webp gif heic heif avif".split())
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 

@@ -26,8 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
-from pipeline.video import pyav_reader
+from pipeline.video import pyav_reader, webp_animation
 from pipeline.video.decode_process import MESSAGE_BYTES
+from pipeline.video.deinterlace import deinterlaced
+from pipeline.video.orientation import upright
 from pipeline.video.windows import Placement, VideoFacts
 from stvae import gc_paused
 
@@ -114,10 +116,16 @@ def address_space_bytes() -> int:
 
 def set_limits(memory_bytes: int, cpu_s: float) -> None:
     """Limit a child's address space, and its processor time from now on."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + cpu_s) + 1, resource.RLIM_INFINITY))
+    _set_limit(resource.RLIMIT_AS, memory_bytes)
+    _set_limit(resource.RLIMIT_CORE, 0)
+    _set_limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + cpu_s) + 1)
+
+
+def _set_limit(kind: int, value: int) -> None:
+    """Set a soft limit. A lower hard limit, which ``ulimit`` sets in the shell, stays: only root may raise one."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 class Session:
@@ -158,15 +166,23 @@ class Session:
             windows.append(pts[start : start + length])
             start += length
         frames: Iterator[tuple[int, Frame]] | None = None
-        if self.backend == "decord" and self.facts.decord_refusal is None:
+        if self.backend == "decord" and self.facts.decord_refusal is None and not request["deinterlace"]:
             from pipeline.video import decord_reader
 
             frames = decord_reader.frames(self.file, self.facts, sorted({p for window in windows for p in window}))
         decoder = "pyav" if frames is None else "decord"
         if frames is None:
-            frames = _upright(pyav_reader.frames(self.file, self.facts), windows)
+            frames = _upright(self._read(deinterlace=request["deinterlace"]), windows, self.facts)
         self.clips = self._gather(frames, windows, Placement(**request["placement"]), request["resize"])
         return {"decoder": decoder}, ()
+
+    def _read(self, deinterlace: bool) -> Iterator[tuple[int, Any]]:
+        """Yield (pts, picture) of every shown frame: a PyAV frame, or uint8 RGB ``[H,W,3]`` as stored."""
+        assert self.file is not None and self.facts is not None
+        if self.facts.container == "webp":
+            return webp_animation.frames(self.file, self.facts)
+        frames = pyav_reader.frames(self.file, self.facts)
+        return deinterlaced(frames, self.facts.time_base) if deinterlace else frames
 
     def close(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Close the video, which may hold memory."""
@@ -207,12 +223,15 @@ class Session:
             yield np.stack([kept[pts] for pts in window])
 
 
-def _upright(frames: Iterator[tuple[int, Any]], windows: list[list[int]]) -> Iterator[tuple[int, Frame]]:
+def _upright(
+    frames: Iterator[tuple[int, Any]], windows: list[list[int]], facts: VideoFacts
+) -> Iterator[tuple[int, Frame]]:
     """The frames that some window needs, as upright RGB. A missing frame is never replaced by another one."""
     wanted = {pts for window in windows for pts in window}
     for pts, frame in frames:
         if pts in wanted:
-            yield pts, pyav_reader.upright_rgb(frame)
+            picture_HWC = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format="rgb24")
+            yield pts, upright(picture_HWC, facts)
 
 
 def answer(session: Session, request: dict[str, Any], fds: list[int]) -> Reply:

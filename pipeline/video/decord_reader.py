@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
-from pipeline.video.pyav_reader import MAGIC
+from pipeline.video.containers import MAGIC
 from pipeline.video.windows import VideoFacts
 
 decord.logging.set_level(decord.logging.QUIET)

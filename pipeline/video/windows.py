@@ -27,8 +27,12 @@ class VideoFacts:
     codec: str
     coded_width: int
     coded_height: int
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Coded pixels that the container removes at the top, bottom, left and right."""
     rotation: int
     """Degrees counter-clockwise (0, 90, 180, 270) that turn coded frames upright."""
+    mirrored: bool = False
+    """Tell if coded frames are mirrored left to right before they are rotated."""
     sample_aspect: Fraction
     """Width of a coded pixel over its height."""
     time_base: Fraction
@@ -37,7 +41,11 @@ class VideoFacts:
     end_pts: int
     """When the last shown frame ends."""
     is_image: bool
+    interlaced: bool = False
+    """Tell if a frame holds two fields from different times."""
     hdr: str | None
+    dolby_vision: int | None = None
+    """Dolby Vision profile; None if there is none."""
     decord_refusal: str | None
     """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
 
@@ -52,7 +60,9 @@ class VideoFacts:
         return self._displayed()[1]
 
     def _displayed(self) -> tuple[int, int]:
-        width, height = max(1, round(self.coded_width * self.sample_aspect)), self.coded_height
+        top, bottom, left, right = self.crop
+        width = max(1, round((self.coded_width - left - right) * self.sample_aspect))
+        height = self.coded_height - top - bottom
         return (height, width) if self.rotation % 180 else (width, height)
 
     @property
@@ -140,6 +150,8 @@ def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> lis
     Invariant: window i of the result has index i.
     Example: 40 frames, a bucket of 17 and ``windows="all"`` give windows at 0 and 17, and a skip for the 6 that remain.
     """
+    if facts.interlaced and recipe.interlaced == "skip":
+        return [Skip(index=0, reason="interlaced")]
     pts, stops = _timeline(facts, recipe.fps)
     bucket = choose_bucket(facts, len(pts), recipe, geometry)
     if isinstance(bucket, str):

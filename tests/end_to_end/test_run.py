@@ -209,6 +209,21 @@ def test_too_many_rejects_end_with_exit_3(tmp_path: Path, recipe: Recipe, run: R
     assert_sound(Path(run.output))
 
 
+def test_a_small_job_whose_items_are_all_rejected_ends_with_exit_3(
+    tmp_path: Path, recipe: Recipe, run: Run, tiny_card: Card
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "0.mp4").write_bytes(b"")
+    run = dataclasses.replace(run, max_rejects=0.05)
+    summary = job(folder, recipe, run, tiny_card)
+    assert summary.exit_code == 3 and "every window was rejected" in str(summary) and "  finished" not in str(summary)
+    assert job(folder, recipe, run, tiny_card).exit_code == 3, "the same command must end in the same way"
+    make_clip(folder / "1.mp4", 20)
+    assert job(folder, recipe, run, tiny_card).exit_code == 0
+    assert_sound(Path(run.output))
+
+
 def test_an_output_grows_with_its_input(tmp_path: Path, recipe: Recipe, run: Run, tiny_card: Card) -> None:
     folder = tmp_path / "videos"
     make_clip(folder / "b.mp4", 20)
