@@ -105,11 +105,12 @@ def check_complete(file: BinaryIO, container: Any, stream: Any, packets: Packets
             "probe", "truncated", f"the header counts {stream.frames} frames, the file holds {packets.total + empty}"
         )
     spacing_s = float((shown[-1] - shown[0]) * stream.time_base) / max(1, len(shown) - 1)
+    # some programs count a duration in ASF, Matroska and WebM from zero, others from the first packet
     if stream.duration:
         stated_s = float((stream.duration - empty) * stream.time_base)
-        held_s = float((packets.end_pts - shown[0]) * stream.time_base)
+        first = min(0, shown[0]) if container.format.name == "asf" else shown[0]
+        held_s = float((packets.end_pts - first) * stream.time_base)
     else:
-        # some programs count a file's duration from zero, others from its first packet
         stated_s = (container.duration or 0) / av.time_base
         held_s = packets.end_s - min(0, container.start_time or 0) / av.time_base
     if stated_s - held_s > max(TRUNCATED_S, 2 * spacing_s):

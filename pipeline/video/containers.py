@@ -108,9 +108,11 @@ def stream_notes(container: Any, stream: Any) -> StreamNotes:
     notes = StreamNotes(dolby_vision=int(profile[1]) if profile else None)
     if not crop:
         return notes
-    top, bottom, left, right = map(int, crop.groups())
+    left, right, top, bottom = map(int, crop.groups())
     if top + bottom >= stream.codec_context.height or left + right >= stream.codec_context.width:
-        raise Rejected("probe", "bad_crop", f"the container crops the whole picture away ({top}/{bottom}/{left}/{right})")
+        raise Rejected(
+            "probe", "bad_crop", f"the container crops the whole picture away ({top}/{bottom}/{left}/{right})"
+        )
     return StreamNotes(crop=(top, bottom, left, right), dolby_vision=notes.dolby_vision)
 
 

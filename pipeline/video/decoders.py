@@ -110,7 +110,9 @@ class _Video:
         """Yield the outcomes that remain, through this child. Raises Rejected if it cannot continue."""
         self.facts = facts = self._open(child)
         if facts.dolby_vision == 5 and self.recipe.dolby_vision == "reject":
-            raise Rejected("probe", "dolby_vision", "Dolby Vision profile 5 has colors that only its own decoders can show")
+            raise Rejected(
+                "probe", "dolby_vision", "Dolby Vision profile 5 has colors that only its own decoders can show"
+            )
         if self.remaining is None:
             self.remaining = list(self.select(facts))
         windows = [window for window in self.remaining if isinstance(window, Window)]
@@ -155,7 +157,9 @@ class _Video:
                 "op": "select",
                 "placement": dataclasses.asdict(windows[0].placement),
                 "resize": self.recipe.resize,
-                "deinterlace": self.facts is not None and self.facts.interlaced and self.recipe.interlaced == "deinterlace",
+                "deinterlace": self.facts is not None
+                and self.facts.interlaced
+                and self.recipe.interlaced == "deinterlace",
             }
             reply, _ = child.request(request | self.limits, fd)
         finally:

@@ -41,6 +41,12 @@ def test_hard_limits_of_the_shell_do_not_reject_videos(tmp_path: Path, limit: st
     path = make_clip(tmp_path / "clip.mp4", 20)
     command = ["bash", "-c", f'{limit}; exec "$0" -c "$1" "$2"', sys.executable, DECODE, str(path)]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, preexec_fn=_lose_right_to_raise_limits
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        preexec_fn=_lose_right_to_raise_limits,
     )
     assert done.stdout.split() == ["Clip"], (done.stdout, done.stderr)
