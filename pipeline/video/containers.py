@@ -30,7 +30,7 @@ STILL_BRANDS = frozenset("avif avis heic heix heim heis hevc hevx mif1 miaf jpeg
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamNotes:
-    """What the container says about a stream and the decoder does not apply."""
+    """Facts of a stream from the container, which the decoder does not apply."""
 
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Coded pixels to remove at the top, bottom, left and right."""
