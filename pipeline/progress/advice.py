@@ -43,7 +43,7 @@ ADVICE: dict[str, str] = {
     "encrypted": "decrypt it first",
     "no_video": "leave it out: it has no video stream",
     "cover_art": "leave it out: it is a sound file whose only picture is an album cover",
-    "tile_grid": "convert it to JPEG or PNG first: this grid of tiles cannot be assembled",
+    "tile_grid": "convert it to JPEG or PNG: its tiles cannot be put together",
     "dolby_vision": "use a file of another profile; --dolby-vision keep, in a new output, accepts the wrong colors",
     "bad_crop": f"{_REENCODE} without the crop in its container, which leaves no picture",
     "no_frames": "fetch the file again: it has no frames",

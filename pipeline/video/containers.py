@@ -24,6 +24,8 @@ MAGIC = ((4, b"ftyp", "MP4"), (0, b"\x1aE\xdf\xa3", "Matroska or WebM"), (8, b"A
 """(offset, bytes, name) of containers that are recognized although they cannot be read."""
 ATTACHED_PICTURE, TILE = 0x400, 0x80000
 """FFmpeg's dispositions of an album cover, and of a stream that is only a part of a picture."""
+HDR_TRANSFERS = {16: "pq", 18: "hlg"}
+"""Transfer characteristics of HDR video, by their number in ITU-T H.273."""
 STILL_BRANDS = frozenset("avif avis heic heix heim heis hevc hevx mif1 miaf jpeg".split())
 """Brands of ISO files that hold pictures: AVIF and HEIF."""
 
@@ -76,10 +78,15 @@ def best_stream(container: Any) -> Any:
         if not moving:
             raise Rejected("probe", "cover_art", "the file's only picture is an album cover")
         stream = max(moving, key=lambda s: s.codec_context.width * s.codec_context.height)
-    if holds_stills(container) and any(s.disposition & TILE for s in container.streams.video):
-        raise Rejected("probe", "tile_grid", "the picture is stored as a grid of tiles, which is not read")
+    if holds_stills(container) and stream.disposition & TILE:
+        raise Rejected("probe", "tile_grid", "the picture is made of tiles in a way that is not read")
     if stream.codec_context is None:
         raise Rejected("probe", "unknown_codec", "the video stream's codec is not known")
+    return prepare(stream)
+
+
+def prepare(stream: Any) -> Any:
+    """Make a stream decode in one thread and stop at damage. Returns the stream."""
     stream.codec_context.thread_count = 1
     # FFmpeg would conceal damage otherwise, and it would pass as content
     stream.codec_context.options = {"err_detect": "explode"}

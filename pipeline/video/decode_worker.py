@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
-from pipeline.video import pyav_reader, webp_animation
+from pipeline.video import heif_grid, pyav_reader, webp_animation
 from pipeline.video.decode_process import MESSAGE_BYTES
 from pipeline.video.deinterlace import deinterlaced
 from pipeline.video.orientation import upright
@@ -181,6 +181,8 @@ class Session:
         assert self.file is not None and self.facts is not None
         if self.facts.container == "webp":
             return webp_animation.frames(self.file, self.facts)
+        if self.facts.container == "heif_grid":
+            return heif_grid.frames(self.file)
         frames = pyav_reader.frames(self.file, self.facts)
         return deinterlaced(frames, self.facts.time_base) if deinterlace else frames
 

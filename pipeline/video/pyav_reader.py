@@ -10,21 +10,31 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from pipeline.errors import Rejected
-from pipeline.video import webp_animation
+from pipeline.video import heif_grid, webp_animation
 from pipeline.video.completeness import DistinctTimes, Packets, check_complete, distinct_times, read_packets
-from pipeline.video.containers import best_stream, decoded, holds_stills, open_container, stream_notes
+from pipeline.video.containers import (
+    HDR_TRANSFERS,
+    best_stream,
+    decoded,
+    holds_stills,
+    open_container,
+    stream_notes,
+)
 from pipeline.video.orientation import orientation_of
 from pipeline.video.windows import VideoFacts
 
-HDR_TRANSFERS = {16: "pq", 18: "hlg"}
-"""Transfer characteristics of HDR video, by their number in ITU-T H.273."""
 ANIMATIONS = ("gif", "apng")
 """Containers of pictures that may move. One with a single frame is an image."""
 
 
 def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
     """Facts of a video. Raises Rejected if it cannot be read, is damaged, or exceeds a limit."""
-    facts = webp_animation.probe(file, max_pixels) if webp_animation.is_animated(file) else _probe(file, max_pixels)
+    if webp_animation.is_animated(file):
+        facts = webp_animation.probe(file, max_pixels)
+    elif grid := heif_grid.find_grid(file):
+        facts = heif_grid.probe(file, grid, max_pixels)
+    else:
+        facts = _probe(file, max_pixels)
     # checked again, because a false sample aspect ratio would stretch the frames without bound
     if max(facts.coded_width * facts.coded_height, facts.width * facts.height) > max_pixels:
         raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")

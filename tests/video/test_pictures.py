@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip
 from tests.support.clips_maker import numbered_frame, read_number
+from tests.support.heic_maker import make_tiled_heic
 from tests.support.paths import ROOT
 from tests.video.conftest import Decode
 
@@ -107,3 +109,77 @@ def test_an_animated_webp_that_ends_early_is_rejected(read: Decode, tmp_path: Pa
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     _, (outcome,) = read(path)
     assert isinstance(outcome, RejectedWindow) and outcome.reject.name == "probe/truncated"
+
+
+def test_a_picture_in_tiles_is_put_together(read: Decode) -> None:
+    """896x512 pixels in 2x2 tiles of AV1, as libavif writes them."""
+    path = INPUTS / "grid.avif"
+    facts, outcomes = read(path, (512, 896))
+    assert facts is not None and (facts.width, facts.height, facts.fps) == (896, 512, None)
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    assert np.abs(clip_of(outcomes)[0].astype(int) - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_in_tiles_is_oriented_by_its_container(read: Decode, tmp_path: Path, orientation: int) -> None:
+    """``irot`` and ``imir`` are given to the whole grid; Pillow tells them as the orientation in EXIF."""
+    angle, axis = {1: (0, -1), 2: (0, 1), 3: (2, -1), 4: (0, 0), 5: (1, 0), 6: (3, -1), 7: (1, 1), 8: (1, -1)}[
+        orientation
+    ]
+    data = (INPUTS / "grid.avif").read_bytes()
+    path = tmp_path / "turned.avif"
+    path.write_bytes(with_properties(data, angle, axis))
+    with Image.open(path) as picture:
+        assert picture.getexif().get(ORIENTATION, 1) == orientation
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    facts, outcomes = read(path, expected.shape[:2])
+    assert facts is not None and (facts.height, facts.width) == expected.shape[:2]
+    assert np.abs(clip_of(outcomes)[0].astype(int) - expected).mean() < 1.5
+
+
+def with_properties(data: bytes, angle: int, axis: int) -> bytes:
+    """The file with ``irot`` and ``imir`` for its first item. Items move by as many bytes as the boxes take."""
+    new = b"".join(
+        struct.pack(">I4sB", 9, name, value) for name, value in ((b"irot", angle), (b"imir", axis)) if value >= 0
+    )
+    count, properties = len(new) // 9, 5
+    ipma = data.index(b"ipma") - 4
+    (ipma_size,) = struct.unpack_from(">I", data, ipma)
+    old = data[ipma : ipma + ipma_size]
+    end = 19 + old[18]  # of the first item's properties
+    indices = bytes(0x80 | properties + 1 + i for i in range(count))
+    entries = old[16:18] + bytes([old[18] + count]) + old[19:end] + indices + old[end:]
+    grown_ipma = struct.pack(">I", ipma_size + count) + old[4:16] + entries
+    grown = bytearray(data[:ipma] + new + grown_ipma + data[ipma + ipma_size :])
+    shift = len(new) + count
+    for name, by in ((b"meta", shift), (b"iprp", shift), (b"ipco", len(new))):
+        position = data.index(name) - 4
+        struct.pack_into(">I", grown, position, struct.unpack_from(">I", data, position)[0] + by)
+    iloc = data.index(b"iloc") + 12
+    for item in range(5):
+        position = iloc + item * 14 + 6
+        struct.pack_into(">I", grown, position, struct.unpack_from(">I", data, position)[0] + shift)
+    return bytes(grown)
+
+
+def test_a_picture_whose_tiles_are_cut_off_is_rejected(read: Decode, tmp_path: Path) -> None:
+    path = tmp_path / "cut.avif"
+    data = (INPUTS / "grid.avif").read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    _, (outcome,) = read(path, (512, 896))
+    assert isinstance(outcome, RejectedWindow)
+    path.write_bytes(data[:300])
+    _, (outcome,) = read(path, (512, 896))
+    assert isinstance(outcome, RejectedWindow)
+
+
+@pytest.mark.parametrize("quarter_turns", range(4))
+def test_a_phones_picture_is_put_together_and_its_thumbnail_is_not_taken(
+    read: Decode, tmp_path: Path, quarter_turns: int
+) -> None:
+    upright = numbered_frame(77, 112, 160)
+    path = make_tiled_heic(tmp_path / "phone.heic", np.rot90(upright, -quarter_turns), quarter_turns)
+    facts, outcomes = read(path, (112, 160))
+    assert facts is not None and (facts.height, facts.width, facts.codec) == (112, 160, "hevc")
+    assert np.abs(clip_of(outcomes)[0].astype(int) - upright).mean() < 3
