@@ -19,7 +19,7 @@ from pipeline.sources.units import Plan, Source, Unit
 
 FORMATS: dict[str, SourceFormat] = {
     source_format.name: source_format
-    for source_format in (TarFormat(), ManifestFormat(), FolderFormat())
+    for source_format in (TarFormat(), ManifestFormat(), LeRobotFormat(), FolderFormat())
 }
 """Every format by name. The first one that recognizes a URL gets it; the last two ask the store."""
 

@@ -33,7 +33,7 @@ class Source:
     files: Files = field(default_factory=Files)
     """Files of a source that is many files, sorted by path."""
     header: str = ""
-    """What the format found when it opened the source and needs again to plan it. Not recorded."""
+    """Text that the format found when it opened the source and needs to plan it. Not recorded."""
     notes: tuple[str, ...] = ()
     """Sentences about the source for the user, such as what was passed over."""
 

@@ -232,7 +232,7 @@ def test_relative_paths_of_a_manifest_start_at_the_root(tmp_path: Path, recipe: 
         ("s3://b/v/", "s3://b/v/part1/a.mp4"),
     ):
         rooted = dataclasses.replace(recipe, root=root)
-        first, second, third, _ = read_items(tmp_path / root[:2], rooted, str(tmp_path / "list.csv"))
+        first, second, third, _ = read_items(tmp_path / uri[:2], rooted, str(tmp_path / "list.csv"))
         assert (first.key, first.uri, first.fault) == ("part1/a.mp4", uri, None)
         assert second.fault is not None and second.fault.reason == "forbidden_url"
         assert third.uri == f"file://{tmp_path}/videos/part1/a.mp4"
