@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.folder import FolderFormat
 from pipeline.sources.item import Item
+from pipeline.sources.layouts.lance import LanceFormat
 from pipeline.sources.layouts.lerobot import LeRobotFormat
 from pipeline.sources.manifest import ManifestFormat
 from pipeline.sources.source_format import SourceFormat
@@ -19,7 +20,7 @@ from pipeline.sources.units import Plan, Source, Unit
 
 FORMATS: dict[str, SourceFormat] = {
     source_format.name: source_format
-    for source_format in (TarFormat(), ManifestFormat(), LeRobotFormat(), FolderFormat())
+    for source_format in (TarFormat(), ManifestFormat(), LanceFormat(), LeRobotFormat(), FolderFormat())
 }
 """Every format by name. The first one that recognizes a URL gets it; the last two ask the store."""
 

@@ -22,9 +22,9 @@ from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources.file_table import File, Files
 from pipeline.sources.item import MEDIA_SUFFIXES
+from pipeline.sources.layouts.captions import caption_column
 from pipeline.sources.manifest import rows, survey
 from pipeline.sources.retrying_file import file_facts, read_whole
-from pipeline.sources.sidecars import CAPTION_COLUMNS
 from pipeline.storage.urls import FileFacts, canonical, suffix_of
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -118,7 +118,7 @@ class FolderMetadata:
         schemas = []
         for table in self._tables.values():
             schema = read_table(self._url, table).schema
-            dropped = {FILE_NAME, caption_column(schema.names, self._recipe, f"'{canonical(self._url)}/{table}'")}
+            dropped = {FILE_NAME, caption_column(schema.names, self._recipe, f"{self._url}/{table}")}
             schemas.append(pa.schema([field for field in schema if field.name not in dropped]))
         try:
             return pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
@@ -143,7 +143,7 @@ class FolderMetadata:
                 yield from ((None, {}) for _ in paths)
                 continue
             content = read_table(self._url, table)
-            caption = caption_column(content.schema.names, self._recipe, f"'{canonical(self._url)}/{table}'")
+            caption = caption_column(content.schema.names, self._recipe, f"{self._url}/{table}")
             names = pa.array([path.removeprefix(table.folder) for path in paths])
             index = pc.index_in(names, value_set=content[FILE_NAME])
             for row in content.drop_columns([FILE_NAME]).take(index).to_pylist():
@@ -172,18 +172,6 @@ def usable_tables(
                 f"for example '{missing[0].as_py()}'"
             )
     return tuple(usable), tuple(notes)
-
-
-def caption_column(names: list[str], recipe: Recipe, where: str) -> str | None:
-    """The column with captions: the recipe's, or the only one with a usual name. ConfigError if the choice is not clear."""
-    wanted = [recipe.caption_column] if recipe.caption_column else list(CAPTION_COLUMNS)
-    matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
-    if len(matches) > 1 or (recipe.caption_column and not matches):
-        raise ConfigError(
-            f"{where}: expected one caption column named {' or '.join(wanted)}, found {matches or 'none'} among {names}; "
-            "say which with --caption-column"
-        )
-    return matches[0] if matches else None
 
 
 @lru_cache(maxsize=8)
