@@ -121,8 +121,19 @@ class Recipe:
     """Manifest column with paths or URLs; by default the one named path, url, uri, video or file."""
     caption_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
     """Manifest column with captions; by default the one named caption or text, if there is one."""
+    class_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
+    """Column for the name of the folder that a file of a folder lies in, for folders by class; by default there is none."""
+    root: Annotated[str | None, Setting(metavar="URL")] = None
+    """Folder where relative paths of manifests start; by default the folder of the manifest.
+
+    Part of the recipe because it decides the samples' ``uri``.
+    """
+    cameras: Annotated[tuple[str, ...], Setting("camera", metavar="NAME")] = ()
+    """Camera of LeRobot folders to encode, for example observation.images.top; may be repeated; by default all of them."""
     columns: Annotated[tuple[str, ...], Setting("column", metavar="NAME:TYPE")] = ()
     """Field of the items' JSON metadata to store as a column of type int, float, str or bool; may be repeated."""
+    range_unit: Literal["seconds", "frames"] = "seconds"
+    """Unit of the starts and ends of clips that a manifest names; a range of frames does not contain its end."""
     unit_clips: int = 128
     """Items per output shard, for folders and manifests.
 
@@ -160,6 +171,8 @@ class Recipe:
         for column in self.columns:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
+        if self.root is not None and (not re.match(r"/|\w+://", self.root) or re.search(r"[?#]|//[^/]*@", self.root)):
+            raise ConfigError("--root takes an absolute path, or a URL without user name, password and query")
         for host in self.private_hosts:
             if not re.fullmatch(r"[^\s/@A-Z]+", host):
                 raise ConfigError(

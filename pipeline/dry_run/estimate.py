@@ -22,7 +22,7 @@ from pipeline.output.rows import RowBuilder
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.progress.formatting import number
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.sources.discovery import find_sources
+from pipeline.sources.discovery import find_sources, say_notes
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source, Unit
 from pipeline.storage.store import Store
@@ -134,6 +134,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     if budget is not None and budget < 1:
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
+    say_notes(sources, say)
     store = Store(run.output, single_writer=run.single_writer)
     recipe = resolve_compute_dtype(recipe, run, store)
     plan, planned, left = _plan_units(store, sources, recipe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -16,7 +16,8 @@ import braceexpand
 
 from pipeline.errors import ConfigError
 from pipeline.sources.formats import FORMATS, recognize
-from pipeline.sources.retrying_file import open_source, retry_call
+from pipeline.sources.layouts.contents import not_read
+from pipeline.sources.retrying_file import file_facts, open_source, retry_call
 from pipeline.sources.units import Source
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, scheme_of
@@ -31,6 +32,13 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
                 raise ConfigError(f"source '{source.name}' is given twice; name one of them with NAME=URL")
             sources[source.name] = source
     return list(sources.values())
+
+
+def say_notes(sources: Iterable[Source], say: Callable[[str], None]) -> None:
+    """Print what the formats noticed when they opened the sources."""
+    for source in sources:
+        for note in source.notes:
+            say(f"note: {note}")
 
 
 def _find(spec: str) -> list[Source]:
@@ -57,11 +65,22 @@ def _group_by_source(url: str) -> dict[tuple[str, str], list[str]]:
     for path in paths:
         source_format = recognize(path)
         if source_format is None:
-            raise ConfigError(f"no videos, tars, manifests or folder at '{canonical(path)}'")
+            raise ConfigError(_why_unreadable(path))
         parts.setdefault((source_format.name, source_format.source_url(path)), []).append(path)
     if not paths:
         raise ConfigError(f"no videos, tars, manifests or folder at '{canonical(url)}'")
     return parts
+
+
+def _why_unreadable(url: str) -> str:
+    """The message for a URL that no format recognizes."""
+    try:
+        file_facts(url)
+    except FileNotFoundError:
+        return f"there is no file or folder at '{canonical(url)}'"
+    return not_read(
+        url, sorted({f".{suffix}" for source_format in FORMATS.values() for suffix in source_format.suffixes})
+    )
 
 
 def _expand(url: str) -> list[str]:

@@ -10,13 +10,27 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.sources.file_table import Files
+from pipeline.sources.file_table import File, Files
 from pipeline.sources.item import MEDIA_SUFFIXES, Item
+from pipeline.sources.layouts.captions import set_caption
+from pipeline.sources.layouts.contents import Contents
+from pipeline.sources.layouts.folder_metadata import NAMES as METADATA_NAMES
+from pipeline.sources.layouts.folder_metadata import (
+    FolderMetadata,
+    MetadataTable,
+    check_tables_as_planned,
+    decode_tables,
+    encode_tables,
+    find_tables,
+    tables_of,
+    usable_tables,
+)
 from pipeline.sources.retrying_file import existing_file_facts, open_source, retry_call
 from pipeline.sources.sidecars import add_sidecars, read_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, new_unit
 from pipeline.storage.concurrency import map_concurrently
+from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, scheme_of, suffix_of
 
@@ -42,8 +56,12 @@ class FolderFormat(SourceFormat):
 
     def open(self, name: str, url: str, parts: list[str]) -> Source:
         """The folder's media files, or only the files in ``parts``."""
-        files = _list_media_files(url) if url in parts else _given_media_files(parts)
-        return Source(name=name, format=self.name, url=url, files=files)
+        if url not in parts:
+            return Source(name=name, format=self.name, url=url, files=_given_media_files(parts))
+        files, metadata, notes = _list_files(url)
+        tables, more_notes = usable_tables(url, find_tables(metadata), files)
+        notes += more_notes
+        return Source(name=name, format=self.name, url=url, files=files, header=encode_tables(tables), notes=notes)
 
     def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
         """Cut the files that are in no unit yet. SourceChanged if a planned file has changed."""
@@ -52,22 +70,43 @@ class FolderFormat(SourceFormat):
         if changed:
             before, now = changed
             raise SourceChanged.between(f"{canonical(source.url)}/{now.path}", before.facts, now.facts)
+        tables = decode_tables(source.header)
+        check_tables_as_planned(source.url, tables, (unit.header for unit in planned))
         units = []
         for first in range(0, len(new), recipe.unit_clips):
             files = new.slice(first, min(first + recipe.unit_clips, len(new)))
             start = len(known) + first
-            units.append(new_unit(source, generation, start=start, stop=start + len(files), files=files))
-        return NewUnits(units=units)
+            header = encode_tables(tables_of(files, tables))
+            units.append(new_unit(source, generation, start=start, stop=start + len(files), files=files, header=header))
+        return NewUnits(units=units, columns=self._columns(source.url, tables, recipe))
+
+    def _columns(self, url: str, tables: list[MetadataTable], recipe: Recipe) -> pa.Schema:
+        """The columns of the folder's tables, and the column for the names of its folders."""
+        columns = FolderMetadata(url, tables, recipe).columns()
+        if not recipe.class_column:
+            return columns
+        if recipe.class_column in columns.names:
+            raise ConfigError(
+                f"--class-column {recipe.class_column}: a metadata file of '{canonical(url)}' has this column"
+            )
+        return columns.append(pa.field(recipe.class_column, pa.string()))
 
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
-        """Yield an item per file, described by the sidecar files beside it."""
-        for ordinal, file in enumerate(unit.files, unit.start):
+        """Yield an item per file, described by the sidecar files beside it and by the folder's table."""
+        links = LinkPolicy(url.removeprefix("file://")) if scheme_of(url) == "file" else None
+        described = FolderMetadata(url, decode_tables(unit.header), recipe).rows(unit.files)
+        for ordinal, (file, (caption, meta)) in enumerate(zip(unit.files, described, strict=True), unit.start):
             location = f"{url.rstrip('/')}/{file.path}"
             item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
             try:
-                add_sidecars(item, read_sidecars(location), recipe)
+                add_sidecars(item, read_sidecars(location, links), recipe)
             except Rejected as rejected:
                 item.fault = rejected.reject
+            item.meta |= meta
+            if recipe.class_column:
+                item.meta[f"meta_{recipe.class_column}"] = file.path.rpartition("/")[0].rpartition("/")[2] or None
+            if item.caption is None:
+                set_caption(item, caption)
             yield item
 
     def some_items(
@@ -88,25 +127,30 @@ class FolderFormat(SourceFormat):
         return unit.files.size_bytes or self.num_items(unit)
 
 
-def _list_media_files(url: str) -> Files:
-    """Media files below a folder, sorted by path. Symbolic links are not followed. ConfigError if there are none."""
+def _list_files(url: str) -> tuple[Files, list[File], tuple[str, ...]]:
+    """Media files below a folder, sorted by path, its files with metadata, and notes. ConfigError if it has no media."""
     fs, root = open_source(url)
-    has_tars = False
+    links = LinkPolicy(root) if scheme_of(url) == "file" else None
+    contents, metadata = Contents(), []
 
     def media_files() -> Iterator[tuple[str, FileFacts]]:
-        nonlocal has_tars
-        for path, info in iter_files(fs, root, partial(retry_call, url)):
-            suffix = suffix_of(path)
-            has_tars |= suffix == "tar"
-            if suffix in MEDIA_SUFFIXES:
+        for path, info in iter_files(fs, root, partial(retry_call, url), links):
+            if suffix_of(path) in MEDIA_SUFFIXES:
                 _check_utf8(path, url)
                 yield path, FileFacts.of(info)
+                continue
+            contents.add(path)
+            if path.rpartition("/")[2] in METADATA_NAMES:
+                metadata.append(File(path=path, facts=FileFacts.of(info)))
 
     files = Files.of(media_files())
+    outside = links.outside if links else 0
+    note = f"{outside} links below '{canonical(url)}' lead out of it and are passed over"
     if not files:
-        hint = f"; it holds tars: give '{canonical(url)}/*.tar'" if has_tars else ""
-        raise ConfigError(f"no videos or images below '{canonical(url)}'{hint}")
-    return files
+        raise ConfigError(
+            f"no videos or images below '{canonical(url)}'{contents.hint(url)}{f'; {note}' if outside else ''}"
+        )
+    return files, metadata, (note,) if outside else ()
 
 
 def _check_utf8(path: str, url: str) -> None:

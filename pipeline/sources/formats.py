@@ -11,15 +11,18 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.folder import FolderFormat
 from pipeline.sources.item import Item
+from pipeline.sources.layouts.lance import LanceFormat
+from pipeline.sources.layouts.lerobot import LeRobotFormat
 from pipeline.sources.manifest import ManifestFormat
 from pipeline.sources.source_format import SourceFormat
 from pipeline.sources.tar import TarFormat
 from pipeline.sources.units import Plan, Source, Unit
 
 FORMATS: dict[str, SourceFormat] = {
-    source_format.name: source_format for source_format in (TarFormat(), ManifestFormat(), FolderFormat())
+    source_format.name: source_format
+    for source_format in (TarFormat(), ManifestFormat(), LanceFormat(), LeRobotFormat(), FolderFormat())
 }
-"""Every format by name. The first one that recognizes a URL gets it; ``folder`` asks the store, so it is last."""
+"""Every format by name. The first one that recognizes a URL gets it; the last two ask the store."""
 
 
 def recognize(url: str) -> SourceFormat | None:

@@ -169,7 +169,7 @@ def _item(ordinal: int, row: dict[str, Any], url: str, recipe: Recipe) -> Item:
     item.caption = None if caption is None else str(caption)
     item.meta = {f"meta_{name}": value for name, value in row.items()}
     try:
-        item.location = location_of(target, url)
+        item.location = location_of(target, url, recipe.root)
         item.uri = canonical(item.location)
     except Rejected as rejected:
         item.fault = rejected.reject

@@ -12,6 +12,7 @@ from pipeline.errors import Reject, Rejected
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import file_facts, read_whole
+from pipeline.storage.links import LinkPolicy
 from pipeline.storage.urls import scheme_of
 
 CAPTION_COLUMNS = ("caption", "text")
@@ -22,14 +23,19 @@ JSON_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INT64 = range(-(1 << 63), 1 << 63)
 
 
-def read_sidecars(location: str) -> dict[str, bytes]:
-    """The sidecar files beside a media file of a folder, by suffix. Rejected if one of them may not be read."""
+def read_sidecars(location: str, links: LinkPolicy | None = None) -> dict[str, bytes]:
+    """The sidecar files beside a media file of a folder, by suffix. Rejected if one of them may not be read.
+
+    links: chooses the symbolic links that may be followed; without it, none may.
+    """
     stem = location.rpartition(".")[0]
     contents = {}
     for suffix in SUFFIXES:
         url = f"{stem}.{suffix}"
         try:
-            contents[suffix] = _read_local(url, suffix) if scheme_of(url) == "file" else _read_remote(url, suffix)
+            contents[suffix] = (
+                _read_local(url, suffix, links) if scheme_of(url) == "file" else _read_remote(url, suffix)
+            )
         except FileNotFoundError:
             continue
     return contents
@@ -70,8 +76,10 @@ def too_large(suffix: str, size_bytes: int) -> Reject:
     return Reject("read", "bad_sidecar", f"its .{suffix} has {size_bytes} bytes; the limit is {MAX_BYTES}")
 
 
-def _read_local(url: str, suffix: str) -> bytes:
+def _read_local(url: str, suffix: str, links: LinkPolicy | None) -> bytes:
     path = url.removeprefix("file://")
+    if links is not None and os.path.islink(path):
+        path = str(links.target(path) or path)
     try:
         # do not follow a link out of the folder, and do not wait for a pipe that nothing writes to
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -32,6 +32,10 @@ class Source:
     """Size and entity tag of a source that is one file."""
     files: Files = field(default_factory=Files)
     """Files of a source that is many files, sorted by path."""
+    header: str = ""
+    """Text that the format found when it opened the source and needs to plan it. Not recorded."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the source for the user, such as what was passed over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

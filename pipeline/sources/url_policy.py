@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from yarl import URL
 
@@ -22,14 +23,17 @@ def key_of(target: Any, manifest_url: str) -> str:
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
 
-def location_of(target: Any, manifest_url: str) -> str:
-    """The URL that a row points to. Relative paths start at the manifest's folder. Rejected if it is not allowed.
+def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
+    """The URL that a row points to. Rejected if it is not allowed.
 
+    Relative paths start at ``root`` and may not leave it. Without a root they start at the manifest's folder.
     ``http_download.py`` checks the addresses of HTTP hosts when it connects to them.
     """
     if not isinstance(target, str) or not target:
         raise Rejected("read", "no_path", "the row has no path")
     try:
+        if root is not None and _is_relative(target):
+            return _below(root, target)
         if "://" in target or "::" in target:
             location = target
             if scheme_of(target) in HTTP_SCHEMES and parse_url(target).raw_user is not None:
@@ -44,6 +48,17 @@ def location_of(target: Any, manifest_url: str) -> str:
     if scheme == "file" and scheme_of(manifest_url) != "file":
         raise Rejected("fetch", "forbidden_url", "a remote manifest may not point to local files")
     return location
+
+
+def _is_relative(target: str) -> bool:
+    return "://" not in target and "::" not in target and not target.startswith("/")
+
+
+def _below(root: str, path: str) -> str:
+    """The URL of a relative path below the root that the user gave. Rejected if it leads out of the root."""
+    if ".." in path.split("/") or (scheme_of(root) in HTTP_SCHEMES and ".." in unquote(path).split("/")):
+        raise Rejected("fetch", "forbidden_url", "a path that starts at --root may not leave it with '..'")
+    return f"{root.rstrip('/')}/{path}"
 
 
 def parse_url(url: str, *, relative: bool = False) -> URL:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
+
+from pipeline.storage.links import LinkPolicy
 
 ListedFile = tuple[str, dict[str, Any]]
 """A path relative to the folder, and the store's facts of the file: ``size`` and perhaps ``ETag`` or ``mtime``."""
@@ -13,39 +16,49 @@ Retry = Callable[[Callable[[], Any]], Any]
 """Makes one request, with retries, and returns its result."""
 
 
-def iter_files(fs: Any, root: str, retry: Retry) -> Iterator[ListedFile]:
-    """Yield every file below a folder, sorted by path; nothing if there is no such folder. Links are not followed.
+def iter_files(fs: Any, root: str, retry: Retry, links: LinkPolicy | None = None) -> Iterator[ListedFile]:
+    """Yield every file below a folder, sorted by path; nothing if there is no such folder.
 
     ``retry`` makes each request of its own, so that a long listing does not start over when one of them fails.
+    ``links`` chooses the symbolic links to follow on a local disk; without it, none are followed.
     """
     root = root.rstrip("/")
     if "file" in fs.protocol:
-        return _iter_local(root, "", retry)
+        return _iter_local(root, "", retry, links)
     if "s3" in fs.protocol:
         return _iter_s3(fs, root, retry)
     return _iter_any(fs, root, retry)
 
 
-def _iter_local(root: str, folder: str, retry: Retry) -> Iterator[ListedFile]:
-    for name in retry(partial(_sorted_names, f"{root}/{folder}")):
+def _iter_local(root: str, folder: str, retry: Retry, links: LinkPolicy | None) -> Iterator[ListedFile]:
+    for name in retry(partial(_sorted_names, f"{root}/{folder}", links)):
         if name.endswith("/"):
-            yield from _iter_local(root, f"{folder}{name}", retry)
+            yield from _iter_local(root, f"{folder}{name}", retry, links)
             continue
         try:
-            status = os.stat(f"{root}/{folder}{name}", follow_symlinks=False)
+            status = os.stat(f"{root}/{folder}{name}", follow_symlinks=links is not None)
         except FileNotFoundError:  # removed since the folder was listed
             continue
         yield f"{folder}{name}", {"size": status.st_size, "mtime": status.st_mtime}
 
 
-def _sorted_names(folder: str) -> list[str]:
+def _sorted_names(folder: str, links: LinkPolicy | None) -> list[str]:
     """Names of files, and of folders with a slash at the end, so that they sort like the paths below them."""
+    names = []
     try:
         with os.scandir(folder) as entries:
-            types = ((e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False)) for e in entries)
-            return sorted(f"{name}/" if is_dir else name for name, is_dir, is_file in types if is_dir or is_file)
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    names.append(f"{entry.name}/")
+                elif entry.is_file(follow_symlinks=False) or (
+                    links is not None
+                    and entry.is_symlink()
+                    and links.follows(entry.path, PurePosixPath(entry.name).suffix.lower())
+                ):
+                    names.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(names)
 
 
 def _iter_s3(fs: Any, root: str, retry: Retry) -> Iterator[ListedFile]:

@@ -1,0 +1,30 @@
+"""Captions of items that a table describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
+from pipeline.sources.item import Item
+from pipeline.sources.sidecars import CAPTION_COLUMNS
+from pipeline.storage.urls import canonical
+
+
+def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
+    """The column with captions: the recipe's, or the only one with a usual name. ConfigError if the choice is not clear."""
+    wanted = [recipe.caption_column] if recipe.caption_column else list(CAPTION_COLUMNS)
+    matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
+    if len(matches) > 1 or (recipe.caption_column and not matches):
+        raise ConfigError(
+            f"'{canonical(url)}': expected one caption column named {' or '.join(wanted)}, "
+            f"found {matches or 'none'} among {names}; say which with --caption-column"
+        )
+    return matches[0] if matches else None
+
+
+def set_caption(item: Item, caption: Any) -> None:
+    """Set an item's caption from a value of a table: text, or the first of several texts."""
+    if isinstance(caption, list):
+        caption = caption[0] if caption else None
+    item.caption = None if caption is None else str(caption)
