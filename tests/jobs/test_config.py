@@ -223,6 +223,8 @@ OTHER_VALUES: dict[str, object] = {
     "path-column": "p",
     "caption-column": "c",
     "column": ("score:float", "views:int"),
+    "root": "s3://bucket/videos",
+    "camera": ("top", "wrist"),
     "allow-host": ("media.internal",),
     "max-item-gb": 3 << 29,
     "decode-memory-gb": (4 << 30) + 1,

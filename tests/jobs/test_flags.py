@@ -19,6 +19,7 @@ RENAMED = {
     "column": "columns",
     "allow-host": "private_hosts",
     "max-item-gb": "max_item_bytes",
+    "camera": "cameras",
     "source": "sources",
     "decode-memory-gb": "decode_memory_bytes",
 }
