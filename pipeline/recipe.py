@@ -98,6 +98,8 @@ class Recipe:
     """
     dolby_vision: Literal["reject", "keep"] = "reject"
     """Dolby Vision profile 5, whose colors are wrong without its own decoder: reject the video, or keep what decodes."""
+    hdr: Literal["keep", "tonemap"] = "keep"
+    """HDR video (PQ, HLG): keep the coded values, which look pale, or tone-map them to SDR."""
     resize: Literal["bicubic", "opensora"] = "bicubic"
     """Interpolation when frames are resized; opensora is bilinear, like Open-Sora's video reader."""
     store: Literal["moments", "mean"] = "moments"

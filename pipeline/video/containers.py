@@ -22,6 +22,10 @@ FORMATS = (
 """Demuxers that may open an input. Playlists and other formats that refer to files are not among them."""
 MAGIC = ((4, b"ftyp", "MP4"), (0, b"\x1aE\xdf\xa3", "Matroska or WebM"), (8, b"AVI ", "AVI"), (0, b"OggS", "Ogg"))
 """(offset, bytes, name) of containers that are recognized although they cannot be read."""
+CUT_ANYWHERE = ("mpegts", "mpeg")
+"""Demuxers of streams that may be cut anywhere."""
+IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")
+"""Start of a slice of an IDR picture in an H.264 byte stream."""
 ATTACHED_PICTURE, TILE = 0x400, 0x80000
 """FFmpeg's dispositions of an album cover, and of a stream that is only a part of a picture."""
 HDR_TRANSFERS = {16: "pq", 18: "hlg"}
@@ -94,10 +98,50 @@ def prepare(stream: Any) -> Any:
 
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the decoded frames of a stream in order. Packets without bytes are skipped: PyAV would stop at the first."""
+    """Yield the decoded frames of a stream in order.
+
+    A transport stream may be cut anywhere. Its first packets may then refer to frames before the cut and fail to decode,
+    and the first frame is that of the first keyframe.
+    """
+    cut = _MayBeCut(stream) if container.format.name in CUT_ANYWHERE else None
     for packet in container.demux(stream):
-        if packet.size or packet.pts is None:
+        if not packet.size and packet.pts is not None:
+            continue  # PyAV would take a packet without bytes for the end of the stream
+        may_fail = cut is not None and cut.may_fail(packet)
+        try:
             yield from packet.decode()
+        except av.error.InvalidDataError:
+            if not may_fail:
+                raise
+
+
+class _MayBeCut:
+    """Tells which packets at the start of a stream may fail to decode because the stream was cut before them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._is_h264 = stream.codec_context.name == "h264"
+        self._key_pts: int | None = None
+        self._is_over = False
+        self._one_more = False
+
+    def may_fail(self, packet: Any) -> bool:
+        """Return True before the first keyframe, and for pictures after it that are shown before it.
+
+        An H.264 keyframe that is not an IDR picture does not reset the numbering of frames. FFmpeg therefore finds a gap
+        at the next picture and reports it, though that picture refers to nothing before the keyframe.
+        """
+        if self._is_over:
+            return False
+        if self._key_pts is None:
+            if not packet.is_keyframe or packet.pts is None:
+                return True
+            self._key_pts = packet.pts
+            self._one_more = self._is_h264 and not IDR.search(bytes(packet))
+            return False
+        if packet.pts is None or packet.pts < self._key_pts:
+            return True
+        self._is_over = True
+        return self._one_more
 
 
 def holds_stills(container: Any) -> bool:

@@ -26,10 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
-from pipeline.video import heif_grid, pyav_reader, webp_animation
+from pipeline.video import pyav_reader
 from pipeline.video.decode_process import MESSAGE_BYTES
-from pipeline.video.deinterlace import deinterlaced
-from pipeline.video.orientation import upright
+from pipeline.video.pictures.reading import upright_frames
 from pipeline.video.windows import Placement, VideoFacts
 from stvae import gc_paused
 
@@ -166,25 +165,22 @@ class Session:
             windows.append(pts[start : start + length])
             start += length
         frames: Iterator[tuple[int, Frame]] | None = None
-        if self.backend == "decord" and self.facts.decord_refusal is None and not request["deinterlace"]:
+        changed = request["deinterlace"] or request["tone_map"]  # by filters of frames, which decord does not give
+        if self.backend == "decord" and self.facts.decord_refusal is None and not changed:
             from pipeline.video import decord_reader
 
             frames = decord_reader.frames(self.file, self.facts, sorted({p for window in windows for p in window}))
         decoder = "pyav" if frames is None else "decord"
         if frames is None:
-            frames = _upright(self._read(deinterlace=request["deinterlace"]), windows, self.facts)
+            frames = upright_frames(
+                self.file,
+                self.facts,
+                {pts for window in windows for pts in window},
+                deinterlace=request["deinterlace"],
+                tone_map=request["tone_map"],
+            )
         self.clips = self._gather(frames, windows, Placement(**request["placement"]), request["resize"])
         return {"decoder": decoder}, ()
-
-    def _read(self, deinterlace: bool) -> Iterator[tuple[int, Any]]:
-        """Yield (pts, picture) of every shown frame: a PyAV frame, or uint8 RGB ``[H,W,3]`` as stored."""
-        assert self.file is not None and self.facts is not None
-        if self.facts.container == "webp":
-            return webp_animation.frames(self.file, self.facts)
-        if self.facts.container == "heif_grid":
-            return heif_grid.frames(self.file)
-        frames = pyav_reader.frames(self.file, self.facts)
-        return deinterlaced(frames, self.facts.time_base) if deinterlace else frames
 
     def close(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Close the video, which may hold memory."""
@@ -223,17 +219,6 @@ class Session:
             if missing:
                 raise Rejected("decode", "missing_frame", f"{len(missing)} frames that the index lists do not decode")
             yield np.stack([kept[pts] for pts in window])
-
-
-def _upright(
-    frames: Iterator[tuple[int, Any]], windows: list[list[int]], facts: VideoFacts
-) -> Iterator[tuple[int, Frame]]:
-    """The frames that some window needs, as upright RGB. A missing frame is never replaced by another one."""
-    wanted = {pts for window in windows for pts in window}
-    for pts, frame in frames:
-        if pts in wanted:
-            picture_HWC = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format="rgb24")
-            yield pts, upright(picture_HWC, facts)
 
 
 def answer(session: Session, request: dict[str, Any], fds: list[int]) -> Reply:

@@ -116,7 +116,7 @@ class _Video:
         if self.remaining is None:
             self.remaining = list(self.select(facts))
         windows = [window for window in self.remaining if isinstance(window, Window)]
-        decoder = self._send_windows(child, windows) if windows else ""
+        decoder = self._send_windows(child, facts, windows) if windows else ""
         while self.remaining:
             window = self.remaining[0]
             outcome: Outcome = window if isinstance(window, Skip) else self._next(child, window, decoder)
@@ -141,7 +141,7 @@ class _Video:
         }
         return VideoFacts(**facts)
 
-    def _send_windows(self, child: DecodeChild, windows: list[Window]) -> str:
+    def _send_windows(self, child: DecodeChild, facts: VideoFacts, windows: list[Window]) -> str:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.
 
         Shape: one int64 array ``[n, length_1 .. length_n, pts of window 1, .., pts of window n]``.
@@ -157,9 +157,8 @@ class _Video:
                 "op": "select",
                 "placement": dataclasses.asdict(windows[0].placement),
                 "resize": self.recipe.resize,
-                "deinterlace": self.facts is not None
-                and self.facts.interlaced
-                and self.recipe.interlaced == "deinterlace",
+                "deinterlace": facts.interlaced and self.recipe.interlaced == "deinterlace",
+                "tone_map": facts.hdr is not None and self.recipe.hdr == "tonemap",
             }
             reply, _ = child.request(request | self.limits, fd)
         finally:

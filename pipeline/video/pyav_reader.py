@@ -10,7 +10,6 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 from pipeline.errors import Rejected
-from pipeline.video import heif_grid, webp_animation
 from pipeline.video.completeness import DistinctTimes, Packets, check_complete, distinct_times, read_packets
 from pipeline.video.containers import (
     HDR_TRANSFERS,
@@ -20,7 +19,8 @@ from pipeline.video.containers import (
     open_container,
     stream_notes,
 )
-from pipeline.video.orientation import orientation_of
+from pipeline.video.pictures import heif_grid, webp_animation
+from pipeline.video.pictures.orientation import orientation_of
 from pipeline.video.windows import VideoFacts
 
 ANIMATIONS = ("gif", "apng")

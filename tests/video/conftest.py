@@ -18,7 +18,7 @@ GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 POLICIES: dict[str, dict[str, Any]] = {
     "default": {},
     "keep": {"interlaced": "keep", "dolby_vision": "keep"},
-    "deinterlace": {"interlaced": "deinterlace"},
+    "deinterlace": {"interlaced": "deinterlace", "hdr": "tonemap"},
 }
 Decode = Callable[..., tuple[VideoFacts | None, list[Outcome]]]
 

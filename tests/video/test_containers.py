@@ -125,6 +125,21 @@ def test_a_transport_stream_that_was_cut_at_an_open_gop_begins_at_the_first_pict
     assert facts is not None and len(facts.pts) == len(expected)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("skip_packets", [5, 12, 13, 20])
+def test_a_transport_stream_that_was_cut_anywhere_begins_at_a_keyframe(
+    read: Decode, tmp_path: Path, codec: str, skip_packets: int
+) -> None:
+    settings = "open-gop=1:keyint=12:min-keyint=12:scenecut=0"
+    options = {"x265-params": f"log-level=none:bframes=3:{settings}", "x264-params": f"bframes=2:{settings}"}
+    name = codec.removeprefix("lib") + "-params"
+    source = make_clip(tmp_path / "source.ts", 50, codec=codec, options={name: options[name]})
+    facts, outcomes = read(stream_copy(source, tmp_path / "cut.ts", skip_packets=skip_packets))
+    shown = numbers(outcomes)
+    assert facts is not None and len(facts.pts) >= 17 and shown == list(range(shown[0], shown[0] + len(shown)))
+    assert skip_packets - 4 <= shown[0] <= 25
+
+
 def test_a_real_piece_of_a_stream_begins_at_the_first_picture_that_decodes(read: Decode) -> None:
     facts, outcomes = read(INPUTS / "open_gop.ts")
     assert facts is not None and len(facts.pts) == 23

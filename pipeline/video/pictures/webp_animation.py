@@ -16,6 +16,8 @@ import numpy.typing as npt
 from pipeline.errors import Rejected
 from pipeline.video.windows import VideoFacts
 
+CONTAINER = "webp_animation"
+"""Name of these files in ``VideoFacts``."""
 ANIMATION_FLAG = 0x02
 """Bit of the first byte of a VP8X chunk."""
 SHORTEST_MS, DEFAULT_MS = 11, 100
@@ -52,7 +54,7 @@ def probe(file: BinaryIO, max_pixels: int) -> VideoFacts:
         starts_ms.append(starts_ms[-1] + (duration_ms if duration_ms >= SHORTEST_MS else DEFAULT_MS))
     rotation, mirrored = EXIF_ORIENTATIONS.get(_open(file).getexif().get(ORIENTATION_TAG), (0, False))
     return VideoFacts(
-        container="webp",
+        container=CONTAINER,
         codec="webp",
         coded_width=width,
         coded_height=height,

@@ -19,6 +19,8 @@ from pipeline.errors import Rejected
 from pipeline.video.containers import HDR_TRANSFERS, STILL_BRANDS, decoded, open_container, prepare
 from pipeline.video.windows import VideoFacts
 
+CONTAINER = "heif_grid"
+"""Name of these files in ``VideoFacts``."""
 MAX_META_BYTES = 1 << 24
 """Largest ``meta`` box that is read. A phone's has a few kilobytes."""
 
@@ -61,7 +63,7 @@ def probe(file: BinaryIO, grid: Grid, max_pixels: int) -> VideoFacts:
     try:
         context = _tile_streams(container, grid)[0].codec_context
         return VideoFacts(
-            container="heif_grid",
+            container=CONTAINER,
             codec=context.codec.canonical_name,
             coded_width=grid.width,
             coded_height=grid.height,
@@ -79,8 +81,8 @@ def probe(file: BinaryIO, grid: Grid, max_pixels: int) -> VideoFacts:
         container.close()
 
 
-def frames(file: BinaryIO) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield (0, uint8 RGB ``[H,W,3]``): the tiles put together, as stored.
+def frames(file: BinaryIO, pixel_format: str) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield (0, RGB ``[H,W,3]`` in FFmpeg's ``pixel_format``): the tiles put together, as stored.
 
     Raises Rejected if a tile is missing or differs in size from the first.
     """
@@ -91,7 +93,7 @@ def frames(file: BinaryIO) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         tiles = [next(decoded(container, stream), None) for stream in _tile_streams(container, grid)]
     finally:
         container.close()
-    pictures = [None if tile is None else tile.to_ndarray(format="rgb24") for tile in tiles]
+    pictures = [None if tile is None else tile.to_ndarray(format=pixel_format) for tile in tiles]
     first = pictures[0]
     if first is None or any(picture is None or picture.shape != first.shape for picture in pictures):
         raise Rejected("decode", "missing_frame", "a tile of the picture does not decode, or differs in size")

@@ -1,0 +1,45 @@
+"""Reads the frames of any video or picture as upright RGB, deinterlaced and tone-mapped where the recipe says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.video import pyav_reader
+from pipeline.video.pictures import heif_grid, webp_animation
+from pipeline.video.pictures.deinterlace import deinterlaced
+from pipeline.video.pictures.orientation import upright
+from pipeline.video.pictures.tone_map import tone_mapped
+from pipeline.video.windows import VideoFacts
+
+SDR_FORMAT, HDR_FORMAT = "rgb24", "rgb48le"
+"""FFmpeg's names of the RGB that frames become: 8 bits a sample, or 16 before they are tone-mapped."""
+
+
+def upright_frames(
+    file: BinaryIO, facts: VideoFacts, wanted: set[int], *, deinterlace: bool, tone_map: bool
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield (pts, uint8 RGB ``[H,W,3]``) of the ``wanted`` frames. A missing frame is never replaced by another one."""
+    pixel_format = HDR_FORMAT if tone_map else SDR_FORMAT
+    for pts, frame in _stored_frames(file, facts, pixel_format, deinterlace):
+        if pts not in wanted:
+            continue
+        picture_HWC = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format=pixel_format)
+        if tone_map and facts.hdr:
+            picture_HWC = tone_mapped(picture_HWC, facts.hdr)
+        yield pts, upright(picture_HWC, facts)
+
+
+def _stored_frames(
+    file: BinaryIO, facts: VideoFacts, pixel_format: str, deinterlace: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield (pts, picture) of every shown frame: a PyAV frame, or RGB ``[H,W,3]`` as stored."""
+    if facts.container == webp_animation.CONTAINER:
+        return webp_animation.frames(file, facts)
+    if facts.container == heif_grid.CONTAINER:
+        return heif_grid.frames(file, pixel_format)
+    frames = pyav_reader.frames(file, facts)
+    return deinterlaced(frames, facts.time_base) if deinterlace else frames
