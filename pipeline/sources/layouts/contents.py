@@ -34,7 +34,7 @@ class Contents:
         if not self._counts:
             return "; it is empty"
         hints = []
-        for suffixes, noun in ((TarFormat.suffixes, "tars"), (ManifestFormat.suffixes, "manifests")):
+        for suffixes, noun in ((TarFormat.suffixes, "tars"), (ManifestFormat.suffixes - {"json"}, "manifests")):
             for suffix in sorted(suffixes & self._counts.keys()):
                 folder, _, name = self._first[suffix].rpartition("/")
                 wanted = name if noun == "manifests" and self._counts[suffix] == 1 else f"*.{suffix}"
