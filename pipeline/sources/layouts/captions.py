@@ -10,11 +10,17 @@ from pipeline.sources.item import Item
 from pipeline.sources.sidecars import CAPTION_COLUMNS
 from pipeline.storage.urls import canonical
 
+OTHER_CAPTION_COLUMNS = ("prompt", "captions", "cap", "video_caption")
+"""Names that are taken if no column has a name of ``CAPTION_COLUMNS``."""
+
 
 def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
     """The column with captions: the recipe's, or the only one with a usual name. ConfigError if the choice is not clear."""
-    wanted = [recipe.caption_column] if recipe.caption_column else list(CAPTION_COLUMNS)
-    matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
+    choices = [(recipe.caption_column,)] if recipe.caption_column else [CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS]
+    matches: list[str] = []
+    while choices and not matches:
+        wanted = choices.pop(0)
+        matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
     if len(matches) > 1 or (recipe.caption_column and not matches):
         raise ConfigError(
             f"'{canonical(url)}': expected one caption column named {' or '.join(wanted)}, "
