@@ -87,7 +87,7 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     store.probe()
     recipe = resolve_compute_dtype(recipe, run, store)
     open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
-    plan = freeze_plan(store, sources, recipe)
+    plan = freeze_plan(store, sources, recipe, say)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)
     settings = EncoderSettings(
