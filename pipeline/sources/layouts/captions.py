@@ -7,11 +7,9 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.sidecars import CAPTION_COLUMNS
+from pipeline.sources.manifest.captions import texts_of
+from pipeline.sources.manifest.columns import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS
 from pipeline.storage.urls import canonical
-
-OTHER_CAPTION_COLUMNS = ("prompt", "captions", "cap", "video_caption")
-"""Names that are taken if no column has a name of ``CAPTION_COLUMNS``."""
 
 
 def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
@@ -30,7 +28,7 @@ def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
 
 
 def set_caption(item: Item, caption: Any) -> None:
-    """Set an item's caption from a value of a table: text, or the first of several texts."""
-    if isinstance(caption, list):
-        caption = caption[0] if caption else None
-    item.caption = None if caption is None else str(caption)
+    """Set an item's captions from a value of a table: a text, several texts, or nothing."""
+    texts = texts_of(caption, spelled_lists=False)
+    item.caption = texts[0] if texts else None
+    item.captions = texts if len(texts) > 1 else None

@@ -75,6 +75,13 @@ def test_files_given_by_pattern_have_the_table_of_their_folder(tmp_path: Path, r
     assert source.notes == ("1 of 4 rows of metadata.csv name a file that a row above them names, and are not used",)
 
 
+def test_several_captions_of_a_file_are_kept(tmp_path: Path, recipe: Recipe) -> None:
+    row = '{"file_name": "a.mp4", "captions": ["one", "two"]}\n'
+    folder = write(tmp_path / "set", aDOTmp4="a", metadataDOTjsonl=row)
+    (item,) = read_items(tmp_path, recipe, str(folder))
+    assert (item.caption, item.captions) == ("one", ["one", "two"])
+
+
 def test_the_column_with_captions_can_be_chosen(tmp_path: Path, recipe: Recipe) -> None:
     folder = write(tmp_path / "set", aDOTmp4="a", metadataDOTcsv="file_name,text,prompt\na.mp4,short,long\n")
     recipe = dataclasses.replace(recipe, caption_column="prompt")
