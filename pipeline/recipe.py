@@ -132,6 +132,11 @@ class Recipe:
     """
     cameras: Annotated[tuple[str, ...], Setting("camera", metavar="NAME")] = ()
     """Camera of LeRobot folders to encode, for example observation.images.top; may be repeated; by default all of them."""
+    range_columns: Annotated[tuple[str, ...], Setting(metavar="START,END|COLUMN|none", comma_separated=True)] = ()
+    """Manifest columns with the start and end of a clip, or one with pairs; none for no ranges.
+
+    By default columns named like start and end, start_time and end_time, timestamp or cut.
+    """
     columns: Annotated[tuple[str, ...], Setting("column", metavar="NAME:TYPE")] = ()
     """Field of the items' JSON metadata to store as a column of type int, float, str or bool; may be repeated."""
     range_unit: Literal["seconds", "frames"] = "seconds"
@@ -170,6 +175,10 @@ class Recipe:
         _check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
         _check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
         _check_positive(max_item_gb=self.max_item_bytes)
+        if len(self.range_columns) > 2:
+            raise ConfigError(
+                f"--range-columns takes one column or two, got {len(self.range_columns)}: {', '.join(self.range_columns)}"
+            )
         for column in self.columns:
             if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
                 raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")

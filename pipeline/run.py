@@ -30,7 +30,7 @@ from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import Summary, summarize, summarize_stopped
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
-from pipeline.sources.discovery import find_sources, say_notes
+from pipeline.sources.discovery import find_sources
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store
 from stvae.card import Card
@@ -83,12 +83,11 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     recipe.check_vae(card)
     check_members(recipe, card)
     sources = find_sources(run.sources)
-    say_notes(sources, say)
     store = Store(run.output, single_writer=run.single_writer)
     store.probe()
     recipe = resolve_compute_dtype(recipe, run, store)
     open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
-    plan = freeze_plan(store, sources, recipe)
+    plan = freeze_plan(store, sources, recipe, say)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)
     settings = EncoderSettings(

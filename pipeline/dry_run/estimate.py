@@ -22,7 +22,7 @@ from pipeline.output.rows import RowBuilder
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.progress.formatting import number
 from pipeline.recipe import Bucket, Recipe, Run
-from pipeline.sources.discovery import find_sources, say_notes
+from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source, Unit
 from pipeline.storage.store import Store
@@ -134,10 +134,9 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     if budget is not None and budget < 1:
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
-    say_notes(sources, say)
     store = Store(run.output, single_writer=run.single_writer)
     recipe = resolve_compute_dtype(recipe, run, store)
-    plan, planned, left = _plan_units(store, sources, recipe)
+    plan, planned, left = _plan_units(store, sources, recipe, say)
     sample = _choose_sample(left, budget)
     say(
         f"{number(len(planned), 'unit')} planned, {len(left)} left; "
@@ -158,11 +157,13 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     )
 
 
-def _plan_units(store: Store, sources: list[Source], recipe: Recipe) -> tuple[Plan, list[Unit], list[Unit]]:
+def _plan_units(
+    store: Store, sources: list[Source], recipe: Recipe, say: Callable[[str], None]
+) -> tuple[Plan, list[Unit], list[Unit]]:
     """Return the plan that the job would have, its units without retries, and those that are not committed."""
     with contextlib.suppress(FileNotFoundError):  # the output does not exist yet
         check_recipe(store, recipe)
-    plan = preview_plan(store, sources, recipe)
+    plan = preview_plan(store, sources, recipe, say)
     try:
         committed = committed_units(store)
     except FileNotFoundError:  # object stores list a missing folder as empty, so the bucket is missing

@@ -116,7 +116,9 @@ def write_parts(
 
     ``units``: units with their metadata in source order, which are consumed one after the other.
     """
-    full_schema = schema(members_of(recipe), pa.unify_schemas([pa.schema([]), *plan.columns]))
+    full_schema = schema(
+        members_of(recipe), pa.unify_schemas([pa.schema([]), *plan.columns], promote_options="permissive")
+    )
     writer = PartWriter(full_schema, new_path)
     portion: list[pa.Table] = []
     for _, same_items in itertools.groupby(units, key=lambda pair: (pair[0].source, pair[0].start)):
@@ -151,13 +153,13 @@ def _merged(units: list[tuple[Unit, pa.Table]]) -> pa.Table:
         kept.append(rows.filter(pc.invert(pc.is_in(rows["id"], tried_again))))
         if unit.retries:
             tried_again = pa.concat_arrays([tried_again, rows["id"].combine_chunks()])
-    merged = pa.concat_tables(kept, promote_options="default")
+    merged = pa.concat_tables(kept, promote_options="permissive")
     return merged.sort_by([("ordinal", "ascending"), ("window", "ascending")])
 
 
 def _with_all_columns(tables: list[pa.Table], full_schema: pa.Schema) -> pa.Table:
     """Join tables; columns that only later generations of the plan have become null in the rows of earlier ones."""
-    return pa.concat_tables([full_schema.empty_table(), *tables], promote_options="default").combine_chunks()
+    return pa.concat_tables([full_schema.empty_table(), *tables], promote_options="permissive").combine_chunks()
 
 
 def _check_shards(store: Store, size_bytes: dict[str, int]) -> None:

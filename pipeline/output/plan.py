@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ UNIT_SCHEMA = pa.schema(
         ("byte_start", pa.int64()),
         ("byte_stop", pa.int64()),
         ("header", pa.string()),
+        ("details", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),
         ("files", pa.list_(FILE_TYPE)),
@@ -38,24 +39,24 @@ UNIT_SCHEMA = pa.schema(
 )
 
 
-def freeze_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
+def freeze_plan(store: Store, sources: list[Source], recipe: Recipe, say: Callable[[str], None] | None = None) -> Plan:
     """Record a new generation of the plan for what the sources have gained, if anything; the whole plan.
 
-    Safe to call again. SourceChanged if a planned source or file has changed.
+    ``say`` prints what planning noticed. Safe to call again. SourceChanged if a planned source or file has changed.
     """
     while True:
         plan = read_plan(store)
-        units, columns = plan_units(plan, sources, recipe)
+        units, columns = plan_units(plan, sources, recipe, say)
         if not units:
             return plan
         freeze_generation(store, units, columns, len(plan.columns))
         # read the plan back, since another job may have recorded this generation first
 
 
-def preview_plan(store: Store, sources: list[Source], recipe: Recipe) -> Plan:
+def preview_plan(store: Store, sources: list[Source], recipe: Recipe, say: Callable[[str], None] | None = None) -> Plan:
     """The plan that ``freeze_plan`` would record. Writes nothing."""
     plan = read_plan(store)
-    units, columns = plan_units(plan, sources, recipe)
+    units, columns = plan_units(plan, sources, recipe, say)
     return Plan(units=plan.units + units, columns=[*plan.columns, columns]) if units else plan
 
 

@@ -20,6 +20,7 @@ ADVICE: dict[str, str] = {
     "forbidden_url": "use a public URL, an object store or a path next to the manifest; "
     "--allow-host, in a new output, permits a private host",
     "no_path": "fill in the path column of this row in the manifest",
+    "bad_range": "correct the start and end of this row, or remove the row, in a new manifest",
     "no_media": "the tar has no video or image under this key: check the program that wrote it",
     "several_media": "keep one video or image per key in the tar",
     "too_many_members": "keep one sample per key in the tar",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -32,13 +32,6 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
                 raise ConfigError(f"source '{source.name}' is given twice; name one of them with NAME=URL")
             sources[source.name] = source
     return list(sources.values())
-
-
-def say_notes(sources: Iterable[Source], say: Callable[[str], None]) -> None:
-    """Print what the formats noticed when they opened the sources."""
-    for source in sources:
-        for note in source.notes:
-            say(f"note: {note}")
 
 
 def _find(spec: str) -> list[Source]:

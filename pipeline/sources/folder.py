@@ -22,6 +22,7 @@ from pipeline.sources.layouts.folder_metadata import (
     decode_tables,
     encode_tables,
     find_tables,
+    tables_beside,
     tables_of,
     usable_tables,
 )
@@ -57,7 +58,10 @@ class FolderFormat(SourceFormat):
     def open(self, name: str, url: str, parts: list[str]) -> Source:
         """The folder's media files, or only the files in ``parts``."""
         if url not in parts:
-            return Source(name=name, format=self.name, url=url, files=_given_media_files(parts))
+            found = [] if scheme_of(url) in HTTP_SCHEMES else tables_beside(url)
+            tables, _ = usable_tables(url, found, Files())  # it may describe files that are not given
+            files = _given_media_files(parts)
+            return Source(name=name, format=self.name, url=url, files=files, header=encode_tables(tables))
         files, metadata, notes = _list_files(url)
         tables, more_notes = usable_tables(url, find_tables(metadata), files)
         notes += more_notes
@@ -78,7 +82,9 @@ class FolderFormat(SourceFormat):
             start = len(known) + first
             header = encode_tables(tables_of(files, tables))
             units.append(new_unit(source, generation, start=start, stop=start + len(files), files=files, header=header))
-        return NewUnits(units=units, columns=self._columns(source.url, tables, recipe))
+        return NewUnits(
+            units=units, columns=self._columns(source.url, tables, recipe), notes=list(source.notes) if units else []
+        )
 
     def _columns(self, url: str, tables: list[MetadataTable], recipe: Recipe) -> pa.Schema:
         """The columns of the folder's tables, and the column for the names of its folders."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
@@ -14,7 +14,7 @@ from pipeline.sources.item import Item
 from pipeline.sources.layouts.lance import LanceFormat
 from pipeline.sources.layouts.lerobot import LeRobotFormat
 from pipeline.sources.manifest import ManifestFormat
-from pipeline.sources.source_format import SourceFormat
+from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.tar import TarFormat
 from pipeline.sources.units import Plan, Source, Unit
 
@@ -49,15 +49,19 @@ def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[
     return format_of(unit).items(unit, url, recipe, columns)
 
 
-def plan_units(plan: Plan, sources: list[Source], recipe: Recipe) -> tuple[list[Unit], pa.Schema]:
+def plan_units(
+    plan: Plan, sources: list[Source], recipe: Recipe, say: Callable[[str], None] | None = None
+) -> tuple[list[Unit], pa.Schema]:
     """New units for what the sources hold beyond ``plan``, and the user columns of the plan and the sources.
 
-    Writes nothing. SourceChanged if a planned source or file has changed.
+    Writes nothing. ``say`` prints what planning noticed. SourceChanged if a planned source or file has changed.
     """
     units: list[Unit] = []
     # start with the columns of earlier generations, so that one index can hold them all
     columns = {field.name: field.type for schema in plan.columns for field in schema}
     columns |= {"meta": pa.string()} | _promoted_columns(recipe)
+    fixed = set(columns)  # rows of earlier generations have these types
+    untyped: set[str] = set()
     planned: dict[str, list[Unit]] = {}
     for unit in plan.units:
         if not unit.retries:
@@ -65,20 +69,51 @@ def plan_units(plan: Plan, sources: list[Source], recipe: Recipe) -> tuple[list[
     for source in sources:
         new = format_of(source).plan(source, planned.get(source.name, []), recipe, len(plan.columns))
         units += new.units
-        _add_columns(columns, new.columns, source)
+        _add_columns(columns, new, source, fixed, untyped)
+        if say is not None:
+            for note in new.notes:
+                say(f"note: {note}")
+    if not units and not plan.units:
+        raise ConfigError("there is nothing to encode: the sources have no rows and no files")
     _check_unique_names(itertools.chain(plan.units, units))
     return units, pa.schema(list(columns.items()))
 
 
-def _add_columns(columns: dict[str, pa.DataType], schema: pa.Schema, source: Source) -> None:
-    """Add a source's own columns to those of the other sources. ConfigError if two types of one column differ."""
-    for field in schema:
+def _add_columns(
+    columns: dict[str, pa.DataType], new: NewUnits, source: Source, fixed: set[str], untyped: set[str]
+) -> None:
+    """Add a source's own columns to those of the other sources. ConfigError if no type holds the values of both.
+
+    Null gives way to every type, and integers to floats. fixed: columns of which earlier generations have rows.
+    untyped: columns that can also be read as text in all sources so far.
+    """
+    for field in new.columns:
         name = f"meta_{field.name}"
-        if columns.setdefault(name, field.type) != field.type:
+        before = columns.get(name, pa.null())
+        if pa.types.is_null(before) and new.any_column_can_be_text and name not in fixed:
+            untyped.add(name)
+        common = _common_type(before, field.type)
+        if common is None and name not in fixed:
+            old_text = before == pa.string() or name in untyped
+            new_text = field.type == pa.string() or new.any_column_can_be_text
+            common = pa.string() if old_text and new_text else None
+        if common is None:
             raise ConfigError(
-                f"column '{field.name}' is {field.type} in {source.name} and {columns[name]} in another source; "
+                f"column '{field.name}' is {field.type} in {source.name} and {before} in another source; "
                 "give both the same type"
             )
+        columns[name] = common
+        if not new.any_column_can_be_text and not pa.types.is_null(field.type):
+            untyped.discard(name)
+
+
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of two types of numbers, or of null and another type; None if there is none."""
+    try:
+        schemas = [pa.schema([("column", type_)]) for type_ in (one, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowTypeError:
+        return None
 
 
 def _check_unique_names(units: Iterable[Unit]) -> None:

@@ -29,6 +29,8 @@ class Item:
     uri: str
     """URL of the item without credentials or query, for the samples' metadata."""
     caption: str | None = None
+    captions: list[str] | None = None
+    """All captions of an item that has several; ``caption`` is the first of them."""
     range: tuple[float, float | None] | None = None
     """Start and end of the item in its file, in the unit of ``Recipe.range_unit``; None for the whole file.
 

@@ -28,6 +28,10 @@ class NewUnits:
     units: list[Unit] = field(default_factory=list)
     columns: pa.Schema = NO_COLUMNS
     """Columns of the source that go to the samples' metadata, by their names in the source."""
+    any_column_can_be_text: bool = False
+    """True if the source has no types of its own, so that each of its columns can also be read as text."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for people about what planning saw and did not refuse."""
 
 
 class SourceFormat(ABC):

@@ -51,8 +51,9 @@ class Retry:
 class Unit:
     """The items whose samples go to one output shard. A row of the plan.
 
-    ``byte_start``, ``byte_stop``, ``header`` and ``files`` are there for the unit's format: only the format's own
-    module reads them. The plan stores ``files`` as Arrow columns, because a folder may have ten million of them.
+    ``byte_start``, ``byte_stop``, ``header``, ``details`` and ``files`` are there for the unit's format: only the
+    format's own modules read them. The plan stores ``files`` as Arrow columns, because a folder may have ten million
+    of them.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Unit:
     """Byte after the unit's part of a text file."""
     header: str = ""
     """Text that belongs before every part of the file, such as a CSV file's first line."""
+    details: str = ""
+    """Text that the unit's format keeps for itself."""
     size: int = 0
     """Size in bytes of a source that is one file."""
     etag: str = ""

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.storage.urls import HTTP_SCHEMES, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, scheme_of
 
 
 def key_of(target: Any, manifest_url: str) -> str:
@@ -20,6 +20,8 @@ def key_of(target: Any, manifest_url: str) -> str:
     key = re.sub(r"(?<=//)[^/?#]*@", "", key)
     if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
         key = re.sub(r"(?<=//).*@", "", key)
+    if key.partition("://")[0] in KEY_SCHEMES:
+        return key.partition("?versionId=")[0]
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
 
@@ -41,7 +43,9 @@ def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
         elif target.startswith("/"):
             location = target
         else:
-            location = f"{manifest_url.partition('?')[0].rpartition('/')[0] or '.'}/{target}"
+            is_http = scheme_of(manifest_url) in HTTP_SCHEMES
+            folder = (manifest_url.partition("?")[0] if is_http else manifest_url).rpartition("/")[0]
+            location = f"{folder or '.'}/{target}"
         scheme = scheme_of(location)
     except (ConfigError, ValueError):
         raise Rejected("fetch", "forbidden_url", "its scheme is unknown, or it chains file systems") from None

@@ -17,6 +17,8 @@ from stvae.file_identity import version_tag
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
 """Schemes that a URL may have. Others, such as pipes and archives, are refused, and so are chains of schemes."""
 HTTP_SCHEMES = ("http", "https")
+KEY_SCHEMES = ("s3", "gs")
+"""Schemes in whose URLs ``?`` and ``#`` are characters of a key."""
 
 _clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 
@@ -52,9 +54,16 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def canonical(url: str) -> str:
-    """The URL without credentials, query and fragment; a local path as an absolute ``file://`` URL."""
+    """The URL without credentials, query and fragment; a local path as an absolute ``file://`` URL.
+
+    The keys of S3 and Google Cloud Storage have no query and no fragment: ``?`` and ``#`` are a part of them.
+    """
     if "://" not in url or url.startswith("file://"):
         return "file://" + os.path.abspath(url.removeprefix("file://"))
+    scheme, _, rest = url.partition("://")
+    if scheme in KEY_SCHEMES:
+        bucket, slash, key = rest.partition("/")
+        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key.partition('?versionId=')[0]}"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 

@@ -23,6 +23,7 @@ from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import manifest as manifests
 from pipeline.sources.file_table import Files
+from pipeline.sources.manifest import parquet_rows, text_rows
 from pipeline.storage import concurrency as parallel
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.store import Store
@@ -214,7 +215,7 @@ def test_a_listing_of_several_pages_is_whole(s3: str) -> None:
 
 def survey_in_blocks(tmp_path: Path, name: str, lines: list[str]) -> manifests.Survey:
     (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
-    with mock.patch.object(manifests, "PARSED_BYTES", 1):
+    with mock.patch.object(text_rows, "PARSED_BYTES", 1):
         return manifests.survey(str(tmp_path / name), 2)
 
 
@@ -252,7 +253,7 @@ def test_a_manifest_whose_rows_disagree_is_refused_by_its_column(tmp_path: Path)
 def test_slices_of_a_parquet_manifest_are_its_rows(
     tmp_path: Path, row_group_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifests, "BATCH_ROWS", 4)
+    monkeypatch.setattr(parquet_rows, "BATCH_ROWS", 4)
     path = tmp_path / "m.parquet"
     pq.write_table(pa.table({"path": list(range(25))}), path, row_group_size=row_group_size)
     found = [

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
 CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py"))
-RUN_ELSEWHERE = {"recipes.md": "jobs", "cluster.md": "project"}
+RUN_ELSEWHERE = {"recipes.md": "jobs", "cluster.md": "project", "datasets.md": "sources/layouts"}
 """Pages whose commands another test checks, with the folder of that test."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

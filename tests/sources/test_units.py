@@ -78,5 +78,5 @@ def test_some_items_are_the_ones_with_these_ordinals(tmp_path: Path, recipe: Rec
 
 def test_a_unit_of_an_unknown_format_is_refused_by_name() -> None:
     unit = Unit(name="u-1", source="s", format="zip", generation=0, start=0, stop=None)
-    with pytest.raises(ConfigError, match=r"'u-1' has the source format 'zip'.* it knows tar, manifest, .*folder"):
+    with pytest.raises(ConfigError, match=r"format 'zip', which .* it knows tar, manifest, lance, lerobot, folder"):
         format_of(unit)

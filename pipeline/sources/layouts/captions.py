@@ -7,14 +7,18 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.sidecars import CAPTION_COLUMNS
+from pipeline.sources.manifest.captions import texts_of
+from pipeline.sources.manifest.columns import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS
 from pipeline.storage.urls import canonical
 
 
 def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
     """The column with captions: the recipe's, or the only one with a usual name. ConfigError if the choice is not clear."""
-    wanted = [recipe.caption_column] if recipe.caption_column else list(CAPTION_COLUMNS)
-    matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
+    choices = [(recipe.caption_column,)] if recipe.caption_column else [CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS]
+    matches: list[str] = []
+    while choices and not matches:
+        wanted = choices.pop(0)
+        matches = [name for name in names if name in wanted] or [name for name in names if name.casefold() in wanted]
     if len(matches) > 1 or (recipe.caption_column and not matches):
         raise ConfigError(
             f"'{canonical(url)}': expected one caption column named {' or '.join(wanted)}, "
@@ -24,7 +28,7 @@ def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
 
 
 def set_caption(item: Item, caption: Any) -> None:
-    """Set an item's caption from a value of a table: text, or the first of several texts."""
-    if isinstance(caption, list):
-        caption = caption[0] if caption else None
-    item.caption = None if caption is None else str(caption)
+    """Set an item's captions from a value of a table: a text, several texts, or nothing."""
+    texts = texts_of(caption, spelled_lists=False)
+    item.caption = texts[0] if texts else None
+    item.captions = texts if len(texts) > 1 else None

@@ -22,32 +22,37 @@ class Contents:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self._lance_table = ""
 
     def add(self, path: str) -> None:
         """Count a file, given by its path in the folder."""
+        table, in_table, _ = path.partition(".lance/")
+        if in_table:
+            self._lance_table = self._lance_table or f"{table}.lance"
+            return
         suffix = full_suffix(path)
         self._counts[suffix] += 1
         self._first.setdefault(suffix, path)
 
     def hint(self, url: str) -> str:
         """The end of a message that a folder has no videos: what it holds, and which of that to give instead."""
-        if not self._counts:
+        if not self._counts and not self._lance_table:
             return "; it is empty"
         hints = []
-        for suffixes, noun in ((TarFormat.suffixes, "tars"), (ManifestFormat.suffixes, "manifests")):
+        for suffixes, noun in ((TarFormat.suffixes, "tars"), (ManifestFormat.suffixes - {"json"}, "manifests")):
             for suffix in sorted(suffixes & self._counts.keys()):
                 folder, _, name = self._first[suffix].rpartition("/")
                 wanted = name if noun == "manifests" and self._counts[suffix] == 1 else f"*.{suffix}"
                 hints.append(f"it holds {noun}: give '{'/'.join(filter(None, (canonical(url), folder, wanted)))}'")
-        if hints:
-            return "; " + "; ".join(hints)
-        common = self._counts.most_common()
-        others = len(common) - SHOWN_SUFFIXES
-        listed = ", ".join(f"{count} {_shown(suffix)}" for suffix, count in common[:SHOWN_SUFFIXES])
-        advice = next((text for suffix, _ in common if (text := advice_for(suffix))), "")
-        return (
-            f"; it holds {listed}{f' and {others} more kinds of files' if others > 0 else ''}{advice and f': {advice}'}"
-        )
+        if self._lance_table:
+            hints.append(f"it holds Lance tables: give '{canonical(url)}/{self._lance_table}'")
+        others = [(suffix, count) for suffix, count in self._counts.most_common() if not hints or advice_for(suffix)]
+        if others:
+            advice = next((f": {text}" for suffix, _ in others if (text := advice_for(suffix))), "")
+            listed = ", ".join(f"{count} {_shown(suffix)}" for suffix, count in others[:SHOWN_SUFFIXES])
+            more = f" and {len(others) - SHOWN_SUFFIXES} more kinds of files" if len(others) > SHOWN_SUFFIXES else ""
+            hints.append(f"it holds {listed}{more}{advice}")
+        return "; " + "; ".join(hints)
 
 
 def full_suffix(path: str) -> str:

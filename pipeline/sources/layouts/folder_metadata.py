@@ -25,6 +25,7 @@ from pipeline.sources.item import MEDIA_SUFFIXES
 from pipeline.sources.layouts.captions import caption_column
 from pipeline.sources.manifest import rows, survey
 from pipeline.sources.retrying_file import file_facts, read_whole
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.urls import FileFacts, canonical, suffix_of
 
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -154,7 +155,10 @@ class FolderMetadata:
 def usable_tables(
     url: str, tables: Iterable[MetadataTable], files: Files
 ) -> tuple[tuple[MetadataTable, ...], tuple[str, ...]]:
-    """The tables that can be used, and notes about the others and about rows that name no media file of the folder."""
+    """The tables that can be used, and notes about what of the tables is not used.
+
+    files: the media files of the folder.
+    """
     usable, notes = [], []
     paths = pc.struct_field(files.rows, "path")
     for table in tables:
@@ -164,14 +168,32 @@ def usable_tables(
             notes.append(str(error))
             continue
         usable.append(table)
-        named = pc.binary_join_element_wise(table.folder, names, "")
-        missing = names.filter(pc.invert(pc.is_in(named, value_set=paths)))
+        missing = names.filter(
+            pc.invert(pc.is_in(pc.binary_join_element_wise(table.folder, names, ""), value_set=paths))
+        )
         if len(missing):
             notes.append(
                 f"{len(missing)} of {len(names)} rows of {table} name no video or image of the folder, "
                 f"for example '{missing[0].as_py()}'"
             )
+        if repeated := len(names) - pc.count_distinct(names, mode="all").as_py():
+            notes.append(
+                f"{repeated} of {len(names)} rows of {table} name a file that a row above them names, and are not used"
+            )
     return tuple(usable), tuple(notes)
+
+
+def tables_beside(url: str) -> list[MetadataTable]:
+    """The table that lies directly in a folder, if there is one. Asks the store for each name."""
+
+    def facts(name: str) -> FileFacts | None:
+        try:
+            return file_facts(f"{url.rstrip('/')}/{name}")
+        except FileNotFoundError:
+            return None
+
+    named = zip(sorted(NAMES), map_concurrently(facts, sorted(NAMES)), strict=True)
+    return find_tables(File(path=name, facts=found) for name, found in named if found is not None)
 
 
 @lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ A version of a table never changes, so a plan records the version and its rows a
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.sources.layouts.captions import caption_column, set_caption
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
 from pipeline.sources.url_policy import key_of, location_of
-from pipeline.storage.urls import FileFacts, canonical
+from pipeline.storage.urls import FileFacts, canonical, scheme_of, without_secrets
 
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
 BYTES_COLUMNS = ("video", "bytes", "video_bytes", "video_blob", "blob", "mp4", "data")
@@ -75,7 +76,11 @@ class LanceFormat(SourceFormat):
 
 
 def open_table(url: str, version: int | None = None) -> Any:
-    """A version of a table, by default the newest. ConfigError if there is none, or if Lance is not installed."""
+    """A version of a table, by default the newest.
+
+    ConfigError if there is no table or Lance is not installed, SourceChanged if there is no such version any more,
+    StoreError if the store does not answer.
+    """
     try:
         import lance
     except ImportError:
@@ -83,11 +88,23 @@ def open_table(url: str, version: int | None = None) -> Any:
             f"'{canonical(url)}' is a Lance table: install the extra 'lance' (pip install '.[lance]')"
         ) from None
     try:
-        return lance.dataset(url, version=version)
-    except (ValueError, OSError) as error:
+        return lance.dataset(url, version=version, storage_options=_storage_options(url))
+    except (ValueError, OSError, RuntimeError) as error:
+        text = without_secrets(str(error)).partition("\n")[0][:300]
+        if "not found" not in text:
+            raise StoreError(f"the Lance table '{canonical(url)}' could not be opened: {text}") from None
         if version is not None:
             raise SourceChanged(f"version {version} of '{canonical(url)}' cannot be opened any more") from None
-        raise ConfigError(f"'{canonical(url)}' cannot be opened as a Lance table: {type(error).__name__}") from None
+        raise ConfigError(f"there is no Lance table at '{canonical(url)}'") from None
+
+
+def _storage_options(url: str) -> dict[str, str]:
+    """Options of Lance's client of a store. It takes keys from the environment as other clients do.
+
+    Unlike them, it refuses an endpoint without TLS unless it is told to use it.
+    """
+    has_plain_endpoint = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return {"allow_http": "true"} if scheme_of(url) == "s3" and has_plain_endpoint else {}
 
 
 def video_column(schema: pa.Schema, recipe: Recipe, url: str) -> str:

@@ -67,6 +67,21 @@ def test_one_table_may_describe_files_of_many_folders(tmp_path: Path, recipe: Re
     )
 
 
+def test_files_given_by_pattern_have_the_table_of_their_folder(tmp_path: Path, recipe: Recipe) -> None:
+    rows = "file_name,prompt\na.mp4,one\nb.mp4,two\nc.mkv,three\na.mp4,again\n"
+    folder = write(tmp_path / "set", aDOTmp4="a", bDOTmp4="b", cDOTmkv="c", metadataDOTcsv=rows)
+    assert described(read_items(tmp_path, recipe, f"{folder}/*.mp4")) == {"a.mp4": ("one", {}), "b.mp4": ("two", {})}
+    (source,) = find_sources([str(folder)])
+    assert source.notes == ("1 of 4 rows of metadata.csv name a file that a row above them names, and are not used",)
+
+
+def test_several_captions_of_a_file_are_kept(tmp_path: Path, recipe: Recipe) -> None:
+    row = '{"file_name": "a.mp4", "captions": ["one", "two"]}\n'
+    folder = write(tmp_path / "set", aDOTmp4="a", metadataDOTjsonl=row)
+    (item,) = read_items(tmp_path, recipe, str(folder))
+    assert (item.caption, item.captions) == ("one", ["one", "two"])
+
+
 def test_the_column_with_captions_can_be_chosen(tmp_path: Path, recipe: Recipe) -> None:
     folder = write(tmp_path / "set", aDOTmp4="a", metadataDOTcsv="file_name,text,prompt\na.mp4,short,long\n")
     recipe = dataclasses.replace(recipe, caption_column="prompt")
@@ -195,6 +210,11 @@ def test_messages_name_what_is_there_instead(tmp_path: Path) -> None:
         ({"data__0DOTtar": "x"}, r"it holds tars: give '.*/data/\*\.tar'"),
         ({"clipsDOTparquet": "x"}, r"it holds manifests: give '.*/clips\.parquet'"),
         ({"aDOTcsv": "x", "bDOTcsv": "x"}, r"it holds manifests: give '.*/\*\.csv'"),
+        (
+            {"metadataDOTcsv": "x", "aDOTzip": "x"},
+            r"it holds manifests: .*metadata\.csv'; it holds 1 \.zip: unpack it and give",
+        ),
+        ({"clipsDOTlance__data__0DOTlance": "x"}, r"it holds Lance tables: give '.*/clips\.lance'"),
         ({"README": "x"}, r"it holds 1 without a suffix"),
         ({}, "it is empty"),
     ]:

@@ -83,6 +83,15 @@ def test_a_plan_keeps_the_version_of_the_table(tmp_path: Path, recipe: Recipe) -
         list(source_format.items(first, url, recipe, pa.schema([])))
 
 
+def test_a_table_in_an_object_store_is_read(tmp_path: Path, recipe: Recipe, s3: str) -> None:
+    options = {"allow_http": "true"}
+    lance.write_dataset(pa.table({"path": ["a.mp4"], "text": ["x"]}), f"{s3}/set.lance", storage_options=options)
+    (item,) = read_items(tmp_path, recipe, f"{s3}/set.lance")
+    assert (item.key, item.caption, item.uri) == ("a.mp4", "x", f"{s3}/a.mp4")
+    with pytest.raises(ConfigError, match="there is no Lance table at"):
+        planned(tmp_path / "other", recipe, f"{s3}/nowhere.lance")
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     url = write(tmp_path / "set.lance", pa.table({"path": ["a.mp4"], "url": ["b.mp4"]}))
     with pytest.raises(
@@ -90,7 +99,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, recipe: Recipe, monkeypa
     ):
         planned(tmp_path / "0", recipe, url)
     assert read_items(tmp_path / "1", dataclasses.replace(recipe, path_column="url"), url)[0].key == "b.mp4"
-    with pytest.raises(ConfigError, match="cannot be opened as a Lance table"):
+    with pytest.raises(ConfigError, match=r"there is no Lance table at 'file://.*nowhere\.lance'"):
         planned(tmp_path / "2", recipe, str(tmp_path / "nowhere.lance"))
     real_import = builtins.__import__
 

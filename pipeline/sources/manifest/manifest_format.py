@@ -1,0 +1,211 @@
+"""Manifest sources: Parquet, CSV and JSON files with a row per video.
+
+Planning surveys a manifest once. Units are ranges of rows, which encoders read without the rows before them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.recipe import Recipe
+from pipeline.sources.item import Item
+from pipeline.sources.manifest.captions import is_binary, named_caption_columns
+from pipeline.sources.manifest.columns import (
+    OTHER_PATH_COLUMNS,
+    PATH_COLUMNS,
+    Columns,
+    choose_columns,
+)
+from pipeline.sources.manifest.layout import arrow_errors, known_layout, layout_of
+from pipeline.sources.manifest.parquet_rows import check_text, column_tables, column_values
+from pipeline.sources.manifest.ranges import count_ranges
+from pipeline.sources.manifest.records import Slice
+from pipeline.sources.manifest.repeats import MAX_ROWS, Repeats
+from pipeline.sources.manifest.row_items import range_cells, row_items
+from pipeline.sources.manifest.survey import SAMPLE_ROWS, Survey, rows, single_rows, survey
+from pipeline.sources.retrying_file import open_retrying
+from pipeline.sources.source_format import NewUnits, SourceFormat
+from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
+from pipeline.sources.url_policy import key_of
+from pipeline.storage.urls import canonical
+
+
+class ManifestFormat(SourceFormat):
+    """A Parquet, CSV, TSV, JSONL or JSON file. A row names or holds a video, with its captions, ranges and user columns."""
+
+    name = "manifest"
+    suffixes = frozenset({"parquet", "csv", "tsv", "jsonl", "ndjson", "json"})
+
+    def recognizes(self, url: str) -> bool:
+        """Return whether the name ends like that of a manifest, perhaps with ``.gz``."""
+        return layout_of(url) is not None
+
+    def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
+        """Cut a manifest that is not planned yet into ranges of rows."""
+        if planned:
+            check_facts_as_planned(source, planned[0])
+            return NewUnits()
+        repeats = Repeats([recipe.path_column] if recipe.path_column else _usual_paths())
+        surveyed = survey(source.url, recipe.unit_clips, repeats.add)
+        columns = _columns(surveyed, source, recipe)
+        slices = surveyed.slices
+        if len(columns.ranges) == 1:
+            slices = _slices_of_items(source, surveyed, columns, recipe)
+        user_columns = _user_columns(columns, surveyed)
+        return NewUnits(
+            units=[_unit(source, generation, part, surveyed.header, columns) for part in slices],
+            columns=user_columns,
+            any_column_can_be_text=known_layout(source.url).separator is not None,
+            notes=[*_left_out(surveyed, columns, source), *_repeated(repeats, surveyed, columns, source)],
+        )
+
+    def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
+        """Yield the items of the unit's rows."""
+        check_file_as_planned(unit, url)
+        details = json.loads(unit.details)
+        found = Columns.from_text(details["columns"])
+        planned = {field.name.removeprefix("meta_"): field.type for field in columns}
+        types = pa.schema([(field.name, planned.get(field.name, field.type)) for field in found.types])
+        start, stop = details["rows"]
+        part = Slice(start=start, stop=stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
+        ordinal = unit.ordinals.start
+        for number, row in enumerate(rows(url, part, unit.header, types, unit.size), start):
+            for item in row_items(row, number, ordinal, found, set(planned), unit, url, recipe):
+                yield item
+                ordinal += 1
+
+    def num_items(self, unit: Unit) -> int:
+        """Number of items of the unit's rows."""
+        return len(unit.ordinals)
+
+
+def _usual_paths() -> list[str]:
+    return [name for usual in (PATH_COLUMNS, OTHER_PATH_COLUMNS) for name in usual]
+
+
+def _unit(source: Source, generation: int, part: Slice, header: str, columns: Columns) -> Unit:
+    return new_unit(
+        source,
+        generation,
+        start=part.ordinals.start,
+        stop=part.ordinals.stop,
+        byte_start=part.byte_start,
+        byte_stop=part.byte_stop,
+        header=header,
+        details=json.dumps({"rows": [part.start, part.stop], "columns": columns.to_text()}),
+    )
+
+
+def _columns(surveyed: Survey, source: Source, recipe: Recipe) -> Columns:
+    """The columns that are read, with the types to read them with."""
+
+    def first_values(name: str) -> Iterator[Any]:
+        if surveyed.sample is not None:
+            return iter(surveyed.sample[name].to_pylist())
+        return _first_values(source, name)
+
+    columns = choose_columns(surveyed.schema, first_values, recipe, source.url)
+    layout = known_layout(source.url)
+    kept = [field for field in surveyed.schema if field.name not in surveyed.heavy or field.name in columns.needed]
+    types = [
+        pa.field(field.name, pa.string())
+        if field.name in columns.needed and layout.reads_as_text(field.type)
+        else field
+        for field in kept
+    ]
+    if layout.name == "parquet":
+        _check_bytes(columns, source)
+    return dataclasses.replace(columns, types=pa.schema(types))
+
+
+def _first_values(source: Source, name: str) -> Iterator[Any]:
+    """Yield some values of a column of a Parquet file."""
+    with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
+        for _, value in zip(range(SAMPLE_ROWS), column_values(pq.ParquetFile(f, pre_buffer=False), name), strict=False):
+            yield value
+            if isinstance(value, dict) or (isinstance(value, bytes) and len(value) > SAMPLE_ROWS):
+                return  # a file; one is enough
+
+
+def _check_bytes(columns: Columns, source: Source) -> None:
+    """ConfigError if a column of bytes that should be text is not UTF-8."""
+    for name in columns.needed & set(columns.types.names):
+        if is_binary(columns.types.field(name).type) and not (columns.has_content and name == columns.path):
+            with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
+                check_text(pq.ParquetFile(f, pre_buffer=False), name, source.url)
+
+
+def _user_columns(columns: Columns, surveyed: Survey) -> pa.Schema:
+    """The columns of the samples' metadata that come from the manifest."""
+    fields = [field for field in columns.types if field.name not in columns.consumed]
+    if columns.caption is not None and columns.caption in columns.types.names:
+        fields += named_caption_columns(columns.caption, columns.types.field(columns.caption).type)
+    return pa.schema(fields)
+
+
+def _slices_of_items(source: Source, surveyed: Survey, columns: Columns, recipe: Recipe) -> list[Slice]:
+    """Slices of whole rows with about ``unit_clips`` items each, for rows that name several ranges."""
+    url, size_bytes = source.url, source.facts.size
+    types = pa.schema([columns.types.field(name) for name in columns.ranges])
+    by_row = None if known_layout(url).name == "parquet" else single_rows(url)
+    if by_row is not None:  # the reader needs the types of all columns, since it reads all of them
+        types = columns.types
+    merged: list[Slice] = []
+    first, count, ordinal, number = 0, 0, 0, 0
+    for part in surveyed.slices:
+        for row in rows(url, part, surveyed.header, types, size_bytes):
+            count += count_ranges(range_cells(row, columns), recipe.range_unit)
+            number += 1
+            if count >= recipe.unit_clips or number == surveyed.slices[-1].stop:
+                start, stop = (by_row[first].byte_start, by_row[number - 1].byte_stop) if by_row else (0, 0)
+                items = range(ordinal, ordinal + count)
+                merged.append(Slice(start=first, stop=number, byte_start=start, byte_stop=stop, items=items))
+                first, count, ordinal = number, 0, ordinal + count
+    return merged
+
+
+def _left_out(surveyed: Survey, columns: Columns, source: Source) -> list[str]:
+    """A note about columns of files, which are not copied into every sample."""
+    names = [name for name in surveyed.heavy if name not in columns.types.names]
+    if not names:
+        return []
+    return [f"manifest '{canonical(source.url)}': left out the columns with files in them: {', '.join(names)}"]
+
+
+def _repeated(repeats: Repeats, surveyed: Survey, columns: Columns, source: Source) -> list[str]:
+    """A note if rows without ranges name the same video: they would all become the same clips."""
+    if columns.ranges or columns.has_content or columns.path not in columns.types.names or not surveyed.slices:
+        return []
+    if known_layout(source.url).name == "parquet":
+        repeats = Repeats([columns.path])
+        with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
+            read = 0
+            for table in column_tables(pq.ParquetFile(f, pre_buffer=False), [columns.path]):
+                repeats.add(table)
+                read += table.num_rows
+                if read >= MAX_ROWS:
+                    break
+    found = repeats.first(columns.path)
+    if found is None:
+        return []
+    one, other, count = found
+    part = next(part for part in surveyed.slices if other < part.stop)
+    types = (
+        pa.schema([columns.types.field(columns.path)]) if known_layout(source.url).name == "parquet" else columns.types
+    )
+    again = itertools.islice(
+        rows(source.url, part, surveyed.header, types, source.facts.size), other - part.start, None
+    )
+    key = key_of(next(again)[columns.path], source.url)
+    return [
+        f"manifest '{canonical(source.url)}': {count} rows name a video that an earlier row names, for example row "
+        f"{other + 1} that of row {one + 1}, '{key[:200]}'; no column has ranges, so such rows become the same clips: "
+        "name the columns with --range-columns"
+    ]

@@ -1,0 +1,46 @@
+"""Notices that a manifest names one video in several rows without ranges, so that all of them would be the same clip."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+MAX_ROWS = 10_000_000
+"""Number of rows that are compared: 8 bytes of memory each. Later rows are not."""
+
+
+class Repeats:
+    """Collects the paths of a manifest, column by column, as hashes."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._hashes = {name: array("q") for name in names}
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; only the columns that may hold paths count."""
+        for name, hashes in self._hashes.items():
+            if name in table.schema.names and len(hashes) < MAX_ROWS:
+                self._add_values(hashes, table[name].to_pylist())
+            elif len(hashes) < MAX_ROWS:
+                self._add_values(hashes, [None] * table.num_rows)
+
+    @staticmethod
+    def _add_values(hashes: array[int], values: list[Any]) -> None:
+        # rows without a path differ from one another
+        hashes.extend(
+            hash(value) if isinstance(value, str | bytes | int) else -1 - len(hashes) - n
+            for n, value in enumerate(values)
+        )
+
+    def first(self, name: str) -> tuple[int, int, int] | None:
+        """The first two rows, from 0 on, with the same path, and the number of rows that repeat one; None if all differ."""
+        hashes = np.frombuffer(self._hashes[name], dtype=np.int64) if name in self._hashes else np.empty(0, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        if not len(equal):
+            return None
+        pair = equal[np.argmin(order[equal + 1])]
+        return int(order[pair]), int(order[pair + 1]), len(equal)

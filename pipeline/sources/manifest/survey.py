@@ -1,0 +1,89 @@
+"""Surveys a manifest when it is planned, and reads the rows of a slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.manifest.layout import arrow_errors, known_layout
+from pipeline.sources.manifest.parquet_rows import heavy_columns, parquet_rows, plain_schema
+from pipeline.sources.manifest.records import Slice, cut_records, read_header
+from pipeline.sources.manifest.text_rows import parse, text_schema
+from pipeline.sources.manifest.unpack import open_text
+from pipeline.sources.retrying_file import file_facts, open_retrying
+
+SAMPLE_ROWS = 100
+"""Number of rows whose values help to tell what a column holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """Facts of a manifest that planning needs."""
+
+    schema: pa.Schema
+    slices: list[Slice]
+    header: str = ""
+    """First line of a table of text."""
+    heavy: list[str] = field(default_factory=list)
+    """Columns with files in them."""
+    sample: pa.Table | None = None
+    """The first rows of a text manifest."""
+
+
+def survey(url: str, rows_per_slice: int, watch: Callable[[pa.Table], None] = lambda table: None) -> Survey:
+    """Find the columns with their types, and cut the manifest into slices. Reads text files twice, a block at a time.
+
+    watch: gets the rows of text files, a block at a time. ConfigError if the file cannot be read as what its name says.
+    """
+    layout = known_layout(url)
+    with arrow_errors(url):
+        size_bytes = file_facts(url).size
+        if layout.name == "parquet":
+            with open_retrying(url, size_bytes) as f:
+                parquet = pq.ParquetFile(f, pre_buffer=False)
+                num_rows = parquet.metadata.num_rows
+                starts = range(0, num_rows, rows_per_slice)
+                slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
+                schema = plain_schema(parquet, url)
+                return Survey(schema=schema, slices=slices, heavy=heavy_columns(parquet, schema))
+        with open_text(url, size_bytes) as f:
+            header = read_header(f, layout, url)
+            slices = cut_records(f, header, rows_per_slice, layout, url)
+            samples: list[pa.Table] = []
+
+            def watch_and_sample(table: pa.Table) -> None:
+                samples.append(table.slice(0, 0 if samples else SAMPLE_ROWS))
+                watch(table)
+
+            schema = text_schema(url, f, header, slices, layout, watch_and_sample)
+            text = header.decode("utf-8-sig") if layout.separator else ""
+            return Survey(schema=schema, slices=slices, header=text, sample=samples[0])
+
+
+def single_rows(url: str) -> list[Slice]:
+    """A slice for each row of a text manifest."""
+    layout = known_layout(url)
+    with arrow_errors(url), open_text(url, file_facts(url).size) as f:
+        return cut_records(f, read_header(f, layout, url), 1, layout, url)
+
+
+def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a slice in order, with the types that planning found. ConfigError if they cannot be read.
+
+    Of a Parquet file only the columns of ``schema`` are read; all of them if it is empty.
+    """
+    layout = known_layout(url)
+    with arrow_errors(url, part.start):
+        if layout.name == "parquet":
+            with open_retrying(url, size_bytes) as f:
+                parquet = pq.ParquetFile(f, pre_buffer=False)
+                yield from parquet_rows(parquet, part.start, part.stop, schema.names or None)
+            return
+        with open_text(url, size_bytes) as f:
+            f.seek(part.byte_start)
+            content = f.read(part.byte_stop - part.byte_start)
+        yield from parse(header.encode(), content, layout, schema).to_pylist()
