@@ -222,6 +222,7 @@ OTHER_VALUES: dict[str, object] = {
     "stride-frames": 3,
     "path-column": "p",
     "caption-column": "c",
+    "class-column": "label",
     "column": ("score:float", "views:int"),
     "root": "s3://bucket/videos",
     "camera": ("top", "wrist"),
