@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,10 +9,12 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.recipe import Recipe
-from pipeline.sources.file_table import Files
-from pipeline.sources.item import MEDIA_SUFFIXES, Item
+from pipeline.sources.caption_hints import caption_hint
+from pipeline.sources.file_table import File, Files
+from pipeline.sources.item import MEDIA_SUFFIXES, Item, is_system_file
 from pipeline.sources.retrying_file import existing_file_facts, open_source, retry_call
-from pipeline.sources.sidecars import add_sidecars, read_sidecars
+from pipeline.sources.sidecar_files import find_sidecars, read_sidecars
+from pipeline.sources.sidecars import add_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, new_unit
 from pipeline.storage.concurrency import map_concurrently
@@ -61,31 +62,42 @@ class FolderFormat(SourceFormat):
 
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
         """Yield an item per file, described by the sidecar files beside it."""
-        for ordinal, file in enumerate(unit.files, unit.start):
-            location = f"{url.rstrip('/')}/{file.path}"
-            item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
-            try:
-                add_sidecars(item, read_sidecars(location), recipe)
-            except Rejected as rejected:
-                item.fault = rejected.reject
-            yield item
+        return _items(url, list(enumerate(unit.files, unit.start)), recipe)
 
     def some_items(
         self, unit: Unit, ordinals: set[int], url: str, recipe: Recipe, columns: pa.Schema
     ) -> Iterator[Item]:
         """Yield the items with these ordinals; sidecar files of the others are not requested."""
-        for ordinal in sorted(ordinals):
-            files = unit.files.slice(ordinal - unit.start, ordinal - unit.start + 1)
-            alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
-            yield from self.items(alone, url, recipe, columns)
+        drawn = [
+            (ordinal, next(iter(unit.files.slice(ordinal - unit.start, ordinal - unit.start + 1))))
+            for ordinal in sorted(ordinals)
+        ]
+        return _items(url, drawn, recipe)
 
     def num_items(self, unit: Unit) -> int:
         """Number of files in the unit."""
         return len(unit.ordinals)
 
+    def caption_hint(self, source: Source) -> str:
+        """Tables below the folder, and folders of text files below or beside it."""
+        return caption_hint(source.url, len(source.files))
+
     def cost(self, unit: Unit) -> int:
         """Bytes of the unit's files; their number if the store does not tell sizes."""
         return unit.files.size_bytes or self.num_items(unit)
+
+
+def _items(url: str, files: list[tuple[int, File]], recipe: Recipe) -> Iterator[Item]:
+    """Yield an item per file, given with its ordinal."""
+    sidecars = find_sidecars(url, [file.path for _, file in files])
+    for ordinal, file in files:
+        location = f"{url.rstrip('/')}/{file.path}"
+        item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
+        try:
+            add_sidecars(item, read_sidecars(location) if sidecars is None else sidecars.read(file.path), recipe)
+        except Rejected as rejected:
+            item.fault = rejected.reject
+        yield item
 
 
 def _list_media_files(url: str) -> Files:
@@ -98,7 +110,7 @@ def _list_media_files(url: str) -> Files:
         for path, info in iter_files(fs, root, partial(retry_call, url)):
             suffix = suffix_of(path)
             has_tars |= suffix == "tar"
-            if suffix in MEDIA_SUFFIXES:
+            if suffix in MEDIA_SUFFIXES and not is_system_file(path):
                 _check_utf8(path, url)
                 yield path, FileFacts.of(info)
 

@@ -17,6 +17,18 @@ IMAGE_SUFFIXES = frozenset("jpg jpeg png webp".split())
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
+SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+"""Files that operating systems leave in folders, in lower case."""
+
+
+def is_system_file(path: str) -> bool:
+    """Return whether an operating system made the file: macOS's ``._*`` and ``__MACOSX/``, or one of ``SYSTEM_FILES``.
+
+    Sources pass over such files.
+    """
+    *folders, name = path.split("/")
+    return name.startswith("._") or name.lower() in SYSTEM_FILES or "__MACOSX" in folders
+
 
 @dataclass(kw_only=True, slots=True)
 class Item:
@@ -29,6 +41,11 @@ class Item:
     uri: str
     """URL of the item without credentials or query, for the samples' metadata."""
     caption: str | None = None
+    """The caption; the first one, if there are several."""
+    captions: list[str] | None = None
+    """All captions, if there are several."""
+    note: str | None = None
+    """A word for what reading the item's metadata changed, such as ``sidecars.NAN_TO_NULL``."""
     meta: dict[str, Any] = field(default_factory=dict)
     """User columns, by column name."""
     facts: FileFacts | None = None
