@@ -31,7 +31,7 @@ from pipeline.progress.summary import Summary, summarize, summarize_stopped
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
 from pipeline.sources.discovery import find_sources
-from pipeline.sources.units import Plan, Unit
+from pipeline.sources.units import Plan, Source, Unit
 from pipeline.storage.store import Store
 from stvae.card import Card
 
@@ -43,6 +43,7 @@ class Job:
     store: Store
     plan: Plan
     settings: EncoderSettings
+    sources: list[Source]
 
 
 def encode(
@@ -97,7 +98,7 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
         source_urls={source.name: source.url for source in sources},
         job=secrets.token_hex(6),
     )
-    return Job(store=store, plan=plan, settings=settings)
+    return Job(store=store, plan=plan, settings=settings, sources=sources)
 
 
 def _encode_units(job: Job, units: Sequence[Unit], heartbeats: Heartbeats) -> Iterator[UnitReport]:
@@ -120,7 +121,7 @@ def _summarize(job: Job, progress: Progress) -> Summary:
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
     index = _finish(job)
-    return summarize(job.store, index, job.settings.run, recipe=recipe, units=units, progress=progress)
+    return summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
 
 
 def _finish(job: Job) -> Index:

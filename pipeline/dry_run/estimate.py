@@ -40,6 +40,7 @@ class Estimate:
     output: str
     recipe: Recipe
     run: Run
+    sources: list[Source]
     num_units: int
     """Number of planned units, without units that retry rejects."""
     num_left: int
@@ -149,6 +150,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
         output=store.url,
         recipe=recipe,
         run=run,
+        sources=sources,
         num_units=len(planned),
         num_left=len(left),
         sample=sample,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
 from pipeline.output.rows import RowBuilder, sample_bytes
+from pipeline.progress.captions import metadata_hints
 from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
@@ -42,6 +43,10 @@ class ItemEstimate:
     """Number of clips in which a frame occurs twice."""
     is_image: bool = False
     reject_message: str = ""
+    caption_hints: list[str] = field(default_factory=list)
+    """Where its metadata may hold a caption, if it has none."""
+    note: str | None = None
+    """Its ``Item.note``."""
 
 
 def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Recipe, card: Card) -> ItemEstimate:
@@ -75,6 +80,8 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
         num_frames=len(facts.pts) if has_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
         fps=facts.fps,
         is_image=facts.is_image,
+        caption_hints=[] if item.caption else metadata_hints([item.meta]),
+        note=item.note,
         duration_s=0.0 if facts.is_image else facts.duration_s,
         upscale=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
     )
@@ -85,6 +92,7 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
         placement = window.placement
         estimate.clips[window.bucket, window.filled] += 1
         estimate.counts.samples += 1
+        estimate.counts.captions += bool(item.caption)
         estimate.counts.frames += window.bucket.num_frames
         estimate.counts.size_bytes += sample_bytes(rows, item, facts, window)
         estimate.used_s += 0.0 if facts.is_image else window.end_s - window.start_s

@@ -10,6 +10,7 @@ from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.prefetch import CLIPS_AHEAD
+from pipeline.progress.captions import metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.progress import too_many_rejects
 from pipeline.recipe import Bucket
@@ -32,6 +33,8 @@ def list_notes(estimate: Estimate, speeds: EncoderSpeeds | None) -> list[str]:
     """Return every note that applies to an estimate."""
     checks = [
         _check_rejects,
+        _check_captions,
+        _check_metadata,
         _check_short_items,
         _check_small_items,
         _check_repeated_frames,
@@ -69,6 +72,21 @@ def _check_rejects(estimate: Estimate) -> Iterator[str]:
             f"{rejects / windows:.0%} of the windows are rejects, above --max-rejects {estimate.run.max_rejects:g}: "
             "the job would stop with exit code 3"
         )
+
+
+def _check_captions(estimate: Estimate) -> Iterator[str]:
+    items = estimate.sample.observations
+    if any(item.counts.samples for item in items) and not any(item.counts.captions for item in items):
+        yield no_captions_note(estimate.sources, (hint for item in items for hint in item.caption_hints))
+
+
+def _check_metadata(estimate: Estimate) -> Iterator[str]:
+    for name in sorted({item.note for item in estimate.sample.observations if item.note}):
+        yield metadata_note(name, round(estimate.total(_count_noted_clips(name)).value))
+
+
+def _count_noted_clips(note: str) -> Callable[[ItemEstimate], float]:
+    return lambda item: item.counts.samples if item.note == note else 0
 
 
 def _check_short_items(estimate: Estimate) -> Iterator[str]:

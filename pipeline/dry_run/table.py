@@ -78,6 +78,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
     clips = _format_total(estimate.total(lambda item: item.counts.samples))
     about = "" if estimate.sample.is_complete else "about "
     yield f"  clips    {clips} of {about}{windows:,.0f} windows"
+    yield f"  captions {_format_total(estimate.total(lambda item: item.counts.captions))} of {clips}"
     for title, rows in groups:
         rows.sort(key=lambda row: -row[0].value)
         shown = rows[: MAX_BUCKET_ROWS if title == "buckets" else MAX_REASON_ROWS]

@@ -34,7 +34,13 @@ class UnitInFlight:
     def heartbeat(self) -> UnitHeartbeat:
         """Its state as plain values."""
         counts = self.counts
-        return {"samples": counts.samples, "frames": counts.frames, "windows": counts.windows, "share": self.share}
+        return {
+            "samples": counts.samples,
+            "captions": counts.captions,
+            "frames": counts.frames,
+            "windows": counts.windows,
+            "share": self.share,
+        }
 
 
 @dataclass(kw_only=True, slots=True)

@@ -52,6 +52,7 @@ class UnitHeartbeat(TypedDict):
     """How far a unit in flight is."""
 
     samples: int
+    captions: int
     frames: int
     windows: int
     share: float | None

@@ -99,6 +99,7 @@ class Collator:
         names = ("tensor_offset", "tensor_nbytes", CHECKSUM)
         tensors = [member.column(name) for member in members for name in names]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
+        captions += ["caption"] if "captions" in captions else []
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *tensors, *captions]))
 
     def new_buffer(self) -> BatchBuffer:
@@ -268,6 +269,8 @@ class Collator:
         """Choose one of a sample's captions by weight; None if it has none of them."""
         assert self._options.captions is not None
         texts = {name: rows[name][i] if name else "" for name in self._options.captions}
+        if "captions" in texts and texts["captions"] is None:  # null for samples with one caption
+            texts["captions"] = rows["caption"][i]
         texts = {name: text for name, text in texts.items() if text is not None and text != []}
         if not texts:
             return None

@@ -57,7 +57,9 @@ class BatchOptions:
     conditioning: bool = False
     """Add the first (and last) frame encoded alone: ``first_latents`` (and ``last_latents``)."""
     captions: Mapping[str, float] | None = None
-    """Weights by text column. Each sample takes one of these captions per epoch; the name ``""`` is an empty caption."""
+    """Weights by text column. Each sample takes one of these captions per epoch; the name ``""`` is an empty caption.
+
+    A sample takes one element of a list. A sample without a list in ``captions`` takes its ``caption`` there."""
     dtype: torch.dtype | None = torch.float32
     """Data type of the latents; None for the stored type."""
     device: str | torch.device = "cpu"

@@ -15,6 +15,8 @@ class Counts:
     """Number of samples."""
     frames: int = 0
     """Number of frames of the samples' clips."""
+    captions: int = 0
+    """Number of samples with a caption that is not empty."""
     skips: Counter[str] = field(default_factory=Counter)
     """Number of skips by reason."""
     rejects: Counter[str] = field(default_factory=Counter)
@@ -32,6 +34,7 @@ class Counts:
         return Counts(
             samples=self.samples + other.samples,
             frames=self.frames + other.frames,
+            captions=self.captions + other.captions,
             # copied first: a copy is atomic, an iteration over a growing Counter is not
             skips=self.skips + Counter(other.skips),
             rejects=self.rejects + Counter(other.rejects),
@@ -43,6 +46,7 @@ class Counts:
         return {
             "samples": self.samples,
             "frames": self.frames,
+            "captions": self.captions,
             "skips": dict(self.skips),
             "rejects": dict(self.rejects),
             "size_bytes": self.size_bytes,
@@ -54,6 +58,7 @@ class Counts:
         return cls(
             samples=values["samples"],
             frames=values["frames"],
+            captions=values.get("captions", 0),  # records of earlier programs have no such count
             skips=Counter(values["skips"]),
             rejects=Counter(values["rejects"]),
             size_bytes=values["size_bytes"],

@@ -57,6 +57,8 @@ class RowBuilder:
             "window": index,
             "uri": item.uri,
             "caption": item.caption,
+            "captions": item.captions,
+            "note": item.note,
             "source_size": item.facts and item.facts.size,
             "source_etag": item.facts and item.facts.etag,
             "recipe": self._fingerprint,

@@ -21,6 +21,8 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("window", _INT),
         ("uri", _TEXT),
         ("caption", _TEXT),
+        ("captions", pa.list_(_TEXT)),
+        ("note", _TEXT),
     ],
     "place": [
         ("shard", _TEXT),

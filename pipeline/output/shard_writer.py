@@ -68,6 +68,7 @@ class ShardWriter:
         self._add(row)
         self.counts.samples += 1
         self.counts.frames += clip.window.bucket.num_frames
+        self.counts.captions += bool(item.caption)
         failpoint(Failpoint.SAMPLE_WRITTEN)
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.sources.tar_members import BLOCK_BYTES
+from pipeline.sources.tar.members import BLOCK_BYTES
 
 
 def member_bytes(content_bytes: int) -> int:

@@ -245,7 +245,11 @@ def _differing_rows(expected: pa.Table, found: pa.Table) -> Iterator[str]:
         if name not in found.column_names or name.startswith("meta"):
             continue  # user columns may have types that Arrow cannot compare
         a, b = expected[name], found[name]
-        differs = pc.fill_null(pc.not_equal(a, b), pc.xor(a.is_null(), b.is_null()))
+        if pa.types.is_nested(a.type):
+            pairs = zip(a.to_pylist(), b.to_pylist(), strict=True)
+            differs: pa.Array | pa.ChunkedArray = pa.array([one != other for one, other in pairs], pa.bool_())
+        else:
+            differs = pc.fill_null(pc.not_equal(a, b), pc.xor(a.is_null(), b.is_null()))
         for row in pc.indices_nonzero(differs).to_pylist():
             differing.setdefault(row, []).append(name)
     for row, names in differing.items():

@@ -148,6 +148,7 @@ class Progress:
             f"{max(0, now.counts.frames - before.counts.frames) / span_s:.0f} frames/s)",
             f"{number(rejects, 'reject')}{reasons and f' ({reasons})'}",
             byte_size(now.counts.size_bytes),
+            f"captions {now.counts.captions} of {now.counts.samples}" if now.counts.samples else "",
             _idle_text(before, now),
             self._time_left(before, now),
         ]
@@ -186,7 +187,7 @@ class Progress:
             for heartbeat in self._latest:
                 for name, unit in heartbeat["units"].items():
                     if name not in self._reported_units and name in self._work_by_unit:
-                        counts += Counts(samples=unit["samples"], frames=unit["frames"])
+                        counts += Counts(samples=unit["samples"], captions=unit["captions"], frames=unit["frames"])
                         work += self._work_in_flight(name, unit)
             encoder_s, idle_s = self._idle_time()
             now = Snapshot(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +17,11 @@ from pipeline.output.index import Index
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.advice import reject_advice, skip_meaning
+from pipeline.progress.captions import count_captions, metadata_hints, metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.progress import Progress, too_many_rejects
 from pipeline.recipe import Run
+from pipeline.sources.units import Source
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
 from pipeline.storage.store import Store
@@ -26,6 +29,8 @@ from pipeline.storage.store import Store
 MAX_EXAMPLES = 8
 """Number of rejects whose messages are listed."""
 MAX_EXAMPLE_CHARACTERS = 160
+MAX_METADATA_ROWS = 20
+"""Number of samples whose metadata is searched for text, if there are no captions."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,6 +48,8 @@ class Summary:
     buckets: Counter[str] = field(default_factory=Counter)
     """Number of samples by bucket."""
     reject_examples: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Sentences about captions and metadata that people should know."""
     encoder_s: float = 0.0
     """Seconds since each encoder of this run was ready, summed over encoders."""
     idle_s: dict[str, float] = field(default_factory=dict)
@@ -71,6 +78,7 @@ class Summary:
             f"  windows  {number(counts.windows)} = {number(counts.samples, 'sample')} + "
             f"{number(counts.skips.total(), 'skip')} + {number(counts.rejects.total(), 'reject')}",
             f"  latents  {number(counts.frames, 'frame')}, {byte_size(counts.size_bytes)} of shards",
+            f"  captions {number(counts.captions)} of {number(counts.samples)}",
         ]
         for title, numbers in (("buckets", self.buckets), ("skips", counts.skips), ("rejects", counts.rejects)):
             for name, count in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])):
@@ -81,17 +89,26 @@ class Summary:
         if advice := idle_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {advice}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
+        lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
 
 
-def summarize(store: Store, index: Index, run: Run, *, recipe: str, units: int, progress: Progress) -> Summary:
-    """Return the summary of a finished output, from its index."""
+def summarize(
+    store: Store, index: Index, run: Run, sources: Sequence[Source], *, recipe: str, units: int, progress: Progress
+) -> Summary:
+    """Return the summary of a finished output, from its index. ``sources`` are searched for captions if there are none."""
     summary = _run_summary(store, recipe, units, progress)
     summary.finished, summary.exit_code = True, 0
     counts = summary.counts = Counts(samples=index.num_samples, size_bytes=sum(store.list_files("shards").values()))
-    for table in _read_tables(store, index.samples, ["bucket", "num_frames"]):
+    notes: Counter[str] = Counter()
+    for table in _read_tables(store, index.samples, ["bucket", "num_frames", "caption", "note"]):
         counts.frames += pc.sum(table["num_frames"]).as_py()
+        counts.captions += count_captions(table["caption"])
         summary.buckets.update(value_counts(table["bucket"]))
+        notes.update(value_counts(table["note"].drop_null()))
+    if counts.samples and not counts.captions:
+        summary.notes.append(no_captions_note(sources, metadata_hints(_some_metadata(store, index))))
+    summary.notes += [metadata_note(name, count) for name, count in sorted(notes.items())]
     for table in _read_tables(store, index.skips, ["skip_reason"]):
         counts.skips.update(value_counts(table["skip_reason"]))
     for table in _read_tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
@@ -124,6 +141,13 @@ def _run_summary(store: Store, recipe: str, units: int, progress: Progress) -> S
         encoder_s=encoder_s,
         idle_s=idle_s,
     )
+
+
+def _some_metadata(store: Store, index: Index) -> list[dict[str, Any]]:
+    """Return the user columns of a few samples."""
+    table = read_parquet(store.get(index.samples[0])).slice(0, MAX_METADATA_ROWS)
+    rows: list[dict[str, Any]] = table.select([n for n in table.column_names if n.startswith("meta")]).to_pylist()
+    return rows
 
 
 def _read_tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:

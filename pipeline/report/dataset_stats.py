@@ -34,7 +34,19 @@ DURATION_EDGES_S = (0, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, float("inf
 BATCH_ROWS = 1 << 17
 """Number of rows of an index part that are read at once."""
 COLUMNS = (
-    *("id", "source", "key", "window", "shard", "skip_reason", "reject_stage", "reject_reason", "reject_message"),
+    *(
+        "id",
+        "source",
+        "key",
+        "caption",
+        "note",
+        "window",
+        "shard",
+        "skip_reason",
+        "reject_stage",
+        "reject_reason",
+        "reject_message",
+    ),
     *("bucket", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
     *("latent_c", "latent_t", "latent_h", "latent_w"),
     *("src_width", "src_height", "src_num_frames", "src_duration_s", "src_codec"),
@@ -64,6 +76,8 @@ class SourceStats:
 
     num_items: int = 0
     clips: int = 0
+    captions: int = 0
+    """Number of clips with a caption."""
     skips: int = 0
     rejects: int = 0
 
@@ -95,6 +109,8 @@ class DatasetStats:
     """Rejects by ``stage/reason``."""
     codecs: Counter[str] = field(default_factory=Counter)
     """Number of items by the codec of their video."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Number of clips by what the column ``note`` says."""
     encode_paths: Counter[str] = field(default_factory=Counter)
     """Number of samples by how their micro-batch was encoded, for example whole or in tiles."""
     clip_durations: BinCounts = field(default_factory=lambda: np.zeros(len(DURATION_EDGES_S) - 1, dtype=np.int64))
@@ -109,6 +125,11 @@ class DatasetStats:
     def num_items(self) -> int:
         """Number of items whose unit is committed."""
         return sum(source.num_items for source in self.sources.values())
+
+    @property
+    def num_captions(self) -> int:
+        """Number of clips with a caption."""
+        return sum(source.captions for source in self.sources.values())
 
     @property
     def num_skips(self) -> int:
@@ -182,6 +203,8 @@ def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
     items = table.filter(pc.field("window") == 0)
     _add_buckets(stats.buckets, samples)
     _add_sources(stats.sources, table, items)
+    for name, count in value_counts(samples.filter(pc.field("caption") != "")["source"]).items():
+        stats.sources[name].captions += count
     _add_reasons(stats.skips, table.filter(pc.field("skip_reason").is_valid()), "skip_reason", _describe_video)
     rejects = table.filter(pc.field("reject_reason").is_valid())
     _add_reasons(
@@ -191,6 +214,7 @@ def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
         lambda row: row["reject_message"],
     )
     stats.codecs.update(value_counts(items["src_codec"]))
+    stats.notes.update(value_counts(samples["note"].drop_null()))
     stats.encode_paths.update(value_counts(samples["encode_path"]))
     stats.clip_durations += _count_lengths(_clip_lengths(samples))
     stats.item_durations += _count_lengths(items["src_duration_s"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.progress.captions import metadata_note
 from pipeline.progress.formatting import percent
 from pipeline.report.dataset_stats import DatasetStats
 
@@ -22,6 +23,9 @@ def list_notices(stats: DatasetStats) -> list[str]:
             f"{percent(stats.num_rejects / stats.num_windows)} of all windows were rejected. "
             "'Skips and rejects' below says what to do about each reason."
         )
+    if stats.total.clips and not stats.num_captions:
+        notices.append("No clip has a caption. The note in the summary of the job says where there may be some.")
+    notices += [f"{metadata_note(name, count)}." for name, count in sorted(stats.notes.items())]
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:
         notices.append(

@@ -16,6 +16,7 @@ import braceexpand
 
 from pipeline.errors import ConfigError
 from pipeline.sources.formats import FORMATS, recognize
+from pipeline.sources.item import is_system_file
 from pipeline.sources.layouts.contents import not_read
 from pipeline.sources.retrying_file import file_facts, open_source, retry_call
 from pipeline.sources.units import Source
@@ -88,7 +89,7 @@ def _expand(url: str) -> list[str]:
     for pattern in expanded:
         if re.search(r"[*?\[]", pattern):
             fs, path = open_source(pattern)
-            matches = sorted(retry_call(pattern, partial(fs.glob, path)))
+            matches = [name for name in sorted(retry_call(pattern, partial(fs.glob, path))) if not is_system_file(name)]
             paths += [str(match) if local else fs.unstrip_protocol(match) for match in matches]
         else:
             paths.append(pattern)

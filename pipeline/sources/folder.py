@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,8 +9,9 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.recipe import Recipe
+from pipeline.sources.caption_hints import caption_hint
 from pipeline.sources.file_table import File, Files
-from pipeline.sources.item import MEDIA_SUFFIXES, Item
+from pipeline.sources.item import MEDIA_SUFFIXES, Item, is_system_file
 from pipeline.sources.layouts.captions import set_caption
 from pipeline.sources.layouts.contents import Contents
 from pipeline.sources.layouts.folder_metadata import NAMES as METADATA_NAMES
@@ -27,7 +27,8 @@ from pipeline.sources.layouts.folder_metadata import (
     usable_tables,
 )
 from pipeline.sources.retrying_file import existing_file_facts, open_source, retry_call
-from pipeline.sources.sidecars import add_sidecars, read_sidecars
+from pipeline.sources.sidecar_files import find_sidecars, read_sidecars
+from pipeline.sources.sidecars import add_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, new_unit
 from pipeline.storage.concurrency import map_concurrently
@@ -99,38 +100,49 @@ class FolderFormat(SourceFormat):
 
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
         """Yield an item per file, described by the sidecar files beside it and by the folder's table."""
-        links = LinkPolicy(url.removeprefix("file://")) if scheme_of(url) == "file" else None
-        described = FolderMetadata(url, decode_tables(unit.header), recipe).rows(unit.files)
-        for ordinal, (file, (caption, meta)) in enumerate(zip(unit.files, described, strict=True), unit.start):
-            location = f"{url.rstrip('/')}/{file.path}"
-            item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
-            try:
-                add_sidecars(item, read_sidecars(location, links), recipe)
-            except Rejected as rejected:
-                item.fault = rejected.reject
-            item.meta |= meta
-            if recipe.class_column:
-                item.meta[f"meta_{recipe.class_column}"] = file.path.rpartition("/")[0].rpartition("/")[2] or None
-            if item.caption is None:
-                set_caption(item, caption)
-            yield item
+        return _items(url, list(enumerate(unit.files, unit.start)), decode_tables(unit.header), recipe)
 
     def some_items(
         self, unit: Unit, ordinals: set[int], url: str, recipe: Recipe, columns: pa.Schema
     ) -> Iterator[Item]:
         """Yield the items with these ordinals; sidecar files of the others are not requested."""
-        for ordinal in sorted(ordinals):
-            files = unit.files.slice(ordinal - unit.start, ordinal - unit.start + 1)
-            alone = dataclasses.replace(unit, start=ordinal, stop=ordinal + 1, files=files)
-            yield from self.items(alone, url, recipe, columns)
+        drawn = [
+            (ordinal, next(iter(unit.files.slice(ordinal - unit.start, ordinal - unit.start + 1))))
+            for ordinal in sorted(ordinals)
+        ]
+        return _items(url, drawn, decode_tables(unit.header), recipe)
 
     def num_items(self, unit: Unit) -> int:
         """Number of files in the unit."""
         return len(unit.ordinals)
 
+    def caption_hint(self, source: Source) -> str:
+        """Tables below the folder, and folders of text files below or beside it."""
+        return caption_hint(source.url, len(source.files))
+
     def cost(self, unit: Unit) -> int:
         """Bytes of the unit's files; their number if the store does not tell sizes."""
         return unit.files.size_bytes or self.num_items(unit)
+
+
+def _items(url: str, files: list[tuple[int, File]], tables: list[MetadataTable], recipe: Recipe) -> Iterator[Item]:
+    """Yield an item per file, given with its ordinal."""
+    links = LinkPolicy(url.removeprefix("file://")) if scheme_of(url) == "file" else None
+    sidecars = find_sidecars(url, [file.path for _, file in files], links)
+    described = FolderMetadata(url, tables, recipe).rows([file for _, file in files])
+    for (ordinal, file), (caption, meta) in zip(files, described, strict=True):
+        location = f"{url.rstrip('/')}/{file.path}"
+        item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
+        try:
+            add_sidecars(item, read_sidecars(location) if sidecars is None else sidecars.read(file.path), recipe)
+        except Rejected as rejected:
+            item.fault = rejected.reject
+        item.meta |= meta
+        if recipe.class_column:
+            item.meta[f"meta_{recipe.class_column}"] = file.path.rpartition("/")[0].rpartition("/")[2] or None
+        if item.caption is None:
+            set_caption(item, caption)
+        yield item
 
 
 def _list_files(url: str) -> tuple[Files, list[File], tuple[str, ...]]:
@@ -141,6 +153,8 @@ def _list_files(url: str) -> tuple[Files, list[File], tuple[str, ...]]:
 
     def media_files() -> Iterator[tuple[str, FileFacts]]:
         for path, info in iter_files(fs, root, partial(retry_call, url), links):
+            if is_system_file(path):
+                continue
             if suffix_of(path) in MEDIA_SUFFIXES:
                 _check_utf8(path, url)
                 yield path, FileFacts.of(info)

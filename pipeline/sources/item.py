@@ -17,6 +17,18 @@ IMAGE_SUFFIXES = frozenset("jpg jpeg png apng webp gif heic heif avif".split())
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
+SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+"""Files that operating systems leave in folders, in lower case."""
+
+
+def is_system_file(path: str) -> bool:
+    """Return whether an operating system made the file: macOS's ``._*`` and ``__MACOSX/``, or one of ``SYSTEM_FILES``.
+
+    Sources pass over such files.
+    """
+    *folders, name = path.split("/")
+    return name.startswith("._") or name.lower() in SYSTEM_FILES or "__MACOSX" in folders
+
 
 @dataclass(kw_only=True, slots=True)
 class Item:
@@ -29,13 +41,16 @@ class Item:
     uri: str
     """URL of the item without credentials or query, for the samples' metadata."""
     caption: str | None = None
+    """The caption; the first one, if there are several."""
     captions: list[str] | None = None
-    """All captions of an item that has several; ``caption`` is the first of them."""
+    """All captions, if there are several."""
     range: tuple[float, float | None] | None = None
     """Start and end of the item in its file, in the unit of ``Recipe.range_unit``; None for the whole file.
 
     Both count from the first shown frame. An end of None is the end of the file.
     """
+    note: str | None = None
+    """A word for what reading the item's metadata changed, such as ``sidecars.NAN_TO_NULL``."""
     meta: dict[str, Any] = field(default_factory=dict)
     """User columns, by column name."""
     facts: FileFacts | None = None

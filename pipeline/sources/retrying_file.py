@@ -38,12 +38,14 @@ def existing_file_facts(url: str) -> FileFacts:
         raise ConfigError(f"there is no file at '{canonical(url)}'") from None
 
 
-def open_retrying(url: str, size_bytes: int) -> IO[bytes]:
+def open_retrying(url: str, size_bytes: int, block_bytes: int | None = None) -> IO[bytes]:
     """Open a file for reading and seeking. FileNotFoundError, at the first read, if there is no such file.
 
     Reads raise StoreError if the store gives fewer bytes than ``size_bytes`` (0 if the size is not known).
+    ``block_bytes``: bytes that one request asks for, if not ``BLOCK_BYTES``. Small blocks suit reads that are far apart.
     """
-    return io.BufferedReader(_RetryingFile(url, size_bytes), BUFFER_BYTES)
+    block_bytes = block_bytes or BLOCK_BYTES
+    return io.BufferedReader(_RetryingFile(url, size_bytes, block_bytes), min(BUFFER_BYTES, block_bytes))
 
 
 def read_whole(url: str, size_bytes: int) -> bytes:
@@ -99,7 +101,8 @@ def _http_status_kept() -> Iterator[None]:
 class _RetryingFile(io.RawIOBase):
     """A file that is opened again at its position after a failure."""
 
-    def __init__(self, url: str, size_bytes: int) -> None:
+    def __init__(self, url: str, size_bytes: int, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
         self._name = canonical(url)
         self._size_bytes = size_bytes
         self._fs, self._path = open_source(url)
@@ -169,7 +172,7 @@ class _RetryingFile(io.RawIOBase):
         if self._file is not None and self._no_ranges and self._file.tell() > self._position:
             self._close_file()
         if self._file is None:
-            self._file = self._fs.open(self._path, "rb", block_size=0 if self._no_ranges else BLOCK_BYTES)
+            self._file = self._fs.open(self._path, "rb", block_size=0 if self._no_ranges else self._block_bytes)
         if not self._no_ranges:
             self._file.seek(self._position)
             return

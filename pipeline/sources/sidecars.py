@@ -1,74 +1,130 @@
-"""Captions and metadata in the .txt and .json files beside an item, read strictly."""
+"""Captions and metadata in the text and JSON files beside an item, read strictly."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import Reject, Rejected
+from pipeline.errors import Reject
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import file_facts, read_whole
-from pipeline.storage.links import LinkPolicy
-from pipeline.storage.urls import scheme_of
 
 CAPTION_COLUMNS = ("caption", "text")
-SUFFIXES = ("txt", "json")
+OTHER_CAPTION_COLUMNS = ("captions", "texts", "prompt", "prompts", "cap", "video_caption")
+"""Names that are taken if none of ``CAPTION_COLUMNS`` holds a caption."""
+CAPTION_FIELDS = CAPTION_COLUMNS + OTHER_CAPTION_COLUMNS
+"""Fields of a JSON file that may hold the caption, in order of preference. Their case does not matter."""
+TEXT, JSON = "txt", "json"
+"""The two roles that a sidecar file can have."""
+SUFFIXES = {TEXT: ("txt", "caption"), JSON: ("json",)}
+"""Suffixes of sidecar files by role, in order of preference and in lower case."""
+ALL_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 MAX_BYTES = 16 << 20
 """Largest sidecar file that is read."""
 JSON_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INT64 = range(-(1 << 63), 1 << 63)
+NAN_TO_NULL = "nan_to_null"
+"""``Item.note`` of an item with NaN or Infinity in its JSON, which became null."""
 
 
-def read_sidecars(location: str, links: LinkPolicy | None = None) -> dict[str, bytes]:
-    """The sidecar files beside a media file of a folder, by suffix. Rejected if one of them may not be read.
+@dataclass(kw_only=True, slots=True)
+class Description:
+    """Captions and columns that an item gets from its sidecar files."""
 
-    links: chooses the symbolic links that may be followed; without it, none may.
+    caption: str | None = None
+    captions: list[str] | None = None
+    """All captions, if there are several."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """User columns, by column name."""
+    note: str | None = None
+
+
+def is_sidecar(name: str) -> bool:
+    """Return whether the last suffix of a name, or of several suffixes, is that of a sidecar file."""
+    return name.rpartition(".")[2].lower() in ALL_SUFFIXES
+
+
+def sidecar_suffixes(media_suffix: str) -> dict[str, list[str]]:
+    """Suffixes that a media file's sidecar files may have, by role and in order of preference.
+
+    ``media_suffix``: what follows the shared part of the names, in lower case. Example: ``mp4`` gives ``txt``, ``caption``,
+    ``mp4.txt`` and ``mp4.caption`` for text; ``v2.mp4`` allows ``v2.txt`` and ``v2.caption`` as well.
     """
-    stem = location.rpartition(".")[0]
-    contents = {}
-    for suffix in SUFFIXES:
-        url = f"{stem}.{suffix}"
-        try:
-            contents[suffix] = (
-                _read_local(url, suffix, links) if scheme_of(url) == "file" else _read_remote(url, suffix)
-            )
-        except FileNotFoundError:
-            continue
-    return contents
+    bases = dict.fromkeys(["", media_suffix.rpartition(".")[0], media_suffix])
+    return {
+        role: [f"{base}.{suffix}".lstrip(".") for base in bases for suffix in suffixes]
+        for role, suffixes in SUFFIXES.items()
+    }
+
+
+def choose_sidecars(media_suffix: str, available: Iterable[str]) -> dict[str, str]:
+    """The sidecar files to use, by role: the preferred one of the ``available`` suffixes in lower case."""
+    found = set(available)
+    preferred = {
+        role: [suffix for suffix in suffixes if suffix in found]
+        for role, suffixes in sidecar_suffixes(media_suffix).items()
+    }
+    return {role: suffixes[0] for role, suffixes in preferred.items() if suffixes}
 
 
 def add_sidecars(item: Item, contents: dict[str, bytes], recipe: Recipe) -> None:
-    """Set an item's caption and user columns from its sidecar files, or its fault if they cannot be used."""
+    """Set an item's captions and user columns from its sidecar files, or its fault if they cannot be used."""
     try:
-        item.caption, item.meta = parse_sidecars(contents, recipe.columns)
+        found = parse_sidecars(contents, recipe.columns)
     except ValueError as error:
         message = f"the text or JSON beside it cannot be used: {error}"
         item.fault = item.fault or Reject("read", "bad_sidecar", message[:300])
+        return
+    item.caption, item.captions, item.meta, item.note = found.caption, found.captions, found.meta, found.note
 
 
-def parse_sidecars(contents: dict[str, bytes], columns: tuple[str, ...]) -> tuple[str | None, dict[str, Any]]:
-    """The caption and the user columns in sidecar files. The .txt is the caption; without it, the .json may hold one.
+def parse_sidecars(contents: dict[str, bytes], columns: tuple[str, ...]) -> Description:
+    """Read sidecar files, given by role. The text is the caption; without it, the JSON may hold one or several.
 
-    ``columns``: fields of the JSON to make columns, as ``name:type``. ValueError if a file is not strict JSON in
-    UTF-8, or a field does not have its type.
+    ``columns``: fields of the JSON to make columns, as ``name:type``. NaN and Infinity become null. ValueError if a file is
+    otherwise not strict JSON in UTF-8, or a field does not have its type.
     """
-    caption: str | None = None
-    meta: dict[str, Any] = {}
-    if "json" in contents:
-        text = contents["json"].decode("utf-8")
-        values = _strict_json(text)
-        meta["meta"] = text
-        caption = next((_utf8(str(values[c])) for c in CAPTION_COLUMNS if values.get(c) is not None), None)
+    found = Description()
+    texts: list[str] = []
+    if JSON in contents:
+        text = contents[JSON].decode("utf-8-sig")
+        values, has_nan = _strict_json(text)
+        if has_nan:
+            text, found.note = json.dumps(values), NAN_TO_NULL
+        found.meta["meta"] = text
+        texts = captions_in(values)
         for column in columns:
             name, _, type_name = column.partition(":")
-            meta[f"meta_{name}"] = _promote(values.get(name), type_name)
-    if "txt" in contents:
-        caption = contents["txt"].decode("utf-8").strip()
-    return caption, meta
+            found.meta[f"meta_{name}"] = _promote(values.get(name), type_name)
+    if TEXT in contents:
+        caption = contents[TEXT].decode("utf-8-sig").strip()
+        texts = [caption, *(text for text in texts if text != caption)] if len(texts) > 1 else [caption]
+    found.caption = texts[0] if texts else None
+    found.captions = texts if len(texts) > 1 else None
+    return found
+
+
+def captions_in(values: dict[str, Any]) -> list[str]:
+    """The captions in the first field of ``CAPTION_FIELDS`` that holds text, a number or a list of texts; else none."""
+    by_name = {name.lower(): name for name in reversed(values)}
+    for field_name in CAPTION_FIELDS:
+        name = field_name if field_name in values else by_name.get(field_name)
+        if name is not None and (texts := _texts(values[name])):
+            return texts
+    return []
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a field; empty if it holds anything else, such as an object, which stays in ``meta``."""
+    if isinstance(value, list):
+        texts = [text for text in value if text is not None]
+        return [_utf8(text) for text in texts] if all(isinstance(text, str) for text in texts) else []
+    if isinstance(value, str):
+        return [_utf8(value)]
+    return [json.dumps(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def too_large(suffix: str, size_bytes: int) -> Reject:
@@ -76,44 +132,12 @@ def too_large(suffix: str, size_bytes: int) -> Reject:
     return Reject("read", "bad_sidecar", f"its .{suffix} has {size_bytes} bytes; the limit is {MAX_BYTES}")
 
 
-def _read_local(url: str, suffix: str, links: LinkPolicy | None) -> bytes:
-    path = url.removeprefix("file://")
-    if links is not None and os.path.islink(path):
-        path = str(links.target(path) or path)
-    try:
-        # do not follow a link out of the folder, and do not wait for a pipe that nothing writes to
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(url) from None
-    except OSError as error:
-        problem = "is a symbolic link" if os.path.islink(path) else f"cannot be opened ({error.strerror})"
-        raise Rejected("read", "bad_sidecar", f"its .{suffix} {problem}") from None
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
-            raise FileNotFoundError(url)
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejected("read", "bad_sidecar", f"its .{suffix} is not a file")
-        if status.st_size > MAX_BYTES:
-            raise Rejected.because(too_large(suffix, status.st_size))
-        with open(fd, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES)
-    finally:
-        os.close(fd)
+def _strict_json(text: str) -> tuple[dict[str, Any], bool]:
+    """A JSON object with null for NaN and Infinity, and whether it has such numbers.
 
-
-def _read_remote(url: str, suffix: str) -> bytes:
-    size_bytes = file_facts(url).size
-    if size_bytes > MAX_BYTES:
-        raise Rejected.because(too_large(suffix, size_bytes))
-    return read_whole(url, size_bytes)
-
-
-def _strict_json(text: str) -> dict[str, Any]:
-    """A JSON object. ValueError for what RFC 8259 does not allow, numbers that overflow and repeated fields."""
-
-    def refuse_constant(word: str) -> None:
-        raise ValueError(f"{word} is not JSON")
+    ValueError for what else RFC 8259 does not allow, numbers that overflow and repeated fields.
+    """
+    constants: list[str] = []
 
     def finite_float(number: str) -> float:
         value = float(number)
@@ -129,13 +153,13 @@ def _strict_json(text: str) -> dict[str, Any]:
 
     try:
         values = json.loads(
-            text, parse_constant=refuse_constant, parse_float=finite_float, object_pairs_hook=unique_fields
+            text, parse_constant=constants.append, parse_float=finite_float, object_pairs_hook=unique_fields
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("it is not an object")
-    return values
+    return values, bool(constants)
 
 
 def _promote(value: Any, type_name: str) -> Any:

@@ -94,6 +94,13 @@ class SourceFormat(ABC):
         """
         return None
 
+    def caption_hint(self, source: Source) -> str:
+        """Files that lie beside the source and may hold captions, as a part of a sentence; empty if there are none.
+
+        It is requested only if no sample has a caption.
+        """
+        return ""
+
     def cost(self, unit: Unit) -> int:
         """How much work a unit is, in a measure that compares units of this format: items, or bytes if not counted."""
         count = self.num_items(unit)

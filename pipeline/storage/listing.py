@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,38 @@ def iter_files(fs: Any, root: str, retry: Retry, links: LinkPolicy | None = None
     if "s3" in fs.protocol:
         return _iter_s3(fs, root, retry)
     return _iter_any(fs, root, retry)
+
+
+def list_folder(fs: Any, folder: str, first: str, last: str, retry: Retry) -> Iterator[tuple[str, int | None]]:
+    """Yield name and size of every file directly in a folder, in no order; nothing if there is no such folder.
+
+    Names outside ``first`` to ``last`` may be missing. Local file systems give no sizes, and folders and links as well.
+    """
+    if "file" in fs.protocol:
+        return ((name, None) for name in retry(partial(_names, folder)))
+    if "s3" in fs.protocol:
+        prefix = f"{fs.split_path(folder.rstrip('/'))[1]}/".lstrip("/")
+        listed = _iter_s3(fs, folder, retry, StartAfter=prefix + first, Delimiter="/")
+        files = ((path, info["size"]) for path, info in listed)
+        return itertools.takewhile(lambda file: file[0] <= last, files)
+    entries = retry(partial(_entries, fs, folder))
+    return ((entry["name"].rpartition("/")[2], entry["size"]) for entry in entries if entry["type"] == "file")
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _entries(fs: Any, folder: str) -> list[dict[str, Any]]:
+    try:
+        entries: list[dict[str, Any]] = fs.ls(folder, detail=True)
+        return entries
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _iter_local(root: str, folder: str, retry: Retry, links: LinkPolicy | None) -> Iterator[ListedFile]:
@@ -61,10 +94,10 @@ def _sorted_names(folder: str, links: LinkPolicy | None) -> list[str]:
     return sorted(names)
 
 
-def _iter_s3(fs: Any, root: str, retry: Retry) -> Iterator[ListedFile]:
-    bucket, prefix, _ = fs.split_path(root)
+def _iter_s3(fs: Any, root: str, retry: Retry, **options: str) -> Iterator[ListedFile]:
+    bucket, prefix, _ = fs.split_path(root.rstrip("/"))
     prefix = f"{prefix}/" if prefix else ""
-    request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+    request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix} | options
     while True:
         page = retry(partial(fs.call_s3, "list_objects_v2", **request))
         for entry in page.get("Contents", []):

@@ -20,6 +20,7 @@ def make_estimate(recipe: Recipe, run: Run, items: list[ItemEstimate]) -> Estima
     unit = make_unit("u", len(items))
     sampled = SampledUnit(unit=unit, num_items=len(items), observations=items)
     return Estimate(
+        sources=[],
         output="out",
         recipe=recipe,
         run=run,

@@ -20,7 +20,7 @@ A, B, STILL = Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 56)
 
 
 def clip(bucket: Bucket = A, number: int = 1, size_bytes: int | None = None, **fields: Any) -> ItemEstimate:
-    counts = Counts(samples=number, size_bytes=size_bytes or 50_000_000 * number)
+    counts = Counts(samples=number, captions=number, size_bytes=size_bytes or 50_000_000 * number)
     return ItemEstimate(clips=Counter({(bucket, bucket): number}), counts=counts, **fields)
 
 

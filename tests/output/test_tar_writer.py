@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.output.tar_writer import TarWriter
-from pipeline.sources.tar_members import DamagedTar, members, read_content
+from pipeline.sources.tar.members import DamagedTar, members, read_content
 
 
 def write(path: Path, contents: dict[str, bytes]) -> tuple[str, int, dict[str, int]]:

@@ -48,7 +48,7 @@ RENAMED = {
 RENAMED_IN_CARD = {"most": "largest"}
 """Fields of the VAE's card that have another name today."""
 
-ADDED = {"mirrored", "container_crop", "interlaced", "dolby_vision"}
+ADDED = {"mirrored", "container_crop", "interlaced", "dolby_vision", "captions", "note"}
 """Columns that version 1 did not have."""
 
 MAY_DIFFER = {"recipe", "shard", "reject_message"} | {

@@ -19,7 +19,8 @@ from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import FORMATS, format_of, plan_units
 from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import read_whole
-from pipeline.sources.sidecars import add_sidecars, read_sidecars
+from pipeline.sources.sidecar_files import read_sidecars
+from pipeline.sources.sidecars import add_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Plan, Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
 from pipeline.sources.url_policy import key_of, location_of

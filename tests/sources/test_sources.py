@@ -142,9 +142,10 @@ def test_a_tar_gives_an_item_per_key_as_webdataset_groups_it(tmp_path: Path, rec
         (0, "x/0001", None),
         (1, "x/0002", None),
         (2, "x/0003", "no_media"),
-        (3, "x/0004", "several_media"),
-        (4, "x/0005", "bad_sidecar"),
-        (5, "x/0006", "not_a_file"),
+        (3, "x/0004.mp4", "several_media"),
+        (4, "x/0004.webm", "several_media"),
+        (5, "x/0005", "bad_sidecar"),
+        (6, "x/0006", "not_a_file"),
     ]
     assert found[0].caption == "größer" and found[0].meta["meta"] == '{"fps": 24}'
     assert found[0].uri == f"file://{tmp_path}/a.tar#x/0001.mp4"

@@ -24,6 +24,7 @@ from pipeline.sources.file_table import File, Files
 from pipeline.sources.item import MEDIA_SUFFIXES
 from pipeline.sources.layouts.captions import caption_column
 from pipeline.sources.manifest import rows, survey
+from pipeline.sources.manifest.records import NoRows
 from pipeline.sources.retrying_file import file_facts, read_whole
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.urls import FileFacts, canonical, suffix_of
@@ -128,7 +129,7 @@ class FolderMetadata:
                 f"the metadata files below '{canonical(self._url)}' give one column different types: {error}"
             ) from None
 
-    def rows(self, files: Files) -> Iterator[tuple[str | list[str] | None, dict[str, Any]]]:
+    def rows(self, files: Iterable[File]) -> Iterator[tuple[str | list[str] | None, dict[str, Any]]]:
         """Yield the caption and the user columns of every file, in order.
 
         A file without a row has no caption and no columns. SourceChanged if a table is not as planned.
@@ -214,7 +215,10 @@ def read_table(url: str, table: MetadataTable) -> pa.Table:
     if len(urls) == 2:
         return _read_lists(*urls)
     (location,) = urls
-    surveyed = survey(location, ROWS_AT_ONCE)
+    try:
+        surveyed = survey(location, ROWS_AT_ONCE)
+    except NoRows:
+        raise NotMetadata(f"{canonical(location)} is not used: it has no rows") from None
     parts = (rows(location, part, surveyed.header, surveyed.schema, facts.size) for part in surveyed.slices)
     batches = [pa.Table.from_pylist(list(part), surveyed.schema) for part in parts]
     content = pa.concat_tables([surveyed.schema.empty_table(), *batches])

@@ -24,6 +24,10 @@ LONGEST_RECORD = 1 << 20
 """Bytes of a damaged row that are looked at to find its column."""
 
 
+class NoRows(ConfigError):
+    """A text manifest is empty or has only a header."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
     """A range of rows, and where its text lies in a CSV or JSONL file."""
@@ -133,7 +137,7 @@ class _Cutter:
             if file.read(self.offset - self.last_end).strip():
                 self.count += 1
         if not self.count:
-            raise ConfigError(f"{name} has no rows{', only a header' if self.header.strip() else ''}")
+            raise NoRows(f"{name} has no rows{', only a header' if self.header.strip() else ''}")
         if self.cuts[-1] != self.offset and self.count > (len(self.cuts) - 1) * self.every:
             self.cuts.append(self.offset)
         self.cuts[-1] = self.offset  # empty lines at the end

@@ -15,6 +15,8 @@ BLOCK_BYTES = 512
 MAX_EXTENSION_BYTES = 1 << 20
 """Largest content of a header that holds a long name or pax records."""
 MAX_MEMBER_BYTES = 1 << 62
+ZEROS_AT_ONCE_BYTES = 1 << 20
+"""Bytes that are read at a time behind the end mark of an archive."""
 
 REGULAR, OLD_REGULAR, CONTIGUOUS = b"0", b"\0", b"7"
 FOLDER, GNU_SPARSE = b"5", b"S"
@@ -28,6 +30,10 @@ EXTENSIONS = frozenset({LONG_NAME, LONG_LINK, PAX, OLD_PAX, PAX_GLOBAL})
 
 class DamagedTar(Exception):
     """The archive ends early, or one of its headers is not valid."""
+
+
+class DataAfterEnd(DamagedTar):
+    """Data that is no archive stands behind the end mark. All members are whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +78,20 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     """Yield every member of an uncompressed tar in order. DamagedTar if the archive is cut or a header is not valid.
 
     Goes through ``file`` from front to back. The content of a member may be read before the next member is requested.
+    Members of further archives behind the end mark follow, as in tars that were joined with ``cat``.
     """
-    offset = 0
-    while (member := _next_member(file, offset)) is not None:
+    offset: int | None = 0
+    end_mark = None
+    while offset is not None:
+        try:
+            member = _next_member(file, offset)
+        except DamagedTar as error:
+            if offset == end_mark:
+                raise DataAfterEnd(f"data that is no tar follows the end mark: {error}") from None
+            raise
+        if member is None:
+            offset = end_mark = _after_zeros(file, offset)
+            continue
         yield member
         has_content = member.type not in WITHOUT_CONTENT
         offset = member.content_offset + (_padded(member.size_bytes) if has_content else 0)
@@ -131,6 +148,16 @@ def _next_member(file: IO[bytes], offset: int) -> Member | None:
             raise DamagedTar("a pax header states one name or size for all members")
         if not extensions:
             first_offset = offset
+
+
+def _after_zeros(file: IO[bytes], offset: int) -> int | None:
+    """Offset of the first block from ``offset`` on that is not all zeros; None if there is none."""
+    file.seek(offset)
+    while data := file.read(ZEROS_AT_ONCE_BYTES):
+        if rest := data.lstrip(b"\0"):
+            return offset + (len(data) - len(rest)) // BLOCK_BYTES * BLOCK_BYTES
+        offset += len(data)
+    return None
 
 
 def _member(
