@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.sources.discovery import find_sources
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip
 from tests.support.clips_maker import numbered_frame, read_number
@@ -22,6 +23,14 @@ from tests.video.conftest import Decode
 INPUTS = ROOT / "tests" / "video" / "inputs"
 ORIENTATION = 0x112
 UPRIGHT = numbered_frame(77, 64, 112)
+
+
+def test_a_folder_takes_every_kind_of_picture(tmp_path: Path) -> None:
+    names = [f"picture.{suffix}" for suffix in ("apng", "avif", "gif", "heic", "heif", "jpeg", "jpg", "png", "webp")]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    (source,) = find_sources((str(tmp_path),))
+    assert [file.path for file in source.files] == names
 
 
 def stored(orientation: int) -> tuple[Image.Image, Image.Exif]:
