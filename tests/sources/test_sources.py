@@ -23,6 +23,7 @@ from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source
 from pipeline.storage.store import Store
+from pipeline.storage.urls import canonical
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], links: dict[str, str] | None = None) -> Path:
@@ -301,6 +302,7 @@ def test_keys_of_s3_keep_their_question_marks_and_hashes(s3: str, tmp_path: Path
     assert [item.key for item in found] == [row["path"] for row in rows]
     assert [item.uri for item in found] == [f"{s3}/v/{name}.mp4" for name in names] * 2
     assert [content_of(item, recipe) for item in found] == [name.encode() for name in names] * 2
+    assert canonical(f"{s3}/v/a.mp4?X-Amz-Signature=SECRET&x") == canonical(f"{s3}/v/a.mp4") == f"{s3}/v/a.mp4"
     sources = find_sources([f"{s3}/tars/*.tar"])
     assert sorted(source.name for source in sources) == sorted(f"{s3}/tars/{name}.tar" for name in names)
     assert [item.key for item in read_items(tmp_path / "t", recipe, f"{s3}/tars/x#1.tar")] == ["1"]
