@@ -26,7 +26,7 @@ class Repeats:
         if self._num_rows >= MAX_ROWS:
             return
         for name in table.schema.names:
-            if name.lower() in self._names:
+            if name.lower() in self._names and table.schema.names.count(name) == 1:
                 hashes = self._hashes.setdefault(name, array("q"))
                 self._add_values(hashes, [None] * (self._num_rows - len(hashes)))  # blocks without the column
                 self._add_values(hashes, table[name].to_pylist())
