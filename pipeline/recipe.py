@@ -120,9 +120,9 @@ class Recipe:
     decoder: Literal["pyav", "decord"] = "pyav"
     """Library that decodes videos."""
     path_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
-    """Manifest column with paths or URLs; by default the one named path, url, uri, video or file."""
+    """Manifest column with paths, URLs or videos, or a pattern such as {id}.mp4; by default named path, url or alike."""
     caption_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
-    """Manifest column with captions; by default the one named caption or text, if there is one."""
+    """Manifest column with captions; by default the one named caption, text or alike."""
     class_column: Annotated[str | None, Setting(metavar="COLUMN")] = None
     """Column for the name of the folder that a file of a folder lies in, for folders by class; by default there is none."""
     root: Annotated[str | None, Setting(metavar="URL")] = None
@@ -270,7 +270,7 @@ class Run:
     """Where the work is and how it is done. Free to change when a job is run again."""
 
     sources: Annotated[tuple[str, ...], Setting("source", metavar="[NAME=]URL")]
-    """Tar, manifest (.parquet, .csv, .jsonl) or folder of videos; {00..99} and * expand; may be repeated."""
+    """Tar, manifest (.parquet, .csv, .tsv, .jsonl, .json) or folder of videos; {00..99} and * expand; may be repeated."""
     output: Annotated[str, Setting(metavar="URL")]
     """Folder for the shards and their metadata."""
     vae: Annotated[str, Setting(metavar="NAME|PATH|URL")]

@@ -30,6 +30,8 @@ UNIT_SCHEMA = pa.schema(
         ("byte_start", pa.int64()),
         ("byte_stop", pa.int64()),
         ("header", pa.string()),
+        ("row_start", pa.int64()),
+        ("row_stop", pa.int64()),
         ("details", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),

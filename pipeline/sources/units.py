@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +52,8 @@ class Retry:
 class Unit:
     """The items whose samples go to one output shard. A row of the plan.
 
-    ``byte_start``, ``byte_stop``, ``header``, ``details`` and ``files`` are there for the unit's format: only the
-    format's own modules read them. The plan stores ``files`` as Arrow columns, because a folder may have ten million
+    The fields from ``byte_start`` to ``details``, and ``files``, are there for the unit's format: only the format's own
+    modules read them. The plan stores ``files`` as Arrow columns, because a folder may have ten million
     of them.
     """
 
@@ -73,8 +74,12 @@ class Unit:
     """Byte after the unit's part of a text file."""
     header: str = ""
     """Text that belongs before every part of the file, such as a CSV file's first line."""
+    row_start: int = 0
+    """First row of the unit's part of a table, whose rows may have several items."""
+    row_stop: int = 0
+    """Row after the unit's part of a table."""
     details: str = ""
-    """Text that the unit's format keeps for itself."""
+    """Text that the unit's format keeps for itself, the same for all units of a source."""
     size: int = 0
     """Size in bytes of a source that is one file."""
     etag: str = ""
@@ -113,7 +118,9 @@ class Unit:
     def with_files(cls, values: dict[str, Any], files: Files) -> Unit:
         """The unit that ``without_files`` described, with its files."""
         retries = tuple(Retry(ordinal=r["ordinal"], windows=tuple(r["windows"])) for r in values["retries"])
-        return cls(**values | {"files": files, "retries": retries})
+        # units of one source share these texts
+        shared: dict[str, Any] = {name: sys.intern(values[name]) for name in ("header", "details") if name in values}
+        return cls(**values | shared | {"files": files, "retries": retries})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, scheme_of, without_signature
 
 
 def key_of(target: Any, manifest_url: str) -> str:
@@ -21,7 +21,7 @@ def key_of(target: Any, manifest_url: str) -> str:
     if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
         key = re.sub(r"(?<=//).*@", "", key)
     if key.partition("://")[0] in KEY_SCHEMES:
-        return key.partition("?versionId=")[0]
+        return without_signature(key)
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
 

@@ -19,6 +19,10 @@ SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
 HTTP_SCHEMES = ("http", "https")
 KEY_SCHEMES = ("s3", "gs")
 """Schemes in whose URLs ``?`` and ``#`` are characters of a key."""
+SIGNATURE = re.compile(
+    r"\?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|token|sig)=.*", re.I | re.S
+)
+"""The query that chooses a version of an object or signs a request; it is not a part of the key."""
 
 _clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 
@@ -56,16 +60,21 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def canonical(url: str) -> str:
     """The URL without credentials, query and fragment; a local path as an absolute ``file://`` URL.
 
-    The keys of S3 and Google Cloud Storage have no query and no fragment: ``?`` and ``#`` are a part of them.
+    In keys of S3 and Google Cloud Storage ``?`` and ``#`` are characters like others, except before a signature.
     """
     if "://" not in url or url.startswith("file://"):
         return "file://" + os.path.abspath(url.removeprefix("file://"))
     scheme, _, rest = url.partition("://")
     if scheme in KEY_SCHEMES:
         bucket, slash, key = rest.partition("/")
-        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key.partition('?versionId=')[0]}"
+        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{without_signature(key)}"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def without_signature(key: str) -> str:
+    """The key of an object without a query that signs the request for it."""
+    return SIGNATURE.sub("", key)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

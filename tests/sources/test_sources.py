@@ -23,6 +23,7 @@ from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source
 from pipeline.storage.store import Store
+from pipeline.storage.urls import canonical
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], links: dict[str, str] | None = None) -> Path:
@@ -287,3 +288,25 @@ def test_two_types_of_one_column_are_refused(tmp_path: Path, recipe: Recipe) -> 
     with pytest.raises(ConfigError, match=r"column 'score' is string in .* and double"):
         planned(tmp_path, recipe, f"{tmp_path}/*.jsonl")
     shutil.rmtree(tmp_path / "plan-out", ignore_errors=True)
+
+
+def test_keys_of_s3_keep_their_question_marks_and_hashes(s3: str, tmp_path: Path, recipe: Recipe) -> None:
+    tar = write_tar(tmp_path / "a.tar", [("1.mp4", b"one")]).read_bytes()
+    store = Store(s3)
+    names = ["x#1", "x#2", "q?1"]
+    for name in names:
+        store.put(f"tars/{name}.tar", tar)
+        store.put(f"v/{name}.mp4", name.encode())
+    rows = [{"path": f"v/{name}.mp4"} for name in names] + [{"path": f"{s3}/v/{name}.mp4"} for name in names]
+    store.put("m#1.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    found = read_items(tmp_path, recipe, f"{s3}/m#1.jsonl")
+    assert [item.key for item in found] == [row["path"] for row in rows]
+    assert [item.uri for item in found] == [f"{s3}/v/{name}.mp4" for name in names] * 2
+    assert [content_of(item, recipe) for item in found] == [name.encode() for name in names] * 2
+    assert canonical(f"{s3}/v/a.mp4?X-Amz-Signature=SECRET&x") == canonical(f"{s3}/v/a.mp4") == f"{s3}/v/a.mp4"
+    sources = find_sources([f"{s3}/tars/*.tar"])
+    assert sorted(source.name for source in sources) == sorted(f"{s3}/tars/{name}.tar" for name in names)
+    assert [item.key for item in read_items(tmp_path / "t", recipe, f"{s3}/tars/x#1.tar")] == ["1"]
+    assert [item.key for item in read_items(tmp_path / "f", recipe, f"{s3}/v")] == sorted(
+        f"{name}.mp4" for name in names
+    )

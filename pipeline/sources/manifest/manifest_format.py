@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,22 +57,27 @@ class ManifestFormat(SourceFormat):
         slices = surveyed.slices
         if len(columns.ranges) == 1:
             slices = _slices_of_items(source, surveyed, columns, recipe)
-        user_columns = _user_columns(columns, surveyed)
+        details = columns.to_text()
         return NewUnits(
-            units=[_unit(source, generation, part, surveyed.header, columns) for part in slices],
-            columns=user_columns,
+            units=[_unit(source, generation, part, surveyed.header, details) for part in slices],
+            columns=_user_columns(columns),
             any_column_can_be_text=known_layout(source.url).separator is not None,
-            notes=[*_left_out(surveyed, columns, source), *_repeated(repeats, surveyed, columns, source)],
+            notes=[
+                *_found_ranges(columns, recipe, source),
+                *_left_out(surveyed, columns, source),
+                *_repeated(repeats, surveyed, columns, source),
+            ],
         )
 
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
         """Yield the items of the unit's rows."""
         check_file_as_planned(unit, url)
-        details = json.loads(unit.details)
-        found = Columns.from_text(details["columns"])
+        found = Columns.from_text(unit.details)
         planned = {field.name.removeprefix("meta_"): field.type for field in columns}
-        types = pa.schema([(field.name, planned.get(field.name, field.type)) for field in found.types])
-        start, stop = details["rows"]
+        types = pa.schema(
+            [f if f.name in found.consumed else pa.field(f.name, planned.get(f.name, f.type)) for f in found.types]
+        )
+        start, stop = unit.row_start, unit.row_stop
         part = Slice(start=start, stop=stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
         ordinal = unit.ordinals.start
         for number, row in enumerate(rows(url, part, unit.header, types, unit.size), start):
@@ -90,7 +94,7 @@ def _usual_paths() -> list[str]:
     return [name for usual in (PATH_COLUMNS, OTHER_PATH_COLUMNS) for name in usual]
 
 
-def _unit(source: Source, generation: int, part: Slice, header: str, columns: Columns) -> Unit:
+def _unit(source: Source, generation: int, part: Slice, header: str, details: str) -> Unit:
     return new_unit(
         source,
         generation,
@@ -99,7 +103,9 @@ def _unit(source: Source, generation: int, part: Slice, header: str, columns: Co
         byte_start=part.byte_start,
         byte_stop=part.byte_stop,
         header=header,
-        details=json.dumps({"rows": [part.start, part.stop], "columns": columns.to_text()}),
+        row_start=part.start,
+        row_stop=part.stop,
+        details=details,
     )
 
 
@@ -142,7 +148,7 @@ def _check_bytes(columns: Columns, source: Source) -> None:
                 check_text(pq.ParquetFile(f, pre_buffer=False), name, source.url)
 
 
-def _user_columns(columns: Columns, surveyed: Survey) -> pa.Schema:
+def _user_columns(columns: Columns) -> pa.Schema:
     """The columns of the samples' metadata that come from the manifest."""
     fields = [field for field in columns.types if field.name not in columns.consumed]
     if columns.caption is not None and columns.caption in columns.types.names:
@@ -169,6 +175,17 @@ def _slices_of_items(source: Source, surveyed: Survey, columns: Columns, recipe:
                 merged.append(Slice(start=first, stop=number, byte_start=start, byte_stop=stop, items=items))
                 first, count, ordinal = number, 0, ordinal + count
     return merged
+
+
+def _found_ranges(columns: Columns, recipe: Recipe, source: Source) -> list[str]:
+    """A note if ranges were found by the names of columns alone."""
+    if not columns.ranges or recipe.range_columns:
+        return []
+    names = " and ".join(f"'{name}'" for name in columns.ranges)
+    return [
+        f"manifest '{canonical(source.url)}': each row is a clip of its video by {names}, in {recipe.range_unit}; "
+        "--range-columns chooses other columns, or none"
+    ]
 
 
 def _left_out(surveyed: Survey, columns: Columns, source: Source) -> list[str]:

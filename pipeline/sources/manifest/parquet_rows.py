@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.sources.manifest.captions import is_binary
+from pipeline.sources.manifest.records import check_names
 from pipeline.sources.manifest.text_rows import MAX_DEPTH, depth
 from pipeline.storage.urls import canonical
 
@@ -28,6 +29,7 @@ LIGHT_BYTES = 4096
 
 def plain_schema(parquet: pq.ParquetFile, url: str) -> pa.Schema:
     """The columns with types that every part of this program can write. ConfigError for one that is nested too deeply."""
+    check_names(parquet.schema_arrow.names, url)
     fields = [pa.field(field.name, _plain_type(field.type)) for field in parquet.schema_arrow]
     for column in fields:
         if depth(column.type) > MAX_DEPTH:

@@ -65,10 +65,20 @@ def read_header(file: IO[bytes], layout: Layout, url: str) -> bytes:
     if header.count(b'"') % 2:
         raise ConfigError(f"{name} has a line break inside a column name")
     try:
-        header.decode()
+        names = next(csv.reader([header.decode("utf-8-sig")], delimiter=layout.separator), [])
     except UnicodeDecodeError:
         raise ConfigError(f"{name} is not UTF-8 in its first line, the column names; save it as UTF-8") from None
+    check_names([column for column in names if column], url)
     return header
+
+
+def check_names(names: list[str], url: str) -> None:
+    """ConfigError if two columns have the same name."""
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"manifest '{canonical(url)}' has {names.count(twice[0])} columns named '{twice[0]}'; rename one"
+        )
 
 
 def cut_records(file: IO[bytes], header: bytes, rows_per_slice: int, layout: Layout, url: str) -> list[Slice]:

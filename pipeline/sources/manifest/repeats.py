@@ -16,16 +16,21 @@ MAX_ROWS = 10_000_000
 class Repeats:
     """Collects the paths of a manifest, column by column, as hashes."""
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._hashes = {name: array("q") for name in names}
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {name.lower() for name in names}
+        self._hashes: dict[str, array[int]] = {}
+        self._num_rows = 0
 
     def add(self, table: pa.Table) -> None:
         """Add rows; only the columns that may hold paths count."""
-        for name, hashes in self._hashes.items():
-            if name in table.schema.names and len(hashes) < MAX_ROWS:
+        if self._num_rows >= MAX_ROWS:
+            return
+        for name in table.schema.names:
+            if name.lower() in self._names and table.schema.names.count(name) == 1:
+                hashes = self._hashes.setdefault(name, array("q"))
+                self._add_values(hashes, [None] * (self._num_rows - len(hashes)))  # blocks without the column
                 self._add_values(hashes, table[name].to_pylist())
-            elif len(hashes) < MAX_ROWS:
-                self._add_values(hashes, [None] * table.num_rows)
+        self._num_rows += table.num_rows
 
     @staticmethod
     def _add_values(hashes: array[int], values: list[Any]) -> None:

@@ -125,7 +125,8 @@ def test_a_manifest_without_rows_needs_another_source(tmp_path: Path, recipe: Re
 
 def test_batches_are_bounded_by_bytes(tmp_path: Path) -> None:
     heavy = write(tmp_path / "a.parquet", pa.table({"mp4": [bytes([n]) * (4 << 20) for n in range(20)]}))
-    bomb = write(tmp_path / "b.parquet", pa.table({"path": ["a.mp4"] * 1000, "x": ["\0" * (8 << 20)] * 1000}))
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["\0" * (8 << 20)]))
+    bomb = write(tmp_path / "b.parquet", pa.table({"path": ["a.mp4"] * 1000, "x": same}))
     light = write(tmp_path / "c.parquet", pa.table({"path": ["a.mp4"] * 10_000}))
     rows = [parquet_rows._rows_per_batch(pq.ParquetFile(path), 0, None) for path in (heavy, bomb, light)]
     assert 1 <= rows[0] <= 10 and 1 <= rows[1] <= 5 and rows[2] == parquet_rows.BATCH_ROWS

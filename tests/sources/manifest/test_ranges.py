@@ -218,6 +218,12 @@ def test_rows_that_name_one_video_twice_are_named(tmp_path: Path, recipe: Recipe
     assert notes(path, dataclasses.replace(recipe, range_columns=("start", "stop"))) == []
 
 
+def test_ranges_that_are_found_by_name_are_noted(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "m.csv").write_text("path,start,end\na.mp4,0,1\na.mp4,1,2\n")
+    (note,) = notes(tmp_path / "m.csv", recipe)
+    assert "each row is a clip of its video by 'start' and 'end', in seconds" in note
+
+
 def notes(path: Path, recipe: Recipe) -> list[str]:
     """What planning a manifest prints."""
     said: list[str] = []

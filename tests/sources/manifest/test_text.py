@@ -35,6 +35,7 @@ ROWS = b"path,caption\na.mp4,one\n"
         ("m.csv", b"path,caption\n", "has no rows, only a header"),
         ("m.csv", b"path,caption", "has no rows, only a header"),
         ("m.csv", b"path,caption\n\n\n", "has no rows, only a header"),
+        ("m.csv", b"path,path\na.mp4,b.mp4\n", "has 2 columns named 'path'; rename one"),
         ("m.csv", b"", "has no rows"),
         ("m.jsonl", b"", "has no rows"),
         ("m.jsonl", b"\n\n", "has no rows"),
@@ -83,6 +84,7 @@ def test_text_that_cannot_be_used_is_refused_in_a_sentence(
     [
         ("m.csv", ROWS),
         ("m.csv", b"\xef\xbb\xbf" + ROWS),
+        ("m.csv", ROWS.replace(b"\n", b",,\n")),
         ("m.csv", ROWS.replace(b"\n", b"\r\n")),
         ("m.csv", ROWS.replace(b"\n", b"\n\n")),
         ("m.csv", ROWS.replace(b"\n", b"\r\n\r\n")),
