@@ -116,6 +116,8 @@ class Recipe:
     """Manifest column with captions; by default the one named caption or text, if there is one."""
     columns: Annotated[tuple[str, ...], Setting("column", metavar="NAME:TYPE")] = ()
     """Field of the items' JSON metadata to store as a column of type int, float, str or bool; may be repeated."""
+    range_unit: Literal["seconds", "frames"] = "seconds"
+    """Unit of the starts and ends of clips that a manifest names; a range of frames does not contain its end."""
     unit_clips: int = 128
     """Items per output shard, for folders and manifests.
 

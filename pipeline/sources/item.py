@@ -29,6 +29,11 @@ class Item:
     uri: str
     """URL of the item without credentials or query, for the samples' metadata."""
     caption: str | None = None
+    range: tuple[float, float | None] | None = None
+    """Start and end of the item in its file, in the unit of ``Recipe.range_unit``; None for the whole file.
+
+    Both count from the first shown frame. An end of None is the end of the file.
+    """
     meta: dict[str, Any] = field(default_factory=dict)
     """User columns, by column name."""
     facts: FileFacts | None = None
