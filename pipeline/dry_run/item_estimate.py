@@ -14,7 +14,8 @@ from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Decoded, RejectedWindow
-from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
+from pipeline.video.ranges import positions_in_range, select_in_range
+from pipeline.video.windows import Part, Skip, VideoFacts, Window, repeats
 from stvae.card import Card
 
 ClipSize = tuple[Bucket, Bucket]
@@ -71,14 +72,20 @@ def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
 
 def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> ItemEstimate:
     has_own_rate = recipe.fps is None or facts.is_image
+    try:
+        windows = select_in_range(facts, item.range, recipe, card.geometry)
+    except Rejected as error:
+        return _from_reject(item, error.reject)
+    start, stop = positions_in_range(facts, item.range, recipe.range_unit)
+    part = Part(start=start, stop=stop).of(facts)
     estimate = ItemEstimate(
-        num_frames=len(facts.pts) if has_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
+        num_frames=len(part.pts) if has_own_rate else math.ceil(part.duration_s * (recipe.fps or 0.0)),
         fps=facts.fps,
         is_image=facts.is_image,
-        duration_s=0.0 if facts.is_image else facts.duration_s,
+        duration_s=0.0 if facts.is_image else part.duration_s,
         upscale=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
     )
-    for window in select_windows(facts, recipe, card.geometry):
+    for window in windows:
         if isinstance(window, Skip):
             estimate.counts.skips[window.reason] += 1
             continue

@@ -17,6 +17,7 @@ from pipeline.output.tar_writer import member_bytes
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
+from pipeline.video.ranges import range_seconds
 from pipeline.video.windows import VideoFacts, Window
 from stvae.card import Card
 
@@ -61,6 +62,9 @@ class RowBuilder:
             "source_etag": item.facts and item.facts.etag,
             "recipe": self._fingerprint,
         }
+        if item.range is not None:
+            start_s, end_s = range_seconds(facts, item.range, self.recipe.range_unit)
+            row |= {"range_start_s": start_s, "range_end_s": end_s}
         return row | (_video_columns(facts) if facts else {}) | item.meta
 
     def clip(self, item: Item, window: Window, facts: VideoFacts, decoder: str) -> Row:

@@ -21,6 +21,8 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("window", _INT),
         ("uri", _TEXT),
         ("caption", _TEXT),
+        ("range_start_s", _FLOAT),
+        ("range_end_s", _FLOAT),
     ],
     "place": [
         ("shard", _TEXT),

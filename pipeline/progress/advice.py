@@ -43,6 +43,7 @@ ADVICE: dict[str, str] = {
     "encrypted": "decrypt it first",
     "no_video": "leave it out: it has no video stream",
     "no_frames": "fetch the file again: it has no frames",
+    "bad_range": "correct the start and end of this row in the manifest; --range-unit says whether they are frames",
     "mirrored": "re-encode it without the mirroring in its metadata",
     "rotated": "re-encode it upright",
     "read/too_large": _RAISE_ITEM_LIMIT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 
 from pipeline.errors import Rejected, SourceChanged, StoreError
 from pipeline.recipe import Recipe
@@ -35,6 +36,20 @@ def fetch(item: Item, recipe: Recipe) -> int:
         if item.facts is not None:
             raise SourceChanged.between(item.uri, item.facts, None) from None
         raise Rejected("fetch", "not_found", "there is no such file") from None
+
+
+def fetch_once(items: Sequence[Item], recipe: Recipe) -> int:
+    """Fetch the one file of several items, as ``fetch`` does. Sets the facts of all of them."""
+    fd = fetch(items[0], recipe)
+    try:
+        for item in items[1:]:
+            if item.content is None and item.facts not in (None, items[0].facts):
+                raise SourceChanged.between(item.uri, item.facts, items[0].facts)
+            item.facts = items[0].facts
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _open_local(item: Item, recipe: Recipe) -> int:

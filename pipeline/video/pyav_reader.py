@@ -84,6 +84,8 @@ class Packets:
     """Number of packets that an edit list hides."""
     corrupt: int = 0
     """Number of packets that FFmpeg knows to be damaged."""
+    key_frames: list[tuple[int, int]] = field(default_factory=list)
+    """Presentation time of each shown key frame, and the timestamp to seek to for it."""
     open_gop: bool = False
     """Tell if a packet is shown before the keyframe that precedes it in the file."""
     end_s: float = 0.0
@@ -175,6 +177,8 @@ def _read_packets(container: Any, stream: Any) -> Packets:
         if packet.is_discard:
             packets.hidden += 1
             continue
+        if packet.is_keyframe:
+            packets.key_frames.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
         packets.shown.append(packet.pts)
         packets.end_pts = max(packets.end_pts, end)
     packets.shown.sort()
@@ -235,6 +239,7 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
         is_image=name.endswith("_pipe"),
         hdr=HDR_TRANSFERS.get(int(frame.color_trc or 0)),
         decord_refusal=_decord_refusal(container, stream, packets, frame),
+        key_frames=tuple(sorted(packets.key_frames)),
     )
 
 

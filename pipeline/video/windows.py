@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -17,6 +18,8 @@ from stvae.geometry import Geometry
 
 ROUNDING_S = Fraction(1, 1000)
 """A frame counts as shown at most this much early, since containers round presentation times to their time base."""
+SEEKABLE_CONTAINERS = ("mov", "matroska")
+"""Containers with an index of key frames by which FFmpeg seeks exactly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,13 @@ class VideoFacts:
     hdr: str | None
     decord_refusal: str | None
     """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
+    key_frames: tuple[tuple[int, int], ...] = ()
+    """Presentation time of each shown key frame, and the timestamp to seek to for it. Known in decoding children only."""
+
+    @property
+    def seekable(self) -> bool:
+        """True if decoding may start at a key frame. In other containers a seek does not land where it should."""
+        return self.container in SEEKABLE_CONTAINERS and not self.is_image
 
     @property
     def width(self) -> int:
@@ -105,6 +115,23 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Consecutive frames of a video in which windows are laid."""
+
+    start: int
+    """Position of its first frame in ``VideoFacts.pts``."""
+    stop: int
+    """Position after its last frame."""
+
+    def of(self, facts: VideoFacts) -> VideoFacts:
+        """The facts of the part alone."""
+        if (self.start, self.stop) == (0, len(facts.pts)):
+            return facts
+        end_pts = facts.pts[self.stop] if self.stop < len(facts.pts) else facts.end_pts
+        return replace(facts, pts=facts.pts[self.start : self.stop], end_pts=end_pts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """A piece of a video that will be decoded to one clip."""
 
@@ -133,25 +160,39 @@ class Skip:
     reason: str
 
 
-def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
+def select_windows(
+    facts: VideoFacts, recipe: Recipe, geometry: Geometry, parts: Sequence[Part] | None = None
+) -> list[Window | Skip]:
     """Every window of a video in order, each to be decoded or skipped. The list is never empty.
+
+    Windows are laid inside each of ``parts``, which is never empty; None stands for the whole video as one part.
 
     Shapes: a timeline of n clip-rate frames is cut into spans (start, length); a window's ``pts`` has ``length`` entries.
     Invariant: window i of the result has index i.
     Example: 40 frames, a bucket of 17 and ``windows="all"`` give windows at 0 and 17, and a skip for the 6 that remain.
     """
-    pts, stops = _timeline(facts, recipe.fps)
+    selected: list[Window | Skip] = []
+    for part in parts or [Part(start=0, stop=len(facts.pts))]:
+        selected += _windows_in(part, facts, recipe, geometry, len(selected))
+    return selected
+
+
+def _windows_in(
+    part: Part, facts: VideoFacts, recipe: Recipe, geometry: Geometry, first_index: int
+) -> list[Window | Skip]:
+    """The windows of one part, with indices from ``first_index``."""
+    pts, stops = _timeline(part.of(facts), recipe.fps)
     bucket = choose_bucket(facts, len(pts), recipe, geometry)
     if isinstance(bucket, str):
-        return [Skip(index=0, reason=bucket)]
+        return [Skip(index=first_index, reason=bucket)]
     selected: list[Window | Skip] = []
-    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
+    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe), first_index):
         kept = length
         if length < bucket.num_frames:
             kept = geometry.largest_whole_length(length) if recipe.remainder == "shorten" else 0
         window_pts = tuple(pts[start : start + kept])
         if not kept:
-            selected.append(Skip(index=index, reason="remainder" if index else "too_short"))
+            selected.append(Skip(index=index, reason="remainder" if index > first_index else "too_short"))
         elif repeats(window_pts) > recipe.max_repeats:
             selected.append(Skip(index=index, reason="repeated_frames"))
         else:
