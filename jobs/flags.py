@@ -24,6 +24,8 @@ from pipeline.recipe import Bucket, Recipe, Run, Setting
 Reader = Callable[[str], Any]
 """Parses the text of one value. ValueError names what was expected; ConfigError has the whole message."""
 
+COMPUTED = ("vae", "scene_detector")
+"""Fields of ``Recipe`` that the job fills in."""
 PLACES = ("sources", "output", "vae")
 """Fields of ``Run`` that have a group of their own."""
 
@@ -215,7 +217,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _groups() -> dict[str, list[Flag]]:
-    recipe = [flag for flag in _derive_flags(Recipe) if flag.field != "vae"]  # a hash that the job computes
+    recipe = [flag for flag in _derive_flags(Recipe) if flag.field not in COMPUTED]
     run = _derive_flags(Run)
     return {
         "source, output and VAE": [flag for flag in run if flag.field in PLACES],

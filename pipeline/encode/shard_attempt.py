@@ -18,7 +18,7 @@ from pipeline.errors import Reject, Rejected
 from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.recipe import Bucket
-from pipeline.sources.fetch import fetch_once
+from pipeline.sources.fetch import fetch, share_facts
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
@@ -103,23 +103,18 @@ class ShardAttempt:
         """
         recipe = self.context.settings.recipe
         try:
-            fd = fetch_once(items, recipe)
+            fd = fetch(items[0], recipe)
         except Rejected as rejected:
             fetched()
             for number in range(len(items)):
                 yield number, (None, RejectedWindow(index=0, reject=rejected.reject))
             return
         fetched()
-        selects = [
-            partial(select_in_range, item_range=item.range, recipe=recipe, geometry=self.context.geometry)
-            for item in items
-        ]
+        select = partial(select_in_range, recipe=recipe, geometry=self.context.geometry)
+        ranges = [item.range for item in items]
         with open(fd, "rb", buffering=0):
-            if len(items) == 1:
-                for decoded in self.context.decoders.clips(fd, selects[0]):
-                    yield 0, decoded
-            else:
-                yield from self.context.decoders.clips_of_ranges(fd, selects)
+            share_facts(items[0], items[1:])
+            yield from self.context.decoders.clips_of_ranges(fd, ranges, select)
 
     def _add_clip(self, decoded: DecodedClip) -> None:
         """Keep a clip until the micro-batch of its size is full, then encode that."""
@@ -178,9 +173,9 @@ class ShardAttempt:
 
 def _too_large(clip: Clip) -> RejectedWindow:
     message = f"a clip of {clip.window.bucket} does not fit the memory beside the VAE; encode it in a smaller bucket"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message))
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message), scene=clip.window.scene)
 
 
 def _crashes_encoder(clip: Clip) -> RejectedWindow:
     message = f"the encoder crashed {MAX_CRASHES_ALONE} times with this clip alone in it"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message))
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message), scene=clip.window.scene)

@@ -23,6 +23,9 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("caption", _TEXT),
         ("range_start_s", _FLOAT),
         ("range_end_s", _FLOAT),
+        ("scene", _INT),
+        ("scene_start_s", _FLOAT),
+        ("scene_end_s", _FLOAT),
     ],
     "place": [
         ("shard", _TEXT),

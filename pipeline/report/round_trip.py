@@ -74,10 +74,9 @@ class SourceFrameReader:
         return source
 
     def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
-        recipe, geometry = self._data.recipe, self._data.card.geometry
-        plan = partial(select_in_range, item_range=item.range, recipe=recipe, geometry=geometry)
+        plan = partial(select_in_range, recipe=self._data.recipe, geometry=self._data.card.geometry)
         with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
-            for _, outcome in self._decoders.clips(file.fileno(), plan):
+            for _, (_, outcome) in self._decoders.clips_of_ranges(file.fileno(), [item.range], plan):
                 if isinstance(outcome, Clip) and outcome.window.index == sample["window"]:
                     return outcome
         raise _source_changed(sample)

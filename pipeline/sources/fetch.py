@@ -38,18 +38,12 @@ def fetch(item: Item, recipe: Recipe) -> int:
         raise Rejected("fetch", "not_found", "there is no such file") from None
 
 
-def fetch_once(items: Sequence[Item], recipe: Recipe) -> int:
-    """Fetch the one file of several items, as ``fetch`` does. Sets the facts of all of them."""
-    fd = fetch(items[0], recipe)
-    try:
-        for item in items[1:]:
-            if item.content is None and item.facts not in (None, items[0].facts):
-                raise SourceChanged.between(item.uri, item.facts, items[0].facts)
-            item.facts = items[0].facts
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+def share_facts(fetched: Item, others: Sequence[Item]) -> None:
+    """Give the facts of a fetched item to other ranges of its file. SourceChanged if other facts were planned."""
+    for item in others:
+        if item.content is None and item.facts not in (None, fetched.facts):
+            raise SourceChanged.between(item.uri, item.facts, fetched.facts)
+        item.facts = fetched.facts
 
 
 def _open_local(item: Item, recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""A decoding child's session with one video: the requests ``open``, ``select``, ``next`` and ``close``."""
+"""A decoding child's session with one video: the requests ``open``, ``scenes``, ``select``, ``next`` and ``close``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pipeline.errors import Rejected
 from pipeline.video import pyav_reader, seeking
-from pipeline.video.windows import Placement, VideoFacts
+from pipeline.video.placement import Placement
+from pipeline.video.windows import VideoFacts
 
 NO_MEMORY = "decoding needs more memory than --decode-memory-gb allows"
 FRAMES_PER_REPLY = 200
@@ -44,7 +45,7 @@ class _Asked(NamedTuple):
 
 
 class Session:
-    """One video in a child. Requests come in the order ``open``, ``select``, ``next`` for each window, ``close``."""
+    """One video in a child. Requests come in the order ``open``, ``scenes``, ``select``, ``next`` per window, ``close``."""
 
     def __init__(self, backend: str, resize: Resize | None) -> None:
         self.backend = backend
@@ -52,6 +53,7 @@ class Session:
         self.file: BinaryIO | None = None
         self.facts: VideoFacts | None = None
         self.clips: Iterator[npt.NDArray[np.uint8] | None] = iter(())
+        self.detection: Iterator[list[tuple[int, int]] | None] | None = None
 
     def open(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Probe the video in ``fds[0]``. Replies with its facts, and its presentation times as a file of int64."""
@@ -62,6 +64,44 @@ class Session:
             "time_base": str(self.facts.time_base),
         }
         return {"facts": facts}, (memfd("pts", np.array(self.facts.pts, dtype=np.int64)),)
+
+    def detect_scenes(self, request: dict[str, Any], fds: list[int]) -> Reply:
+        """Find the scenes among the frames at positions ``start`` to ``stop``.
+
+        Replies with a file of int64 ``[n,2]``, the scenes' positions (start, stop) among all frames, or with ``more`` if it
+        needs more time: the same request then goes on.
+        """
+        assert self.file is not None and self.facts is not None
+        if self.detection is None:
+            self.detection = self._detect(request)
+        scenes = next(self.detection)
+        if scenes is None:
+            return {"more": True}, ()
+        self.detection = None
+        return {"count": len(scenes)}, (memfd("scenes", np.array(scenes, dtype=np.int64)),)
+
+    def _detect(self, request: dict[str, Any]) -> Iterator[list[tuple[int, int]] | None]:
+        """Yield None after every ``FRAMES_PER_REPLY`` frames, then the scenes."""
+        from pipeline.video.scene_detectors import make_detector
+
+        assert self.file is not None and self.facts is not None
+        start, stop = request["start"], request["stop"]
+        detector = make_detector(request["method"], request["threshold"], self.facts)
+        wanted = self.facts.pts[start:stop]
+        shown = 0
+        for decoded, (pts, frame) in enumerate(seeking.frames(self.file, self.facts, wanted), 1):
+            if pts > wanted[-1]:
+                break
+            if pts >= wanted[0]:
+                detector.add(frame)
+                shown += 1
+            if decoded % FRAMES_PER_REPLY == 0:
+                yield None
+        if shown != len(wanted):
+            raise Rejected(
+                "decode", "missing_frame", f"{len(wanted) - shown} frames that the index lists do not decode"
+            )
+        yield [(start + begin, start + end) for begin, end in detector.scenes()]
 
     def select(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Start to decode the windows in ``fds[0]``. Replies with the name of the decoder.
@@ -158,7 +198,13 @@ def answer(session: Session, request: dict[str, Any], fds: list[int]) -> Reply:
     """The reply to one request. Every error in a decoder is a reject of this item, so all are caught here."""
     stage = "probe" if request["op"] == "open" else "decode"
     try:
-        operations = {"open": session.open, "select": session.select, "next": session.next, "close": session.close}
+        operations = {
+            "open": session.open,
+            "scenes": session.detect_scenes,
+            "select": session.select,
+            "next": session.next,
+            "close": session.close,
+        }
         return operations[request["op"]](request, fds)
     except Rejected as rejected:
         error = list(dataclasses.astuple(rejected.reject))

@@ -118,7 +118,7 @@ def child_main(sock: socket.socket, backend: str, resize: Resize | None) -> None
 
 def main() -> None:
     """Serve one backend: ``pyav`` (with torch, resizes frames) or ``decord`` (without torch, frames in native size)."""
-    backend, control_fd = sys.argv[1], int(sys.argv[2])
+    backend, control_fd, scenes = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     resize: Resize | None = None
     with gc_paused():
         if backend == "pyav":
@@ -130,6 +130,10 @@ def main() -> None:
             resize = resize_frame
         else:
             from pipeline.video import decord_reader  # noqa: F401 (so that children find it loaded)
+        if scenes != "none":
+            from pipeline.video.scene_detectors import load_detectors
+
+            load_detectors(scenes)
     gc.freeze()  # children inherit the frozen heap, so their collector skips it
     with socket.socket(fileno=control_fd) as control:
         serve(control, lambda sock: child_main(sock, backend, resize))

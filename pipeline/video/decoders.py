@@ -20,6 +20,7 @@ from pipeline.errors import Reject, Rejected
 from pipeline.recipe import Recipe, Run
 from pipeline.video.decode_process import DecodeChild, DecodeServer
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
+from pipeline.video.ranges import Range, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
 
 RETRYABLE_REASONS = ("timeout", "memory", "crash")
@@ -28,6 +29,7 @@ MAX_GROWTH = 0.25
 """Share of its memory limit that a child may keep after a video. Damaged videos leak; a child that keeps more is ended."""
 
 WindowSelector = Callable[[VideoFacts], Sequence[Window | Skip]]
+RangeSelector = Callable[[VideoFacts, Range | None], Sequence[Window | Skip]]
 
 
 class Decoders:
@@ -41,7 +43,7 @@ class Decoders:
             "memory_bytes": run.decode_memory_bytes,
             "timeout_s": run.decode_timeout_s,
         }
-        self._server = DecodeServer(recipe.decoder)
+        self._server = DecodeServer(recipe.decoder, recipe.scenes)
         self._idle: list[DecodeChild] = []
 
     def close(self) -> None:
@@ -54,16 +56,19 @@ class Decoders:
         The child works on this video until the last outcome is taken or the iterator is closed. Damage rejects the window
         in which it shows and all later ones. After a crash, a hang or a lack of memory the rest is tried once more.
         """
-        for _, decoded in self.clips_of_ranges(fd, [select]):
+        for _, decoded in self.clips_of_ranges(fd, [None], lambda facts, _: select(facts)):
             yield decoded
 
-    def clips_of_ranges(self, fd: int, selects: Sequence[WindowSelector]) -> Iterator[tuple[int, Decoded]]:
+    def clips_of_ranges(
+        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector
+    ) -> Iterator[tuple[int, Decoded]]:
         """Decode several ranges of one video in one pass. Yields each outcome with the number of its range.
 
-        ``selects``: for each range, what returns its windows. Outcomes are those of ``clips`` for each range alone, in
-        order for each; ranges are mixed, since frames are decoded in order.
+        ``select(facts, item_range)`` returns the windows of one range. If the recipe has scenes, the facts hold those of
+        the range. Outcomes are those of ``clips`` for each range alone, in order for each; ranges are mixed, since frames
+        are decoded in order.
         """
-        video = _Video(fd, selects, self._recipe, self._limits)
+        video = _Video(fd, ranges, select, self._recipe, self._limits)
         while not video.is_done:
             yield from self._until_failure(video)
 
@@ -130,9 +135,12 @@ def in_decoding_order(
 class _Video:
     """One video with the ranges to decode. It remembers which windows are done, so that another child can continue."""
 
-    def __init__(self, fd: int, selects: Sequence[WindowSelector], recipe: Recipe, limits: dict[str, Any]) -> None:
+    def __init__(
+        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector, recipe: Recipe, limits: dict[str, Any]
+    ) -> None:
         self.fd = fd
-        self.selects = selects
+        self.ranges = ranges
+        self.select = select
         self.recipe = recipe
         self.limits = limits
         self.facts: VideoFacts | None = None
@@ -150,7 +158,7 @@ class _Video:
             self.facts = self._open(child)
         facts = self.facts
         if self.remaining is None:
-            self.remaining = in_decoding_order([self._select(facts, select) for select in self.selects])
+            self.remaining = in_decoding_order([self._select(child, facts, item_range) for item_range in self.ranges])
         windows = [window for _, window in self.remaining if isinstance(window, Window)]
         decoder = self._send_windows(child, windows) if windows else ""
         while self.remaining:
@@ -166,7 +174,7 @@ class _Video:
         """
         if self.remaining is None:
             self.remaining = []
-            for number in range(len(self.selects)):
+            for number in range(len(self.ranges)):
                 yield number, (self.facts, RejectedWindow(index=0, reject=reject))
             return
         failed = next(number for number, window in self.remaining if isinstance(window, Window))
@@ -175,15 +183,32 @@ class _Video:
         self.remaining = [entry for entry in self.remaining if entry[0] != failed and reachable]
         for number, window in rejected:
             if isinstance(window, Window):
-                yield number, (self.facts, RejectedWindow(index=window.index, reject=reject))
+                yield number, (self.facts, RejectedWindow(index=window.index, reject=reject, scene=window.scene))
             else:
                 yield number, (self.facts, window)
 
-    def _select(self, facts: VideoFacts, select: WindowSelector) -> Sequence[Window | Skip | RejectedWindow]:
+    def _select(
+        self, child: DecodeChild, facts: VideoFacts, item_range: Range | None
+    ) -> Sequence[Window | Skip | RejectedWindow]:
+        """The windows of one range. A range without frames, or whose scenes cannot be found, is one reject."""
         try:
-            return select(facts)
-        except Rejected as rejected:  # the range has no frame of the video
+            if self.recipe.scenes != "none" and not facts.is_image:
+                positions = positions_in_range(facts, item_range, self.recipe.range_unit)
+                facts = dataclasses.replace(facts, scenes=self._scenes(child, *positions))
+            return self.select(facts, item_range)
+        except Rejected as rejected:
+            if rejected.reject.reason in RETRYABLE_REASONS:
+                raise
             return [RejectedWindow(index=0, reject=rejected.reject)]
+
+    def _scenes(self, child: DecodeChild, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+        """Positions (start, stop) of the scenes between two positions in the video's frames."""
+        request = {"op": "scenes", "start": start, "stop": stop}
+        request |= {"method": self.recipe.scenes, "threshold": self.recipe.scene_threshold}
+        reply: dict[str, Any] = {"more": True}
+        while reply.get("more"):
+            reply, content = child.request(request | self.limits)
+        return tuple((int(a), int(b)) for a, b in np.frombuffer(content, dtype=np.int64).reshape(-1, 2))
 
     def _open(self, child: DecodeChild) -> VideoFacts:
         reply, pts = child.request({"op": "open"} | self.limits, self.fd)

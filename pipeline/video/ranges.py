@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
 from pipeline.errors import Rejected
 from pipeline.recipe import Recipe
-from pipeline.video.windows import ROUNDING_S, Part, Skip, VideoFacts, Window, select_windows
+from pipeline.video.windows import ROUNDING_S, Part, Scene, Skip, VideoFacts, Window, select_windows
 from stvae.geometry import Geometry
 
 Range = tuple[float, float | None]
@@ -59,7 +60,27 @@ def select_in_range(
 ) -> list[Window | Skip]:
     """Every window of an item in order. ``item_range`` is the item's; None for a whole video."""
     start, stop = positions_in_range(facts, item_range, recipe.range_unit)
-    return select_windows(facts, recipe, geometry, [Part(start=start, stop=stop)])
+    if facts.scenes is None:
+        return select_windows(facts, recipe, geometry, [Part(start=start, stop=stop)])
+    selected: list[Window | Skip] = []
+    for number, (start, stop) in enumerate(facts.scenes):
+        for window in _select_in_scene(facts, number, start, stop, recipe, geometry):
+            selected.append(replace(window, index=len(selected)))
+    return selected
+
+
+def _select_in_scene(
+    facts: VideoFacts, number: int, start: int, stop: int, recipe: Recipe, geometry: Geometry
+) -> list[Window | Skip]:
+    """The windows of one scene; one skip ``cut`` for a scene among others that is too short for any."""
+    scene = Scene(number=number, start_s=_begin_s(facts, start), end_s=_begin_s(facts, stop))
+    cut: list[Window | Skip] = [Skip(index=0, reason="cut", scene=scene)]
+    is_only_scene = len(facts.scenes or ()) == 1
+    if scene.end_s - scene.start_s < recipe.min_scene_s and not is_only_scene:
+        return cut
+    windows = select_windows(facts, recipe, geometry, [Part(start=start, stop=stop, scene=scene)])
+    is_short = isinstance(windows[0], Skip) and windows[0].reason == "too_short"
+    return cut if is_short and not is_only_scene else windows
 
 
 def _position(facts: VideoFacts, time_s: float) -> int:

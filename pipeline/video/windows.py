@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from pipeline.recipe import Bucket, Recipe
+from pipeline.video.placement import Placement, fit_to_bucket
 from stvae.geometry import Geometry
 
 ROUNDING_S = Fraction(1, 1000)
@@ -45,6 +46,9 @@ class VideoFacts:
     """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
     key_frames: tuple[tuple[int, int], ...] = ()
     """Presentation time of each shown key frame, and the timestamp to seek to for it. Known in decoding children only."""
+
+    scenes: tuple[tuple[int, int], ...] | None = None
+    """Positions (start, stop) in ``pts`` of the scenes of an item; None if they were not detected."""
 
     @property
     def seekable(self) -> bool:
@@ -103,15 +107,14 @@ def _snap(rate: Fraction) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """How a displayed frame becomes a bucket's frame: scaled to cover it, then cropped at the center. In pixels."""
+class Scene:
+    """One of an item's scenes."""
 
-    scaled_height: int
-    scaled_width: int
-    crop_top: int
-    crop_left: int
-    height: int
-    width: int
+    number: int
+    """Number of the scene in its item, from 0."""
+    start_s: float
+    """Seconds from the first shown frame of the video."""
+    end_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +125,8 @@ class Part:
     """Position of its first frame in ``VideoFacts.pts``."""
     stop: int
     """Position after its last frame."""
+    scene: Scene | None = None
+    """The scene that the part is; None if scenes were not detected."""
 
     def of(self, facts: VideoFacts) -> VideoFacts:
         """The facts of the part alone."""
@@ -150,6 +155,7 @@ class Window:
     frame_stride: int | None
     """Source frames per clip frame; None if that is not constant."""
     placement: Placement
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +164,7 @@ class Skip:
 
     index: int
     reason: str
+    scene: Scene | None = None
 
 
 def select_windows(
@@ -173,7 +180,8 @@ def select_windows(
     """
     selected: list[Window | Skip] = []
     for part in parts or [Part(start=0, stop=len(facts.pts))]:
-        selected += _windows_in(part, facts, recipe, geometry, len(selected))
+        windows = _windows_in(part, facts, recipe, geometry, len(selected))
+        selected += windows if part.scene is None else [replace(window, scene=part.scene) for window in windows]
     return selected
 
 
@@ -225,26 +233,6 @@ def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: 
 def repeats(pts: tuple[int, ...]) -> float:
     """Share of frames that repeat the frame before, 0 to 1."""
     return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
-
-
-def fit_to_bucket(width: int, height: int, bucket: Bucket) -> Placement:
-    """The placement that scales a frame to cover the bucket and crops the longer side evenly.
-
-    Source: rounding as in Open-Sora 1.2 (opensora/datasets/utils.py).
-    """
-    scale_h, scale_w = bucket.height / height, bucket.width / width
-    if scale_h > scale_w:
-        scaled_height, scaled_width = bucket.height, max(bucket.width, round(width * scale_h))
-    else:
-        scaled_height, scaled_width = max(bucket.height, round(height * scale_w)), bucket.width
-    return Placement(
-        scaled_height=scaled_height,
-        scaled_width=scaled_width,
-        crop_top=(scaled_height - bucket.height) // 2,
-        crop_left=(scaled_width - bucket.width) // 2,
-        height=bucket.height,
-        width=bucket.width,
-    )
 
 
 def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int]]:

@@ -48,9 +48,9 @@ def repeat(source: Path, path: Path, times: int) -> Path:
 
 def decode(path: Path, ranges: list[tuple[float, float | None] | None], decoders: Decoders, recipe: Recipe) -> int:
     """Decode ranges of a file in one pass. Returns the number of clips."""
-    selects = [partial(select_in_range, item_range=r, recipe=recipe, geometry=GEOMETRY) for r in ranges]
+    select = partial(select_in_range, recipe=recipe, geometry=GEOMETRY)
     with path.open("rb") as file:
-        return sum(isinstance(o, Clip) for _, (_, o) in decoders.clips_of_ranges(file.fileno(), selects))
+        return sum(isinstance(o, Clip) for _, (_, o) in decoders.clips_of_ranges(file.fileno(), ranges, select))
 
 
 def main() -> None:

@@ -239,21 +239,21 @@ def test_ranges_of_one_file_are_fetched_once_and_each_is_an_item(
     manifest.write_text(
         "".join(json.dumps({"path": f"{name}.mp4", "n": n}) + "\n" for n, (name, *_) in enumerate(ranges))
     )
-    read_items, fetch_once, fetched = shard_attempt.items, shard_attempt.fetch_once, []
+    read_items, fetch, fetched = shard_attempt.items, shard_attempt.fetch, []
 
     def with_ranges(*arguments: Any) -> Iterator[Item]:
         for item in read_items(*arguments):
             yield dataclasses.replace(item, range=ranges[item.ordinal][1:])
 
-    def counted(items: list[Item], recipe: Recipe) -> int:
-        fetched.append([item.ordinal for item in items])
-        return fetch_once(items, recipe)
+    def counted(item: Item, recipe: Recipe) -> int:
+        fetched.append(item.ordinal)
+        return fetch(item, recipe)
 
     monkeypatch.setattr(shard_attempt, "items", with_ranges)
-    monkeypatch.setattr(shard_attempt, "fetch_once", counted)
+    monkeypatch.setattr(shard_attempt, "fetch", counted)
     recipe, run, card = job(wan, manifest, tmp_path / "out", range_unit="frames", windows="all")
     summary = encode(recipe, run, card, say=lambda line: None)
-    assert sorted(fetched) == [[0, 2, 3, 4], [1]]
+    assert sorted(fetched) == [0, 1]
     rows = assert_sound(tmp_path / "out")
     clips = {(row["ordinal"], row["window"]): round(row["start_s"] * 24) for row in rows if row["shard"]}
     assert clips == {(0, 0): 80, (1, 0): 0, (2, 0): 0, (4, 0): 85, (4, 1): 102}
@@ -261,5 +261,5 @@ def test_ranges_of_one_file_are_fetched_once_and_each_is_an_item(
     columns = [(row["range_start_s"], row["range_end_s"]) for row in rows if row["window"] == 0]
     assert columns[0] == (80 / 24, 100 / 24) and columns[1] == (0.0, 20 / 24) and columns[2] == (0.0, 20 / 24)
     again = encode(recipe, dataclasses.replace(run, retry_rejects="bad_range"), card, say=lambda line: None)
-    assert again.counts.rejects == {"probe/bad_range": 1} and len(fetched) == 3 and fetched[-1] == [3]
+    assert again.counts.rejects == {"probe/bad_range": 1} and len(fetched) == 3 and fetched[-1] == 3
     assert_sound(tmp_path / "out")

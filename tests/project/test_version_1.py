@@ -48,7 +48,7 @@ RENAMED = {
 RENAMED_IN_CARD = {"most": "largest"}
 """Fields of the VAE's card that have another name today."""
 
-ADDED = {"range_start_s", "range_end_s"}
+ADDED = {"range_start_s", "range_end_s", "scene", "scene_start_s", "scene_end_s"}
 """Columns that version 1 did not have."""
 
 MAY_DIFFER = {"recipe", "shard", "reject_message"} | {

@@ -36,10 +36,10 @@ def decoders() -> Iterator[Decoders]:
 
 def decode(decoders: Decoders, path: Path, *ranges: Range | None) -> list[list[Outcome]]:
     """The outcomes of each range of a file, all decoded in one pass."""
-    selects = [partial(select_in_range, item_range=r, recipe=RECIPE, geometry=GEOMETRY) for r in ranges]
+    select = partial(select_in_range, recipe=RECIPE, geometry=GEOMETRY)
     found: list[list[Outcome]] = [[] for _ in ranges]
     with path.open("rb") as file:
-        for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), selects):
+        for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), ranges, select):
             found[number].append(outcome)
     return found
 
