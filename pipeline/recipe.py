@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError, IntegrityError
+from pipeline.setting import Setting, available_cpus
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
@@ -39,31 +39,8 @@ class Bucket:
         return cls(num_frames, height, width)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How a field of ``Recipe`` or ``Run`` is written by users, where its name, type and default do not say it.
-
-    ``jobs/flags.py`` derives the command line and configuration files from the fields: the first paragraph of a field's
-    docstring is the help text.
-    """
-
-    flag: str | None = None
-    """Name of the flag without its two dashes; None takes the field's name."""
-    metavar: str | None = None
-    """Placeholder of the value in the help."""
-    comma_separated: bool = False
-    """True if one flag takes several values; otherwise the flag of a tuple is repeated."""
-    default_word: str | None = None
-    """Word that users write for the default."""
-    environment: str | None = None
-    """Environment variable that overrides the default."""
-    unit: int = 1
-    """Factor from the flag's unit to the field's, for example bytes per GB."""
-
-
-def available_cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+SCENE_THRESHOLDS = {"adaptive": 3.0, "content": 27.0, "transnet": 0.5}
+"""Default threshold of each detector of scenes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +59,7 @@ class Recipe:
     fps: Annotated[float | None, Setting(default_word="native")] = None
     """Frames per second, sampled by presentation time; native keeps every frame."""
     windows: Literal["first", "all", "stride"] = "first"
-    """Clips to cut from a video: the first one, all in a row, or one every --stride-frames frames."""
+    """Clips to cut from a video or from each scene: the first one, all in a row, or one every --stride-frames frames."""
     stride_frames: Annotated[int | None, Setting(default_word="none")] = None
     """Frames between the starts of two clips; goes with --windows stride."""
     remainder: Literal["skip", "shorten"] = "skip"
@@ -141,6 +118,14 @@ class Recipe:
     """Field of the items' JSON metadata to store as a column of type int, float, str or bool; may be repeated."""
     range_unit: Literal["seconds", "frames"] = "seconds"
     """Unit of the starts and ends of clips that a manifest names; a range of frames does not contain its end."""
+    scenes: Literal["none", "adaptive", "content", "transnet"] = "none"
+    """Detector of scenes, so that no clip spans a cut: PySceneDetect's adaptive or content, or TransNet V2."""
+    scene_threshold: Annotated[float | None, Setting(default_word="the detector's own")] = None
+    """Score above which a frame is a cut: by default 3 for adaptive, 27 for content and 0.5 for transnet."""
+    min_scene_s: float = 0.5
+    """Shortest scene to cut clips from, in seconds; goes with --scenes."""
+    scene_detector: str | None = None
+    """Package and version of the detector. The job fills it in from what is installed; it has no flag."""
     unit_clips: int = 128
     """Items per output shard, for folders and manifests.
 
@@ -172,9 +157,15 @@ class Recipe:
             )
         if (self.windows == "stride") != (self.stride_frames is not None):
             raise ConfigError("--windows stride and --stride-frames go together")
+        if self.scenes != "none" and self.scene_threshold is None:
+            object.__setattr__(self, "scene_threshold", SCENE_THRESHOLDS[self.scenes])
+        if self.scenes == "none" and self.scene_threshold is not None:
+            raise ConfigError("--scene-threshold goes with --scenes adaptive, content or transnet")
+        if self.scenes == "transnet" and self.decoder == "decord":
+            raise ConfigError("--scenes transnet needs --decoder pyav: decord cannot share a process with PyTorch")
         _check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
         _check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
-        _check_positive(max_item_gb=self.max_item_bytes)
+        _check_positive(max_item_gb=self.max_item_bytes, scene_threshold=self.scene_threshold)
         if len(self.range_columns) > 2:
             raise ConfigError(
                 f"--range-columns takes one column or two, got {len(self.range_columns)}: {', '.join(self.range_columns)}"

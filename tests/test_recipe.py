@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,10 @@ OTHER_VALUES = {
     "range_columns": ("from", "to"),
     "columns": ("score:float",),
     "range_unit": "frames",
+    "scenes": "adaptive",
+    "scene_threshold": 30.0,
+    "min_scene_s": 1.0,
+    "scene_detector": "scenedetect-headless 0.7.2",
     "private_hosts": ("media.internal",),
     "unit_clips": 7,
     "max_pixels": 10**6,
@@ -53,11 +58,14 @@ OTHER_VALUES = {
 def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Recipe) -> None:
     assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(Recipe)}, "a new field is not listed here"
     for name, value in OTHER_VALUES.items():
-        changes = {name: value} | ({"windows": "stride"} if name == "stride_frames" else {})
+        changes = {name: value} | NEEDED.get(name, {})
         other = dataclasses.replace(recipe, **changes)
         assert other.fingerprint != recipe.fingerprint, name
         assert any(line.startswith(f"{name}: ") for line in differing_fields(recipe.to_json(), other.to_json()))
 
+
+NEEDED: dict[str, dict[str, Any]] = {"stride_frames": {"windows": "stride"}, "scene_threshold": {"scenes": "content"}}
+"""Other fields that a changed field goes with."""
 
 DEFAULTS: dict[str, object] = {
     "vae": dataclasses.MISSING,
@@ -88,6 +96,10 @@ DEFAULTS: dict[str, object] = {
     "range_columns": (),
     "columns": (),
     "range_unit": "seconds",
+    "scenes": "none",
+    "scene_threshold": None,
+    "min_scene_s": 0.5,
+    "scene_detector": None,
     "unit_clips": 128,
     "private_hosts": (),
     "max_pixels": 8192 * 8192,
@@ -107,13 +119,13 @@ def test_a_field_that_has_its_default_leaves_the_fingerprint_as_it_is(recipe: Re
     class LaterRecipe(Recipe):
         """A recipe as a later version may have it."""
 
-        scenes: bool = False
+        soundtrack: bool = False
 
     recorded = recipe.to_json()
     later = LaterRecipe.from_json(recorded)
-    assert (later.scenes, later.fingerprint) == (False, recipe.fingerprint)
-    assert dataclasses.replace(later, scenes=True).fingerprint != recipe.fingerprint
-    with pytest.raises(IntegrityError, match="does not know: scenes"):
+    assert (later.soundtrack, later.fingerprint) == (False, recipe.fingerprint)
+    assert dataclasses.replace(later, soundtrack=True).fingerprint != recipe.fingerprint
+    with pytest.raises(IntegrityError, match="does not know: soundtrack"):
         Recipe.from_json(later.to_json())
 
 
@@ -189,6 +201,9 @@ def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe:
         ({"windows": "stride"}, "go together"),
         ({"fps": -1.0}, "fps must be positive"),
         ({"columns": ("score",)}, "name:type"),
+        ({"scene_threshold": 3.0}, "goes with --scenes"),
+        ({"scenes": "transnet", "decoder": "decord"}, "needs --decoder pyav"),
+        ({"scenes": "content", "scene_threshold": 0.0}, "must be positive"),
         ({"private_hosts": ("http://media.internal/",)}, "a host's name or address alone"),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import Reject, Rejected
@@ -14,8 +16,9 @@ from pipeline.recipe import Bucket, Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
-from pipeline.video.outcomes import Decoded, RejectedWindow
-from pipeline.video.windows import Skip, VideoFacts, Window, repeats, select_windows
+from pipeline.video.outcomes import RejectedWindow
+from pipeline.video.ranges import positions_in_range, select_in_range
+from pipeline.video.windows import Part, Skip, VideoFacts, Window, repeats
 from stvae.card import Card
 
 ClipSize = tuple[Bucket, Bucket]
@@ -35,6 +38,12 @@ class ItemEstimate:
     duration_s: float = 0.0
     used_s: float = 0.0
     """Part of its duration that is in clips."""
+    num_scenes: int = 0
+    """Number of scenes; 0 without ``--scenes``."""
+    cut_s: float = 0.0
+    """Part of its duration that is in scenes too short for a clip, or in gradual transitions."""
+    detection_s: float = 0.0
+    """Time that one decoder process takes to find the scenes."""
     upscale: float = 0.0
     """Enlargement that the bucket closest in size would need; at most 1 if none is needed."""
     min_kept_share: float = 1.0
@@ -53,13 +62,15 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
     """Fetch and probe an item, and plan its windows. ``rows`` are needed for the size of samples."""
     probed: list[VideoFacts] = []
 
-    def plan_nothing(facts: VideoFacts) -> list[Window | Skip]:
+    def plan_nothing(facts: VideoFacts, item_range: object) -> list[Window | Skip]:
         probed.append(facts)
         return []
 
     try:
         with open(fetch(item, recipe), "rb", buffering=0) as file:
-            outcomes: list[Decoded] = list(decoders.clips(file.fileno(), plan_nothing))
+            begin_s = time.monotonic()
+            outcomes = [decoded for _, decoded in decoders.clips_of_ranges(file.fileno(), [item.range], plan_nothing)]
+            probing_s = time.monotonic() - begin_s
     except Rejected as error:
         return _from_reject(item, error.reject)
     finally:
@@ -67,7 +78,10 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
     for _, outcome in outcomes:
         assert isinstance(outcome, RejectedWindow)  # no window was planned
         return _from_reject(item, outcome.reject)
-    return _from_facts(item, probed[-1], rows, recipe, card)
+    result = _from_facts(item, probed[-1], rows, recipe, card)
+    if probed[-1].scenes is not None:
+        result.detection_s = probing_s
+    return result
 
 
 def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
@@ -76,16 +90,25 @@ def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
 
 def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> ItemEstimate:
     has_own_rate = recipe.fps is None or facts.is_image
+    try:
+        windows = select_in_range(facts, item.range, recipe, card.geometry)
+    except Rejected as error:
+        return _from_reject(item, error.reject)
+    start, stop = positions_in_range(facts, item.range, recipe.range_unit)
+    part = Part(start=start, stop=stop).of(facts)
     estimate = ItemEstimate(
-        num_frames=len(facts.pts) if has_own_rate else math.ceil(facts.duration_s * (recipe.fps or 0.0)),
+        num_frames=len(part.pts) if has_own_rate else math.ceil(part.duration_s * (recipe.fps or 0.0)),
         fps=facts.fps,
         is_image=facts.is_image,
         caption_hints=[] if item.caption else metadata_hints([item.meta]),
         note=item.note,
-        duration_s=0.0 if facts.is_image else facts.duration_s,
+        duration_s=0.0 if facts.is_image else part.duration_s,
         upscale=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
     )
-    for window in select_windows(facts, recipe, card.geometry):
+    estimate.num_scenes = len(facts.scenes or ())
+    if facts.scenes is not None:
+        estimate.cut_s = part.duration_s - _seconds_of_scenes(windows)
+    for window in windows:
         if isinstance(window, Skip):
             estimate.counts.skips[window.reason] += 1
             continue
@@ -100,3 +123,9 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
         estimate.min_kept_share = min(estimate.min_kept_share, kept)
         estimate.repeating_clips += repeats(window.pts) > 0
     return estimate
+
+
+def _seconds_of_scenes(windows: Sequence[Window | Skip]) -> float:
+    """Duration of the scenes in which windows were laid."""
+    used = {window.scene for window in windows if not (isinstance(window, Skip) and window.reason == "cut")}
+    return sum(scene.end_s - scene.start_s for scene in used if scene is not None)

@@ -100,6 +100,13 @@ def _costs(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str)
     footage_s, used_s = estimate.total(lambda item: item.duration_s), estimate.total(lambda item: item.used_s)
     if footage_s.value:
         yield f"  footage  {duration(footage_s.value)}, of which {duration(used_s.value)} in clips"
+    scenes, cut_s = estimate.total(lambda item: item.num_scenes), estimate.total(lambda item: item.cut_s)
+    if scenes.value:
+        detection_s = estimate.total(lambda item: item.detection_s)
+        yield (
+            f"  scenes   {_format_total(scenes)}, {duration(cut_s.value)} of video lost to cuts; detection takes "
+            f"{duration(detection_s.value)} of one CPU"
+        )
     size, shards = estimate.size_bytes, estimate.shard_bytes
     if not shards:
         yield "  latents  none"

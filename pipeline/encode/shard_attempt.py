@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import partial
 
 from pipeline.encode.attempts import MAX_CRASHES_ALONE, Attempts, CrashHistory
 from pipeline.encode.counters import UnitInFlight
+from pipeline.encode.items_of_file import WantedWindows, items_by_file
 from pipeline.encode.micro_batches import DecodedClip, EncodedClips, MicroBatchEncoder
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.encode.settings import EncoderSettings
@@ -18,12 +18,13 @@ from pipeline.errors import Reject, Rejected
 from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.recipe import Bucket
-from pipeline.sources.fetch import fetch
+from pipeline.sources.fetch import fetch, share_facts
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
-from pipeline.video.windows import Skip, select_windows
+from pipeline.video.ranges import select_in_range
+from pipeline.video.windows import Skip
 from stvae.geometry import Geometry
 
 
@@ -61,7 +62,8 @@ class ShardAttempt:
     def fill(self) -> None:
         """Write one outcome to the shard for every window of the unit's items."""
         items_ahead = self.context.settings.run.cpus + 1
-        for item, (facts, outcome) in decode_in_order(self._items(), self._decode, items_ahead, self.activities.enter):
+        files = items_by_file(self._items())
+        for _, (item, (facts, outcome)) in decode_in_order(files, self._decode, items_ahead, self.activities.enter):
             self.activities.enter(Activity.PACK)
             self.in_flight.ordinal = item.ordinal
             if isinstance(outcome, Skip):
@@ -84,25 +86,35 @@ class ShardAttempt:
         found = items(unit, url, settings.recipe, settings.columns[unit.generation])
         return (item for item in found if item.ordinal in self._retried) if self._retried else found
 
-    def _decode(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
-        """Outcomes of an item's windows; only those of the windows to retry, if the unit retries rejects."""
-        outcomes = self._decode_item(item, fetched)
-        windows = self._retried.get(item.ordinal)
-        return one_per_window(outcomes, windows) if windows else outcomes
+    def _decode(self, items: list[Item], fetched: Callable[[], None]) -> Iterator[tuple[Item, Decoded]]:
+        """Outcomes of the items of one file; only those of the windows to retry, if the unit retries rejects."""
+        wanted = {number: WantedWindows(self._retried.get(item.ordinal, ())) for number, item in enumerate(items)}
+        for number, decoded in self._decode_file(items, fetched):
+            if wanted[number].takes(decoded):
+                yield items[number], decoded
+        for number, item in enumerate(items):
+            for decoded in wanted[number].missing():
+                yield item, decoded
 
-    def _decode_item(self, item: Item, fetched: Callable[[], None]) -> Iterator[Decoded]:
-        """Outcomes of all windows of an item. A fault of the item becomes a reject of window 0."""
+    def _decode_file(self, items: list[Item], fetched: Callable[[], None]) -> Iterator[tuple[int, Decoded]]:
+        """Outcomes of all windows of the items of one file, each with the item's number.
+
+        A fault of an item becomes a reject of window 0. The file is fetched and decoded once.
+        """
         recipe = self.context.settings.recipe
         try:
-            fd = fetch(item, recipe)
+            fd = fetch(items[0], recipe)
         except Rejected as rejected:
             fetched()
-            yield None, RejectedWindow(index=0, reject=rejected.reject)
+            for number in range(len(items)):
+                yield number, (None, RejectedWindow(index=0, reject=rejected.reject))
             return
         fetched()
+        select = partial(select_in_range, recipe=recipe, geometry=self.context.geometry)
+        ranges = [item.range for item in items]
         with open(fd, "rb", buffering=0):
-            select = partial(select_windows, recipe=recipe, geometry=self.context.geometry)
-            yield from self.context.decoders.clips(fd, select)
+            share_facts(items[0], items[1:])
+            yield from self.context.decoders.clips_of_ranges(fd, ranges, select)
 
     def _add_clip(self, decoded: DecodedClip) -> None:
         """Keep a clip until the micro-batch of its size is full, then encode that."""
@@ -159,27 +171,11 @@ class ShardAttempt:
                 self.shard.add_sample(decoded.item, decoded.facts, decoded.clip, *encoded)
 
 
-def one_per_window(outcomes: Iterator[Decoded], windows: tuple[int, ...]) -> Iterator[Decoded]:
-    """Yield exactly one outcome per requested window. An item-level failure is repeated for each window."""
-    missing = list(windows)
-    facts = None
-    cause = RejectedWindow(index=0, reject=Reject("decode", "changed", "the video no longer has this window"))
-    for facts, outcome in outcomes:
-        index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
-        if index in missing:
-            missing.remove(index)
-            yield facts, outcome
-        elif isinstance(outcome, RejectedWindow):
-            cause = outcome
-    for index in missing:
-        yield facts, dataclasses.replace(cause, index=index)
-
-
 def _too_large(clip: Clip) -> RejectedWindow:
     message = f"a clip of {clip.window.bucket} does not fit the memory beside the VAE; encode it in a smaller bucket"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message))
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message), scene=clip.window.scene)
 
 
 def _crashes_encoder(clip: Clip) -> RejectedWindow:
     message = f"the encoder crashed {MAX_CRASHES_ALONE} times with this clip alone in it"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message))
+    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message), scene=clip.window.scene)

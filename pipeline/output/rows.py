@@ -17,7 +17,8 @@ from pipeline.output.tar_writer import member_bytes
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
-from pipeline.video.windows import VideoFacts, Window
+from pipeline.video.ranges import range_seconds
+from pipeline.video.windows import Scene, VideoFacts, Window
 from stvae.card import Card
 
 CRC32C_OF_10_DIGITS = 4_000_000_000
@@ -46,7 +47,7 @@ class RowBuilder:
         self._fingerprint = recipe.fingerprint
         self._shard_columns = shard_columns(self.members)
 
-    def window(self, item: Item, index: int, facts: VideoFacts | None) -> Row:
+    def window(self, item: Item, index: int, facts: VideoFacts | None, scene: Scene | None = None) -> Row:
         """The row of one window of an item. ``facts`` is None where the video could not be probed."""
         row: Row = dict.fromkeys(self.schema.names)
         row |= {
@@ -63,11 +64,16 @@ class RowBuilder:
             "source_etag": item.facts and item.facts.etag,
             "recipe": self._fingerprint,
         }
+        if item.range is not None:
+            start_s, end_s = range_seconds(facts, item.range, self.recipe.range_unit)
+            row |= {"range_start_s": start_s, "range_end_s": end_s}
+        if scene is not None:
+            row |= {"scene": scene.number, "scene_start_s": scene.start_s, "scene_end_s": scene.end_s}
         return row | (_video_columns(facts) if facts else {}) | item.meta
 
     def clip(self, item: Item, window: Window, facts: VideoFacts, decoder: str) -> Row:
         """The row of a window that was decoded."""
-        return self.window(item, window.index, facts) | _clip_columns(window, facts, decoder)
+        return self.window(item, window.index, facts, window.scene) | _clip_columns(window, facts, decoder)
 
     def latent_columns(self, window: Window, size_thw: tuple[int, ...]) -> Row:
         """The columns of a sample that describe the shape and the type of its latent."""

@@ -23,6 +23,11 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("caption", _TEXT),
         ("captions", pa.list_(_TEXT)),
         ("note", _TEXT),
+        ("range_start_s", _FLOAT),
+        ("range_end_s", _FLOAT),
+        ("scene", _INT),
+        ("scene_start_s", _FLOAT),
+        ("scene_end_s", _FLOAT),
     ],
     "place": [
         ("shard", _TEXT),

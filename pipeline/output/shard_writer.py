@@ -73,12 +73,12 @@ class ShardWriter:
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
         """Record a window that the recipe leaves out."""
-        self._add(self._builder.window(item, skip.index, facts) | {"skip_reason": skip.reason})
+        self._add(self._builder.window(item, skip.index, facts, skip.scene) | {"skip_reason": skip.reason})
         self.counts.skips[skip.reason] += 1
 
     def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
         """Record a window that could not become a sample."""
-        self._reject(self._builder.window(item, rejected.index, facts), rejected.reject)
+        self._reject(self._builder.window(item, rejected.index, facts, rejected.scene), rejected.reject)
 
     def commit(self, store: Store, notes: dict[str, str]) -> str:
         """Upload the tar, then the unit metadata, which commits the unit.

@@ -72,6 +72,7 @@ UNKNOWN_REASON = f"another version of this program recorded this reason: read th
 SKIP_MEANINGS: dict[str, str] = {
     "too_short": "fewer frames than every bucket: --remainder shorten or a shorter bucket would keep them",
     "too_small": "smaller than every bucket: a smaller bucket or a larger --max-upscale would keep them",
+    "cut": "scenes that are shorter than every bucket or than --min-scene-s",
     "remainder": "frames left over after the last full clip: --remainder shorten keeps as many as the VAE accepts",
     "interlaced": "frames hold two fields: --interlaced deinterlace makes one picture of both, keep leaves them combed",
     "repeated_frames": "frames repeat, for example because --fps exceeds the source's rate: see --max-repeats",

@@ -23,7 +23,7 @@ from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Frames
-from pipeline.video.windows import select_windows
+from pipeline.video.ranges import select_in_range
 from stvae import load_vae
 from stvae.vae import VAE
 
@@ -74,9 +74,9 @@ class SourceFrameReader:
         return source
 
     def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
-        plan = partial(select_windows, recipe=self._data.recipe, geometry=self._data.card.geometry)
+        plan = partial(select_in_range, recipe=self._data.recipe, geometry=self._data.card.geometry)
         with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
-            for _, outcome in self._decoders.clips(file.fileno(), plan):
+            for _, (_, outcome) in self._decoders.clips_of_ranges(file.fileno(), [item.range], plan):
                 if isinstance(outcome, Clip) and outcome.window.index == sample["window"]:
                     return outcome
         raise _source_changed(sample)

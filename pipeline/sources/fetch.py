@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 
 from pipeline.errors import Rejected, SourceChanged, StoreError
 from pipeline.recipe import Recipe
@@ -35,6 +36,14 @@ def fetch(item: Item, recipe: Recipe) -> int:
         if item.facts is not None:
             raise SourceChanged.between(item.uri, item.facts, None) from None
         raise Rejected("fetch", "not_found", "there is no such file") from None
+
+
+def share_facts(fetched: Item, others: Sequence[Item]) -> None:
+    """Give the facts of a fetched item to other ranges of its file. SourceChanged if other facts were planned."""
+    for item in others:
+        if item.content is None and item.facts not in (None, fetched.facts):
+            raise SourceChanged.between(item.uri, item.facts, fetched.facts)
+        item.facts = fetched.facts
 
 
 def _open_local(item: Item, recipe: Recipe) -> int:

@@ -28,6 +28,8 @@ class Packets:
 
     shown: list[int] = field(default_factory=list)
     """Presentation times of the packets that are shown."""
+    key_frames: list[tuple[int, int]] = field(default_factory=list)
+    """Presentation time of each shown key frame, and the timestamp to seek to for it."""
     first_key_pts: int | None = None
     """Presentation time of the first keyframe in the file."""
     end_pts: int = 0
@@ -67,6 +69,8 @@ def read_packets(container: Any, stream: Any) -> Packets:
         if packet.is_discard:
             packets.hidden += 1
             continue
+        if packet.is_keyframe:
+            packets.key_frames.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
         packets.shown.append(packet.pts)
         packets.end_pts = max(packets.end_pts, end)
     packets.shown.sort()

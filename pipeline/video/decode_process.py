@@ -79,9 +79,9 @@ class DecodeChild:
 
 
 class DecodeServer:
-    """The process that forks children for one backend. Only it can end them by pid."""
+    """The process that forks children for one backend and one detector of scenes. Only it can end them by pid."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, scenes: str = "none") -> None:
         root = str(Path(__file__).parents[2])
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         environment |= {"PYTHONPATH": os.pathsep.join([root, *sys.path]), "OMP_NUM_THREADS": "1"}
@@ -89,7 +89,7 @@ class DecodeServer:
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end, tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.video.decode_worker", backend, str(server_end.fileno())],
+                [sys.executable, "-m", "pipeline.video.decode_worker", backend, str(server_end.fileno()), scenes],
                 env=environment,
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ descriptors. It has no credentials and no network, limits on memory and processo
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -19,6 +20,7 @@ from pipeline.errors import Reject, Rejected
 from pipeline.recipe import Recipe, Run
 from pipeline.video.decode_process import DecodeChild, DecodeServer
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
+from pipeline.video.ranges import Range, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
 
 RETRYABLE_REASONS = ("timeout", "memory", "crash")
@@ -27,6 +29,7 @@ MAX_GROWTH = 0.25
 """Share of its memory limit that a child may keep after a video. Damaged videos leak; a child that keeps more is ended."""
 
 WindowSelector = Callable[[VideoFacts], Sequence[Window | Skip]]
+RangeSelector = Callable[[VideoFacts, Range | None], Sequence[Window | Skip]]
 
 
 class Decoders:
@@ -40,7 +43,7 @@ class Decoders:
             "memory_bytes": run.decode_memory_bytes,
             "timeout_s": run.decode_timeout_s,
         }
-        self._server = DecodeServer(recipe.decoder)
+        self._server = DecodeServer(recipe.decoder, recipe.scenes)
         self._idle: list[DecodeChild] = []
 
     def close(self) -> None:
@@ -53,9 +56,26 @@ class Decoders:
         The child works on this video until the last outcome is taken or the iterator is closed. Damage rejects the window
         in which it shows and all later ones. After a crash, a hang or a lack of memory the rest is tried once more.
         """
+        for _, decoded in self.clips_of_ranges(fd, [None], lambda facts, _: select(facts)):
+            yield decoded
+
+    def clips_of_ranges(
+        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector
+    ) -> Iterator[tuple[int, Decoded]]:
+        """Decode several ranges of one video in one pass. Yields each outcome with the number of its range.
+
+        ``select(facts, item_range)`` returns the windows of one range. If the recipe has scenes, the facts hold those of
+        the range. Outcomes are those of ``clips`` for each range alone, in order for each; ranges are mixed, since frames
+        are decoded in order.
+        """
+        video = _Video(fd, ranges, select, self._recipe, self._limits)
+        while not video.is_done:
+            yield from self._until_failure(video)
+
+    def _until_failure(self, video: _Video) -> Iterator[tuple[int, Decoded]]:
+        """Yield the outcomes of a video up to a failure that remains, and the rejects that it causes."""
         child: DecodeChild | None = None
         try:
-            video = _Video(fd, select, self._recipe, self._limits)
             for last_try in (False, True):
                 # the second try gets a fresh child, since an idle one may have lost memory to its last video
                 child = self._server.fork() if last_try else self._take()
@@ -68,7 +88,7 @@ class Decoders:
                         child = None
                         if not last_try:
                             continue
-                    yield from video.reject_rest(rejected.reject)
+                    yield from video.reject_range(rejected.reject)
                     return
         finally:
             if child is not None:
@@ -94,42 +114,105 @@ class Decoders:
             self._idle.append(child)
 
 
-class _Video:
-    """One video. It remembers which windows are done, so that another child can continue."""
+def in_decoding_order(
+    selected: Sequence[Sequence[Window | Skip | RejectedWindow]],
+) -> list[tuple[int, Window | Skip | RejectedWindow]]:
+    """The windows of several ranges by the time of their first frame, each with the number of its range.
 
-    def __init__(self, fd: int, select: WindowSelector, recipe: Recipe, limits: dict[str, Any]) -> None:
+    The windows of one range keep their order: a skip follows the window before it.
+    """
+    keyed = []
+    for number, windows in enumerate(selected):
+        start = -math.inf
+        for position, window in enumerate(windows):
+            if isinstance(window, Window):
+                start = max(start, window.pts[0])
+            keyed.append(((start, number, position), window))
+    keyed.sort(key=lambda pair: pair[0])
+    return [(key[1], window) for key, window in keyed]
+
+
+class _Video:
+    """One video with the ranges to decode. It remembers which windows are done, so that another child can continue."""
+
+    def __init__(
+        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector, recipe: Recipe, limits: dict[str, Any]
+    ) -> None:
         self.fd = fd
+        self.ranges = ranges
         self.select = select
         self.recipe = recipe
         self.limits = limits
         self.facts: VideoFacts | None = None
-        self.remaining: list[Window | Skip] | None = None
-        """Windows without an outcome, in order; None until the video has been probed."""
+        self.remaining: list[tuple[int, Window | Skip | RejectedWindow]] | None = None
+        """Windows without an outcome, each with the number of its range, in the order of decoding; None before probing."""
 
-    def outcomes(self, child: DecodeChild) -> Iterator[Decoded]:
+    @property
+    def is_done(self) -> bool:
+        """True once every window has an outcome."""
+        return self.remaining == []
+
+    def outcomes(self, child: DecodeChild) -> Iterator[tuple[int, Decoded]]:
         """Yield the outcomes that remain, through this child. Raises Rejected if it cannot continue."""
-        self.facts = facts = self._open(child)
+        if self.facts is None or any(isinstance(window, Window) for _, window in self.remaining or []):
+            self.facts = self._open(child)
+        facts = self.facts
         if facts.dolby_vision == 5 and self.recipe.dolby_vision == "reject":
             raise Rejected(
                 "probe", "dolby_vision", "Dolby Vision profile 5 has colors that only its own decoders can show"
             )
         if self.remaining is None:
-            self.remaining = list(self.select(facts))
-        windows = [window for window in self.remaining if isinstance(window, Window)]
+            self.remaining = in_decoding_order([self._select(child, facts, item_range) for item_range in self.ranges])
+        windows = [window for _, window in self.remaining if isinstance(window, Window)]
         decoder = self._send_windows(child, facts, windows) if windows else ""
         while self.remaining:
-            window = self.remaining[0]
-            outcome: Outcome = window if isinstance(window, Skip) else self._next(child, window, decoder)
+            number, window = self.remaining[0]
+            outcome: Outcome = self._next(child, window, decoder) if isinstance(window, Window) else window
             self.remaining.pop(0)
-            yield facts, outcome
+            yield number, (facts, outcome)
 
-    def reject_rest(self, reject: Reject) -> Iterator[Decoded]:
-        """Yield a reject for each window that remains. Skips stay skips."""
-        for window in self.remaining if self.remaining is not None else [None]:
-            if isinstance(window, Skip):
-                yield self.facts, window
+    def reject_range(self, reject: Reject) -> Iterator[tuple[int, Decoded]]:
+        """Yield a reject for each window that remains in the range where decoding failed. Skips stay skips.
+
+        All ranges are rejected if the video could not be probed, or if nothing behind the failure can be reached.
+        """
+        if self.remaining is None:
+            self.remaining = []
+            for number in range(len(self.ranges)):
+                yield number, (self.facts, RejectedWindow(index=0, reject=reject))
+            return
+        failed = next(number for number, window in self.remaining if isinstance(window, Window))
+        reachable = self.facts is not None and self.facts.seekable
+        rejected = [entry for entry in self.remaining if entry[0] == failed or not reachable]
+        self.remaining = [entry for entry in self.remaining if entry[0] != failed and reachable]
+        for number, window in rejected:
+            if isinstance(window, Window):
+                yield number, (self.facts, RejectedWindow(index=window.index, reject=reject, scene=window.scene))
             else:
-                yield self.facts, RejectedWindow(index=window.index if window else 0, reject=reject)
+                yield number, (self.facts, window)
+
+    def _select(
+        self, child: DecodeChild, facts: VideoFacts, item_range: Range | None
+    ) -> Sequence[Window | Skip | RejectedWindow]:
+        """The windows of one range. A range without frames, or whose scenes cannot be found, is one reject."""
+        try:
+            if self.recipe.scenes != "none" and not facts.is_image:
+                positions = positions_in_range(facts, item_range, self.recipe.range_unit)
+                facts = dataclasses.replace(facts, scenes=self._scenes(child, *positions))
+            return self.select(facts, item_range)
+        except Rejected as rejected:
+            if rejected.reject.reason in RETRYABLE_REASONS:
+                raise
+            return [RejectedWindow(index=0, reject=rejected.reject)]
+
+    def _scenes(self, child: DecodeChild, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+        """Positions (start, stop) of the scenes between two positions in the video's frames."""
+        request = {"op": "scenes", "start": start, "stop": stop}
+        request |= {"method": self.recipe.scenes, "threshold": self.recipe.scene_threshold}
+        reply: dict[str, Any] = {"more": True}
+        while reply.get("more"):
+            reply, content = child.request(request | self.limits)
+        return tuple((int(a), int(b)) for a, b in np.frombuffer(content, dtype=np.int64).reshape(-1, 2))
 
     def _open(self, child: DecodeChild) -> VideoFacts:
         reply, pts = child.request({"op": "open"} | self.limits, self.fd)
@@ -144,18 +227,20 @@ class _Video:
     def _send_windows(self, child: DecodeChild, facts: VideoFacts, windows: list[Window]) -> str:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.
 
-        Shape: one int64 array ``[n, length_1 .. length_n, pts of window 1, .., pts of window n]``.
-        Invariant: the lengths add up to the number of presentation times.
-        Example: windows with pts (0, 1, 2) and (3, 4) are sent as ``[2, 3, 2, 0, 1, 2, 3, 4]``.
+        Shape: one int64 array ``[n, length_1 .. length_n, placement_1 .. placement_n, pts of window 1, .., of window n]``.
+        Invariant: the lengths add up to the number of presentation times; the first ones of the windows ascend.
+        Example: windows (0, 1, 2) and (3, 4) with one placement are sent as ``[2, 3, 2, 0, 0, 0, 1, 2, 3, 4]``.
         """
         lengths = [len(window.pts) for window in windows]
+        placements = list(dict.fromkeys(window.placement for window in windows))
+        numbers = [placements.index(window.placement) for window in windows]
         pts = [p for window in windows for p in window.pts]
         fd = os.memfd_create("windows")  # hours of video have more windows than fit into a message
         try:
-            os.write(fd, np.array([len(lengths), *lengths, *pts], dtype=np.int64).tobytes())
+            os.write(fd, np.array([len(lengths), *lengths, *numbers, *pts], dtype=np.int64).tobytes())
             request = {
                 "op": "select",
-                "placement": dataclasses.asdict(windows[0].placement),
+                "placements": [dataclasses.asdict(placement) for placement in placements],
                 "resize": self.recipe.resize,
                 "deinterlace": facts.interlaced and self.recipe.interlaced == "deinterlace",
                 "tone_map": facts.hdr is not None and self.recipe.hdr == "tonemap",
@@ -167,7 +252,9 @@ class _Video:
 
     def _next(self, child: DecodeChild, window: Window, decoder: str) -> Outcome:
         """Decode the next window. It becomes a skip if more of its frames repeat than the recipe allows."""
-        reply, content = child.request({"op": "next"} | self.limits)
+        reply: dict[str, Any] = {"more": True}
+        while reply.get("more"):  # so that the way to a distant frame does not count as a hang
+            reply, content = child.request({"op": "next"} | self.limits)
         frames_THWC = np.frombuffer(content, dtype=np.uint8).reshape(reply["shape"])
         if frames_THWC.shape[1:3] != (window.bucket.height, window.bucket.width):
             frames_THWC = self._resized(frames_THWC, window)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Reject
-from pipeline.video.windows import Skip, VideoFacts, Window
+from pipeline.video.windows import Scene, Skip, VideoFacts, Window
 
 Frames = npt.NDArray[np.uint8]
 """uint8 RGB frames ``[T,H,W,3]``."""
@@ -30,6 +30,7 @@ class RejectedWindow:
 
     index: int
     reject: Reject
+    scene: Scene | None = None
 
 
 Outcome = Clip | Skip | RejectedWindow

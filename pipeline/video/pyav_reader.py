@@ -134,6 +134,7 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
         decord_refusal=_decord_refusal(container, stream, packets, frame)
         or ("a container's crop" if any(notes.crop) else "a mirrored picture" if mirrored else None)
         or ("a picture's orientation" if rotation and name.endswith("_pipe") else None),
+        key_frames=tuple(sorted(key for key in packets.key_frames if key[0] >= shown[0])),
     )
 
 

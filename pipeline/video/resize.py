@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from pipeline.video.windows import Placement
+from pipeline.video.placement import Placement
 
 Frame = npt.NDArray[np.uint8]
 """uint8 RGB ``[H,W,3]``."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
 from pipeline.recipe import Bucket, Recipe
+from pipeline.video.placement import Placement, fit_to_bucket
 from stvae.geometry import Geometry
 
 ROUNDING_S = Fraction(1, 1000)
 """A frame counts as shown at most this much early, since containers round presentation times to their time base."""
+SEEKABLE_CONTAINERS = ("mov", "matroska")
+"""Containers with an index of key frames by which FFmpeg seeks exactly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +52,16 @@ class VideoFacts:
     """Dolby Vision profile; None if there is none."""
     decord_refusal: str | None
     """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
+    key_frames: tuple[tuple[int, int], ...] = ()
+    """Presentation time of each shown key frame, and the timestamp to seek to for it. Known in decoding children only."""
+
+    scenes: tuple[tuple[int, int], ...] | None = None
+    """Positions (start, stop) in ``pts`` of the scenes of an item; None if they were not detected."""
+
+    @property
+    def seekable(self) -> bool:
+        """True if decoding may start at a key frame. In other containers a seek does not land where it should."""
+        return self.container in SEEKABLE_CONTAINERS and not self.is_image
 
     @property
     def width(self) -> int:
@@ -103,15 +117,33 @@ def _snap(rate: Fraction) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """How a displayed frame becomes a bucket's frame: scaled to cover it, then cropped at the center. In pixels."""
+class Scene:
+    """One of an item's scenes."""
 
-    scaled_height: int
-    scaled_width: int
-    crop_top: int
-    crop_left: int
-    height: int
-    width: int
+    number: int
+    """Number of the scene in its item, from 0."""
+    start_s: float
+    """Seconds from the first shown frame of the video."""
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Consecutive frames of a video in which windows are laid."""
+
+    start: int
+    """Position of its first frame in ``VideoFacts.pts``."""
+    stop: int
+    """Position after its last frame."""
+    scene: Scene | None = None
+    """The scene that the part is; None if scenes were not detected."""
+
+    def of(self, facts: VideoFacts) -> VideoFacts:
+        """The facts of the part alone."""
+        if (self.start, self.stop) == (0, len(facts.pts)):
+            return facts
+        end_pts = facts.pts[self.stop] if self.stop < len(facts.pts) else facts.end_pts
+        return replace(facts, pts=facts.pts[self.start : self.stop], end_pts=end_pts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +165,7 @@ class Window:
     frame_stride: int | None
     """Source frames per clip frame; None if that is not constant."""
     placement: Placement
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,10 +174,15 @@ class Skip:
 
     index: int
     reason: str
+    scene: Scene | None = None
 
 
-def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> list[Window | Skip]:
+def select_windows(
+    facts: VideoFacts, recipe: Recipe, geometry: Geometry, parts: Sequence[Part] | None = None
+) -> list[Window | Skip]:
     """Every window of a video in order, each to be decoded or skipped. The list is never empty.
+
+    Windows are laid inside each of ``parts``, which is never empty; None stands for the whole video as one part.
 
     Shapes: a timeline of n clip-rate frames is cut into spans (start, length); a window's ``pts`` has ``length`` entries.
     Invariant: window i of the result has index i.
@@ -152,18 +190,29 @@ def select_windows(facts: VideoFacts, recipe: Recipe, geometry: Geometry) -> lis
     """
     if facts.interlaced and recipe.interlaced == "skip":
         return [Skip(index=0, reason="interlaced")]
-    pts, stops = _timeline(facts, recipe.fps)
+    selected: list[Window | Skip] = []
+    for part in parts or [Part(start=0, stop=len(facts.pts))]:
+        windows = _windows_in(part, facts, recipe, geometry, len(selected))
+        selected += windows if part.scene is None else [replace(window, scene=part.scene) for window in windows]
+    return selected
+
+
+def _windows_in(
+    part: Part, facts: VideoFacts, recipe: Recipe, geometry: Geometry, first_index: int
+) -> list[Window | Skip]:
+    """The windows of one part, with indices from ``first_index``."""
+    pts, stops = _timeline(part.of(facts), recipe.fps)
     bucket = choose_bucket(facts, len(pts), recipe, geometry)
     if isinstance(bucket, str):
-        return [Skip(index=0, reason=bucket)]
+        return [Skip(index=first_index, reason=bucket)]
     selected: list[Window | Skip] = []
-    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
+    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe), first_index):
         kept = length
         if length < bucket.num_frames:
             kept = geometry.largest_whole_length(length) if recipe.remainder == "shorten" else 0
         window_pts = tuple(pts[start : start + kept])
         if not kept:
-            selected.append(Skip(index=index, reason="remainder" if index else "too_short"))
+            selected.append(Skip(index=index, reason="remainder" if index > first_index else "too_short"))
         elif repeats(window_pts) > recipe.max_repeats:
             selected.append(Skip(index=index, reason="repeated_frames"))
         else:
@@ -196,26 +245,6 @@ def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: 
 def repeats(pts: tuple[int, ...]) -> float:
     """Share of frames that repeat the frame before, 0 to 1."""
     return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
-
-
-def fit_to_bucket(width: int, height: int, bucket: Bucket) -> Placement:
-    """The placement that scales a frame to cover the bucket and crops the longer side evenly.
-
-    Source: rounding as in Open-Sora 1.2 (opensora/datasets/utils.py).
-    """
-    scale_h, scale_w = bucket.height / height, bucket.width / width
-    if scale_h > scale_w:
-        scaled_height, scaled_width = bucket.height, max(bucket.width, round(width * scale_h))
-    else:
-        scaled_height, scaled_width = max(bucket.height, round(height * scale_w)), bucket.width
-    return Placement(
-        scaled_height=scaled_height,
-        scaled_width=scaled_width,
-        crop_top=(scaled_height - bucket.height) // 2,
-        crop_left=(scaled_width - bucket.width) // 2,
-        height=bucket.height,
-        width=bucket.width,
-    )
 
 
 def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int]]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from jobs.encode_dataset import main
+from tests.support.clips_maker import make_clip, numbered_frame
 from tests.support.golden import TINY
+from tests.support.oracle import assert_sound
 from tests.support.paths import ROOT
 
 
@@ -42,3 +48,38 @@ def test_the_time_comes_from_a_given_or_a_measured_speed(dataset: Path, tmp_path
     assert main([*arguments, "--clips-per-s", "1,2,3"]) == 2
     assert "one for each of 2 buckets" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_scenes_are_counted_as_the_job_finds_them(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("scenedetect")
+    colors = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
+    lengths = (40, 10, 40)
+    moving = [numbered_frame(i, 64, 112) // 4 for i in range(max(lengths))]
+    frames = [
+        (moving[i] + np.array(color) // 2).astype(np.uint8)
+        for color, length in zip(colors, lengths, strict=True)
+        for i in range(length)
+    ]
+    make_clip(tmp_path / "videos" / "cuts.mp4", frames=frames)
+    output = tmp_path / "out"
+    arguments = ["--source", str(tmp_path / "videos"), "--output", str(output), "--vae", str(TINY), "--local"]
+    arguments += ["--buckets", "32x56x17", "--windows", "all", "--scenes", "content", "--cpus", "1"]
+    assert main([*arguments, "--dry-run", "--clips-per-s", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "scenes   3" in shown and "lost to cuts; detection takes" in shown and "cut" in shown
+    assert main(arguments) == 0
+    rows = assert_sound(output)
+    placed = [
+        (r["scene"], r["skip_reason"] or round(r["start_s"] * 24)) for r in sorted(rows, key=lambda r: r["window"])
+    ]
+    assert placed == [(0, 0), (0, 17), (0, "remainder"), (1, "cut"), (2, 50), (2, 67), (2, "remainder")]
+    assert {(r["scene"], r["scene_start_s"], r["scene_end_s"]) for r in rows} == {
+        (0, 0.0, 40 / 24),
+        (1, 40 / 24, 50 / 24),
+        (2, 50 / 24, 90 / 24),
+    }
+    recipe = json.loads((output / "dataset.json").read_text())["recipe"]
+    assert (recipe["scenes"], recipe["scene_threshold"]) == ("content", 27.0)
+    assert recipe["scene_detector"].startswith("scenedetect-headless ")
+    assert main([*arguments, "--scene-threshold", "30"]) == 2
+    assert "scene_threshold: 27.0 -> 30.0" in capsys.readouterr().out

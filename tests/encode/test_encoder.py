@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from jobs.encode_dataset import main
 from pipeline.encode import encoder as encode_module
+from pipeline.encode import shard_attempt
 from pipeline.encode.counters import EncoderCounters
 from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError
@@ -27,6 +29,7 @@ from pipeline.loader import LatentDataset
 from pipeline.output.dataset import read_dataset
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
+from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import Card, load_vae, read_card
@@ -224,3 +227,39 @@ def test_a_failed_gpu_ends_the_process_so_that_ray_starts_another(monkeypatch: p
     with pytest.raises(torch.AcceleratorError):  # the test keeps the signal from ending this process
         list(EncoderActor(settings)({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]
+
+
+def test_ranges_of_one_file_are_fetched_once_and_each_is_an_item(
+    wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_clip(tmp_path / "v" / "long.mp4", 120, size=(64, 64))
+    make_clip(tmp_path / "v" / "other.mp4", 20, size=(64, 64))
+    ranges = [("long", 80, 100), ("other", 0, None), ("long", 0, 20), ("long", 200, 300), ("long", 85, 120)]
+    manifest = tmp_path / "v" / "rows.jsonl"
+    manifest.write_text(
+        "".join(json.dumps({"path": f"{name}.mp4", "n": n}) + "\n" for n, (name, *_) in enumerate(ranges))
+    )
+    read_items, fetch, fetched = shard_attempt.items, shard_attempt.fetch, []
+
+    def with_ranges(*arguments: Any) -> Iterator[Item]:
+        for item in read_items(*arguments):
+            yield dataclasses.replace(item, range=ranges[item.ordinal][1:])
+
+    def counted(item: Item, recipe: Recipe) -> int:
+        fetched.append(item.ordinal)
+        return fetch(item, recipe)
+
+    monkeypatch.setattr(shard_attempt, "items", with_ranges)
+    monkeypatch.setattr(shard_attempt, "fetch", counted)
+    recipe, run, card = job(wan, manifest, tmp_path / "out", range_unit="frames", windows="all")
+    summary = encode(recipe, run, card, say=lambda line: None)
+    assert sorted(fetched) == [0, 1]
+    rows = assert_sound(tmp_path / "out")
+    clips = {(row["ordinal"], row["window"]): round(row["start_s"] * 24) for row in rows if row["shard"]}
+    assert clips == {(0, 0): 80, (1, 0): 0, (2, 0): 0, (4, 0): 85, (4, 1): 102}
+    assert summary.counts.rejects == {"probe/bad_range": 1}
+    columns = [(row["range_start_s"], row["range_end_s"]) for row in rows if row["window"] == 0]
+    assert columns[0] == (80 / 24, 100 / 24) and columns[1] == (0.0, 20 / 24) and columns[2] == (0.0, 20 / 24)
+    again = encode(recipe, dataclasses.replace(run, retry_rejects="bad_range"), card, say=lambda line: None)
+    assert again.counts.rejects == {"probe/bad_range": 1} and len(fetched) == 3 and fetched[-1] == 3
+    assert_sound(tmp_path / "out")

@@ -220,6 +220,7 @@ OTHER_VALUES: dict[str, object] = {
     "micro-batch": (2,),
     "fps": 29.97,
     "stride-frames": 3,
+    "scene-threshold": 0.4,
     "path-column": "p",
     "caption-column": "c",
     "class-column": "label",

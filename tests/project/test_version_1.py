@@ -48,7 +48,19 @@ RENAMED = {
 RENAMED_IN_CARD = {"most": "largest"}
 """Fields of the VAE's card that have another name today."""
 
-ADDED = {"mirrored", "container_crop", "interlaced", "dolby_vision", "captions", "note"}
+ADDED = {
+    "mirrored",
+    "container_crop",
+    "interlaced",
+    "dolby_vision",
+    "captions",
+    "note",
+    "range_start_s",
+    "range_end_s",
+    "scene",
+    "scene_start_s",
+    "scene_end_s",
+}
 """Columns that version 1 did not have."""
 
 MAY_DIFFER = {"recipe", "shard", "reject_message"} | {

@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,8 +30,9 @@ from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
 from pipeline.executor import tasks as tasks_module
 from pipeline.executor.ray_actor import EncoderActor
-from pipeline.video.decoders import WindowSelector
+from pipeline.video.decoders import RangeSelector, WindowSelector
 from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
+from pipeline.video.ranges import Range
 from pipeline.video.windows import Skip, Window
 from stvae import Card, read_card
 from tests.support.clips_maker import BITS, numbered_frame, plain_facts, read_number
@@ -91,6 +93,13 @@ class PaintingDecoders:
         facts = plain_facts(video["num_frames"], SIZE[0] * 2, SIZE[1] * 2)
         for window in select(facts):
             yield facts, window if isinstance(window, Skip) else self._painted(window, video["number"])
+
+    def clips_of_ranges(
+        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector
+    ) -> Iterator[tuple[int, Decoded]]:
+        for number, item_range in enumerate(ranges):
+            for decoded in self.clips(fd, partial(select, item_range=item_range)):
+                yield number, decoded
 
     def _painted(self, window: Window, number: int) -> Clip:
         height, width = window.bucket.height, window.bucket.width

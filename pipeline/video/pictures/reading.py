@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.video import pyav_reader
+from pipeline.video import pyav_reader, seeking
 from pipeline.video.pictures import heif_grid, webp_animation
 from pipeline.video.pictures.deinterlace import deinterlaced
 from pipeline.video.pictures.orientation import upright
@@ -20,12 +20,17 @@ SDR_FORMAT, HDR_FORMAT = "rgb24", "rgb48le"
 
 
 def upright_frames(
-    file: BinaryIO, facts: VideoFacts, wanted: set[int], *, deinterlace: bool, tone_map: bool
-) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield (pts, uint8 RGB ``[H,W,3]``) of the ``wanted`` frames. A missing frame is never replaced by another one."""
+    file: BinaryIO, facts: VideoFacts, wanted: Sequence[int], *, deinterlace: bool, tone_map: bool
+) -> Iterator[tuple[int, npt.NDArray[np.uint8] | None]]:
+    """Yield (pts, uint8 RGB ``[H,W,3]``) of the ``wanted`` frames, and (pts, None) of others that were decoded on the way.
+
+    ``wanted`` ascends. A missing frame is never replaced by another one.
+    """
     pixel_format = HDR_FORMAT if tone_map else SDR_FORMAT
-    for pts, frame in _stored_frames(file, facts, pixel_format, deinterlace):
-        if pts not in wanted:
+    needed = set(wanted)
+    for pts, frame in _stored_frames(file, facts, wanted, pixel_format, deinterlace):
+        if pts not in needed:
+            yield pts, None
             continue
         picture_HWC = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format=pixel_format)
         if tone_map and facts.hdr:
@@ -34,12 +39,13 @@ def upright_frames(
 
 
 def _stored_frames(
-    file: BinaryIO, facts: VideoFacts, pixel_format: str, deinterlace: bool
+    file: BinaryIO, facts: VideoFacts, wanted: Sequence[int], pixel_format: str, deinterlace: bool
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (pts, picture) of every shown frame: a PyAV frame, or RGB ``[H,W,3]`` as stored."""
+    """Yield (pts, picture) of at least the wanted frames: a PyAV frame, or RGB ``[H,W,3]`` as stored."""
     if facts.container == webp_animation.CONTAINER:
         return webp_animation.frames(file, facts)
     if facts.container == heif_grid.CONTAINER:
         return heif_grid.frames(file, pixel_format)
-    frames = pyav_reader.frames(file, facts)
-    return deinterlaced(frames, facts.time_base) if deinterlace else frames
+    if deinterlace:  # which needs the frame before each frame, so it cannot begin at a key frame
+        return deinterlaced(pyav_reader.frames(file, facts), facts.time_base)
+    return seeking.frames(file, facts, wanted)

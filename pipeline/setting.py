@@ -1,0 +1,33 @@
+"""How the fields of ``Recipe`` and ``Run`` become flags, and defaults that depend on the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a field of ``Recipe`` or ``Run`` is written by users, where its name, type and default do not say it.
+
+    ``jobs/flags.py`` derives the command line and configuration files from the fields: the first paragraph of a field's
+    docstring is the help text.
+    """
+
+    flag: str | None = None
+    """Name of the flag without its two dashes; None takes the field's name."""
+    metavar: str | None = None
+    """Placeholder of the value in the help."""
+    comma_separated: bool = False
+    """True if one flag takes several values; otherwise the flag of a tuple is repeated."""
+    default_word: str | None = None
+    """Word that users write for the default."""
+    environment: str | None = None
+    """Environment variable that overrides the default."""
+    unit: int = 1
+    """Factor from the flag's unit to the field's, for example bytes per GB."""
+
+
+def available_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
