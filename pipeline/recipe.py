@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.setting import Setting, available_cpus
+from pipeline.setting import Setting, available_cpus, check_positive
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
@@ -163,9 +163,9 @@ class Recipe:
             raise ConfigError("--scene-threshold goes with --scenes adaptive, content or transnet")
         if self.scenes == "transnet" and self.decoder == "decord":
             raise ConfigError("--scenes transnet needs --decoder pyav: decord cannot share a process with PyTorch")
-        _check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
-        _check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
-        _check_positive(max_item_gb=self.max_item_bytes, scene_threshold=self.scene_threshold)
+        check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
+        check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
+        check_positive(max_item_gb=self.max_item_bytes, scene_threshold=self.scene_threshold)
         if len(self.range_columns) > 2:
             raise ConfigError(
                 f"--range-columns takes one column or two, got {len(self.range_columns)}: {', '.join(self.range_columns)}"
@@ -243,13 +243,6 @@ def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collectio
         )
 
 
-def _check_positive(**values: float | None) -> None:
-    """Raise ConfigError for a value, named like its flag, that is zero or negative."""
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be positive, got {value}")
-
-
 def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Lines ``name: recorded -> ours`` for every field that differs between two recipes' plain values."""
     names = sorted(recorded.keys() | ours.keys())
@@ -293,8 +286,8 @@ class Run:
     """Ray only: fail after this many seconds without a finished unit, for example because no node joins."""
 
     def __post_init__(self) -> None:
-        _check_positive(actors=self.actors, cpus=self.cpus, progress_timeout_s=self.progress_timeout_s)
-        _check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
+        check_positive(actors=self.actors, cpus=self.cpus, progress_timeout_s=self.progress_timeout_s)
+        check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
 
     @property
     def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:

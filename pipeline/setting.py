@@ -1,9 +1,11 @@
-"""How the fields of ``Recipe`` and ``Run`` become flags, and defaults that depend on the machine."""
+"""How the fields of ``Recipe`` and ``Run`` become flags, and what their defaults and checks share."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,10 @@ class Setting:
 def available_cpus() -> int:
     """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise ConfigError for a value, named like its flag, that is zero or negative."""
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be positive, got {value}")

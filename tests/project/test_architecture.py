@@ -17,7 +17,8 @@ from tests.support.paths import ROOT
 
 LEVELS = (
     "stvae",
-    "errors setting",
+    "errors",
+    "setting",
     "recipe storage",
     "environment sources video",
     "output",
