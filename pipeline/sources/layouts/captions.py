@@ -8,7 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.manifest.captions import texts_of
-from pipeline.sources.manifest.columns import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS
+from pipeline.sources.sidecars import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS
 from pipeline.storage.urls import canonical
 
 

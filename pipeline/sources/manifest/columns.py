@@ -20,6 +20,7 @@ from pipeline.sources.manifest.ranges import (
     holds_pairs,
     is_date,
 )
+from pipeline.sources.sidecars import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS
 from pipeline.storage.parquet import schema_from_text, schema_to_text
 from pipeline.storage.urls import canonical
 
@@ -29,9 +30,6 @@ OTHER_PATH_COLUMNS = (
     *("video_url", "contentUrl", "mp4", "video_bytes", "image", "media", "bytes"),
 )
 """Names that are taken if no column has a name of ``PATH_COLUMNS``."""
-CAPTION_COLUMNS = ("caption", "text")
-OTHER_CAPTION_COLUMNS = ("cap", "captions", "prompt", "video_caption")
-"""Names that are taken if no column has a name of ``CAPTION_COLUMNS``."""
 WEBVID_COLUMNS = ("contentUrl", "page_dir", "name")
 """Columns that only WebVid has: its captions are in ``name``."""
 
