@@ -93,7 +93,7 @@ def test_text_that_cannot_be_used_is_refused_in_a_sentence(
         ("m.csv", ROWS.replace(b"path,caption", b"Path,CAPTION")),
         ("m.tsv", ROWS.replace(b",", b"\t")),
         ("m.csv.gz", gzip.compress(ROWS, mtime=0)),
-        ("m.tsv.gz", gzip.compress(ROWS.replace(b",", b"\t"))),
+        ("m.tsv.gz", gzip.compress(ROWS.replace(b",", b"\t"), mtime=0)),
         ("m.jsonl", b'{"path": "a.mp4", "caption": "one"}\n\n'),
         ("m.jsonl", b'\xef\xbb\xbf{"path": "a.mp4", "caption": "one"}'),
         ("m.jsonl", b'{"path": "a.mp4", "caption": "one", "score": NaN}\n'),
