@@ -22,6 +22,7 @@ from pipeline.output.plan import committed_units, read_plan
 from pipeline.output.schema import reject_names
 from pipeline.output.unit_metadata import read_unit_metadata, unit_metadata_facts
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
+from pipeline.report.scene_stats import SCENE_COLUMNS, SceneStats
 from pipeline.sources.units import Unit
 from pipeline.storage.parquet import parquet_batches, value_counts
 from pipeline.storage.store import Store
@@ -50,6 +51,7 @@ COLUMNS = (
     *("bucket", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
     *("latent_c", "latent_t", "latent_h", "latent_w"),
     *("src_width", "src_height", "src_num_frames", "src_duration_s", "src_codec"),
+    *SCENE_COLUMNS,
 )
 
 BinCounts = npt.NDArray[np.int64]
@@ -107,6 +109,7 @@ class DatasetStats:
     skips: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
     rejects: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
     """Rejects by ``stage/reason``."""
+    scenes: SceneStats = field(default_factory=SceneStats)
     codecs: Counter[str] = field(default_factory=Counter)
     """Number of items by the codec of their video."""
     notes: Counter[str] = field(default_factory=Counter)
@@ -205,7 +208,9 @@ def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
     _add_sources(stats.sources, table, items)
     for name, count in value_counts(samples.filter(pc.field("caption") != "")["source"]).items():
         stats.sources[name].captions += count
-    _add_reasons(stats.skips, table.filter(pc.field("skip_reason").is_valid()), "skip_reason", _describe_video)
+    skips = table.filter(pc.field("skip_reason").is_valid())
+    _add_reasons(stats.skips, skips, "skip_reason", _describe_video)
+    stats.scenes.add(samples, skips, items)
     rejects = table.filter(pc.field("reject_reason").is_valid())
     _add_reasons(
         stats.rejects,

@@ -28,6 +28,7 @@ from pipeline.report.history import MAX_SLOWEST, Job
 from pipeline.report.latent_stats import MIN_CLIPS_TO_JUDGE, LatentStatistics
 from pipeline.report.notices import list_notices
 from pipeline.report.pictures import Picture
+from pipeline.report.scene_stats import SceneStats
 from stvae.card import Card
 
 MAX_ROWS = 20
@@ -103,6 +104,11 @@ class PageContext:
         """Titles and histograms of lengths."""
         counts = (("Videos by length", self.stats.item_durations), ("Clips by length", self.stats.clip_durations))
         return [(title, _length_chart(title, bins)) for title, bins in counts if bins.any()]
+
+    @property
+    def scenes(self) -> SceneStats | None:
+        """Counts of scenes; None if the recipe does not detect them."""
+        return None if self.stats.dataset.recipe.scenes == "none" else self.stats.scenes
 
     @cached_property
     def latents(self) -> LatentSection | None:
