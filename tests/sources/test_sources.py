@@ -76,6 +76,7 @@ def test_a_pattern_without_matches_is_an_error_that_names_it(tmp_path: Path) -> 
         (f"{tmp_path}/nowhere", "nowhere"),
         (f"{tmp_path}/missing.tar", "there is no file"),
         ("pipe://cat x", "not supported"),
+        (f"{tmp_path}/{{00..02.tar", "has a brace without its partner"),
     ]:
         with pytest.raises(ConfigError, match=message):
             find_sources([spec])
