@@ -83,7 +83,7 @@ def test_what_is_not_as_lerobot_writes_it_is_refused(tmp_path: Path, recipe: Rec
     with pytest.raises(ConfigError, match=r"of version v4\.0; expected version 3"):
         planned(tmp_path / "2", recipe, str(folder))
     (folder / "meta" / "info.json").write_text("{")
-    with pytest.raises(ConfigError, match="info.json' is not a JSON object"):
+    with pytest.raises(ConfigError, match=r"info\.json' is not a JSON object"):
         planned(tmp_path / "broken", recipe, str(folder))
     (folder / "meta" / "info.json").unlink()
     (folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").write_bytes(b"PAR1 no")

@@ -186,6 +186,13 @@ def test_an_array_is_read_in_pieces(tmp_path: Path, recipe: Recipe, monkeypatch:
     ]
 
 
+def test_empty_lines_are_no_rows_wherever_a_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,caption\r\na.mp4,x\r\n\r\nb.mp4,y\r\n\r\n")
+    for block_bytes in range(1, 30):
+        monkeypatch.setattr("pipeline.sources.manifest.records.BLOCK_BYTES", block_bytes)
+        assert [part.stop for part in survey(f"{tmp_path}/m.csv", 1).slices] == [1, 2], block_bytes
+
+
 def test_a_survey_keeps_only_the_first_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.manifest.text_rows.PARSED_BYTES", 1 << 20)
     line = json.dumps({"path": "a.mp4", "caption": "x" * 1000}) + "\n"
