@@ -84,7 +84,7 @@ def _expand(url: str) -> list[str]:
         return [url]
     try:
         expanded = list(braceexpand.braceexpand(url))
-    except braceexpand.UnbalancedBracesError:
+    except ValueError:
         raise ConfigError(f"source '{canonical(url)}' has a brace without its partner; expected {{00..99}}") from None
     if scheme_of(url) in HTTP_SCHEMES:
         return expanded

