@@ -32,7 +32,7 @@ def installed_scene_detector(method: str) -> str | None:
     try:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
-        message = f"--scenes {method} needs the package {package}: pip install 'latentmill[scenes]'"
+        message = f"--scenes {method} needs the package {package}: pip install '.[scenes]'"
         raise ConfigError(message) from None
 
 

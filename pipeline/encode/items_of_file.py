@@ -1,4 +1,4 @@
-"""The items of one file, which is fetched and decoded once for all of them, and their windows that are to be retried."""
+"""Groups the items of one file, which is fetched and decoded once, and picks the windows that are to be retried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.video.windows import VideoFacts
 
 
 def items_by_file(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Group the items of a unit that are ranges of one file. Other items are alone, and keep their order.
+    """Group the items of a unit that are ranges of one file. Every other item is a group of its own.
 
     Items that carry the file's content are only grouped if they follow each other, so that one file is held at a time.
     Ranges of files that are fetched come last, in the order in which their files first appear.
@@ -49,12 +49,12 @@ class WantedWindows:
         index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
         if self._all:
             return True
-        if index in self._missing:
-            self._missing.remove(index)
-            return True
         if isinstance(outcome, RejectedWindow):
             self._cause = outcome
-        return False
+        if index not in self._missing:
+            return False
+        self._missing.remove(index)
+        return True
 
     def missing(self) -> Iterator[Decoded]:
         """A reject for every wanted window that had no outcome. A failure of the item is repeated for each."""

@@ -82,7 +82,10 @@ def _expand(url: str) -> list[str]:
     local = scheme_of(url) == "file"
     if local and os.path.exists(url.removeprefix("file://")):
         return [url]
-    expanded = list(braceexpand.braceexpand(url))
+    try:
+        expanded = list(braceexpand.braceexpand(url))
+    except ValueError:
+        raise ConfigError(f"source '{canonical(url)}' has a brace without its partner; expected {{00..99}}") from None
     if scheme_of(url) in HTTP_SCHEMES:
         return expanded
     paths = []

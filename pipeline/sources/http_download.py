@@ -110,7 +110,7 @@ async def _get(session: aiohttp.ClientSession, target: URL) -> AsyncIterator[aio
     """The server's answer to a GET. Rejected if the URL may not be requested."""
     try:
         response = await session.get(target, allow_redirects=False)
-    except aiohttp.InvalidURL:
+    except (aiohttp.InvalidURL, UnicodeError):  # UnicodeError: a label of the host's name is empty or too long
         raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
     except aiohttp.ClientConnectorError as error:
         if PRIVATE not in str(error.os_error):

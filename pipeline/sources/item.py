@@ -50,7 +50,7 @@ class Item:
     Both count from the first shown frame. An end of None is the end of the file.
     """
     note: str | None = None
-    """A word for what reading the item's metadata changed, such as ``sidecars.NAN_TO_NULL``."""
+    """Name of a change that reading made to the item's metadata, such as ``sidecars.NAN_TO_NULL``; None for no change."""
     meta: dict[str, Any] = field(default_factory=dict)
     """User columns, by column name."""
     facts: FileFacts | None = None

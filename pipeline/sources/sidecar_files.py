@@ -33,7 +33,7 @@ class SidecarFiles:
     """Chooses the symbolic links that may be followed; without it, none may."""
 
     def add(self, stem: str, suffix: str, path: str, size_bytes: int | None) -> None:
-        """Add a file. Of names that differ only in case, the one that sorts last counts: that with lower case."""
+        """Add a file. If names differ only in case, the one in lower case, which sorts last, is used."""
         self.names[stem][suffix.lower()] = max(path, self.names[stem].get(suffix.lower(), ""))
         self.sizes[path] = size_bytes
 

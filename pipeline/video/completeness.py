@@ -41,7 +41,7 @@ class Packets:
     corrupt: int = 0
     """Number of packets that FFmpeg knows to be damaged."""
     open_gop: bool = False
-    """Tell if a packet is shown before the keyframe that precedes it in the file."""
+    """True if a packet is shown before the keyframe that precedes it in the file."""
     end_s: float = 0.0
     """Seconds at which the last packet of any stream ends, subtitles included."""
 

@@ -38,8 +38,8 @@ def memfd(name: str, array: npt.NDArray[Any]) -> int:
     return fd
 
 
-class _Asked(NamedTuple):
-    """A window that was asked for."""
+class _RequestedWindow(NamedTuple):
+    """A window of a ``select`` request."""
 
     pts: list[int]
     placement: int
@@ -74,12 +74,12 @@ class Session:
         needs more time: the same request then goes on.
         """
         assert self.file is not None and self.facts is not None
-        if self.detection is None:
-            self.detection = self._detect(request)
-        scenes = next(self.detection)
+        # forgotten before it goes on: if it fails, the next request must start a new one
+        detection, self.detection = self.detection or self._detect(request), None
+        scenes = next(detection)
         if scenes is None:
+            self.detection = detection
             return {"more": True}, ()
-        self.detection = None
         return {"count": len(scenes)}, (memfd("scenes", np.array(scenes, dtype=np.int64)),)
 
     def _detect(self, request: dict[str, Any]) -> Iterator[list[tuple[int, int]] | None]:
@@ -121,7 +121,7 @@ class Session:
             count, *numbers = np.frombuffer(f.read(), dtype=np.int64).tolist()
         windows, start = [], 2 * count
         for length, placement in zip(numbers[:count], numbers[count : 2 * count], strict=True):
-            windows.append(_Asked(numbers[start : start + length], placement))
+            windows.append(_RequestedWindow(numbers[start : start + length], placement))
             start += length
         wanted = sorted({pts for window in windows for pts in window.pts})
         frames: Iterator[tuple[int, Frame | None]] | None = None
@@ -160,7 +160,7 @@ class Session:
     def _gather(
         self,
         frames: Iterator[tuple[int, Frame | None]],
-        windows: list[_Asked],
+        windows: list[_RequestedWindow],
         placements: list[Placement],
         method: str,
     ) -> Iterator[npt.NDArray[np.uint8] | None]:

@@ -151,7 +151,10 @@ def _from_first_decoded(shown: list[int], packets: Packets, frame: Any) -> list[
 
 
 def _decord_refusal(container: Any, stream: Any, packets: Packets, frame: Any) -> str | None:
-    """Why decord 0.6 would silently return wrong frames, as measured against sequential decoding; None if it would not."""
+    """The reason why decord 0.6 would silently return wrong frames; None if it would not.
+
+    The reasons were found by comparing its frames with those of sequential decoding.
+    """
     if packets.hidden:
         return "an edit list hides frames"
     if packets.open_gop:

@@ -19,7 +19,7 @@ TRANSNET_SIZE = (27, 48)
 TRANSNET_WINDOW, TRANSNET_CONTEXT = 100, 25
 """Frames per call of TransNet V2, and how many of them on each side only give context."""
 TRANSNET_FPS = 30
-"""Frame rate that TransNet V2 was trained for. Of faster videos, only every n-th frame is shown to it."""
+"""Frame rate that TransNet V2 was trained for. It gets only every n-th frame of faster videos."""
 
 Picture = npt.NDArray[np.uint8]
 """uint8 ``[H,W,3]``."""

@@ -95,7 +95,7 @@ def plan_passes(facts: VideoFacts, wanted: Sequence[int]) -> list[Pass]:
 
 
 def _frames_of_passes(file: BinaryIO, facts: VideoFacts, passes: list[Pass]) -> Iterator[tuple[int, Any]]:
-    """Yield the frames of all passes. Raises _SeekFailed or FFmpegError where they cannot be had by seeking.
+    """Yield the frames of all passes. Raises _SeekFailed or FFmpegError if seeking does not give them.
 
     The first frames of an open GOP of H.264 refer to frames before it, also to free their memory. A decoder that starts
     there calls that an error. The passes then start one key frame earlier, and errors up to the key frame are ignored.

@@ -36,22 +36,22 @@ class VideoFacts:
     rotation: int
     """Degrees counter-clockwise (0, 90, 180, 270) that turn coded frames upright."""
     mirrored: bool = False
-    """Tell if coded frames are mirrored left to right before they are rotated."""
+    """True if coded frames are mirrored left to right before they are rotated."""
     sample_aspect: Fraction
     """Width of a coded pixel over its height."""
     time_base: Fraction
     pts: tuple[int, ...]
     """Presentation times of the shown frames, ascending."""
     end_pts: int
-    """When the last shown frame ends."""
+    """Presentation time at which the last shown frame ends."""
     is_image: bool
     interlaced: bool = False
-    """Tell if a frame holds two fields from different times."""
+    """True if a frame holds two fields from different times."""
     hdr: str | None
     dolby_vision: int | None = None
     """Dolby Vision profile; None if there is none."""
     decord_refusal: str | None
-    """Why decord would decode this video wrongly; None if it is known to decode it correctly."""
+    """Reason why decord would decode this video wrongly; None if it is known to decode it correctly."""
     key_frames: tuple[tuple[int, int], ...] = ()
     """Presentation time of each shown key frame, and the timestamp to seek to for it. Known in decoding children only."""
 

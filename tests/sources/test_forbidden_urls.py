@@ -102,6 +102,8 @@ FORBIDDEN = [
     *(f"http://{name}:{{port}}/a.mp4" for name in NAMES),
     "https://127.0.0.1:{port}/a.mp4",
     "http:///a.mp4",
+    "http://a..example/a.mp4",
+    f"http://{'a' * 64}.example/a.mp4",
     "http://[::1/a.mp4",
     "http://127.0.0.1:99999999/a.mp4",
     "ftp://127.0.0.1/a.mp4",

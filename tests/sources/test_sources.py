@@ -76,12 +76,22 @@ def test_a_pattern_without_matches_is_an_error_that_names_it(tmp_path: Path) -> 
         (f"{tmp_path}/nowhere", "nowhere"),
         (f"{tmp_path}/missing.tar", "there is no file"),
         ("pipe://cat x", "not supported"),
+        (f"{tmp_path}/{{00..02.tar", "has a brace without its partner"),
     ]:
         with pytest.raises(ConfigError, match=message):
             find_sources([spec])
     write_tar(tmp_path / "empty" / "a.tar", [("a.mp4", b"1")])
     with pytest.raises(ConfigError, match=r"it holds tars: give '.*/\*\.tar'"):
         find_sources([str(tmp_path / "empty")])
+
+
+def test_every_item_of_a_tar_has_an_end_in_it(tmp_path: Path, recipe: Recipe) -> None:
+    """The dry run divides by it, also when it stops within the last key of a tar."""
+    path = write_tar(tmp_path / "a.tar", [(name, b"1") for name in ("a.mp4", "b.0.mp4", "b.1.mp4", "b.2.mp4")])
+    found = read_items(tmp_path, recipe, str(path))
+    assert [item.key for item in found] == ["a", "b.0.mp4", "b.1.mp4", "b.2.mp4"]
+    first, *rest = (item.end_byte for item in found)
+    assert 0 < first < rest[0] <= path.stat().st_size and len(set(rest)) == 1
 
 
 def test_the_same_source_twice_is_refused(tmp_path: Path) -> None:

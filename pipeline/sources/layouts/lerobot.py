@@ -23,13 +23,14 @@ from pipeline.sources.layouts.captions import set_caption
 from pipeline.sources.retrying_file import open_retrying, open_source, read_whole, retry_call
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
+from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, scheme_of, suffix_of
 
 EPISODES = "meta/episodes"
 INFO = "meta/info.json"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-"""Where the videos are if ``meta/info.json`` does not say it."""
+"""Pattern of the videos' paths if ``meta/info.json`` has none."""
 PREFIX, SUFFIX = "videos/", "/from_timestamp"
 """Parts of a column's name around the name of a camera."""
 COLUMNS = pa.schema([("episode_index", pa.int64()), ("camera", pa.string())])
@@ -125,6 +126,8 @@ def read_clips(source: Source, cameras: tuple[str, ...]) -> Iterator[Clip]:
     paths = {file.path: file for file in source.files}
     template = _video_path(source.url, paths.get(INFO))
     tables = [file for path, file in paths.items() if path.startswith(f"{EPISODES}/") and path.endswith(".parquet")]
+    if not tables:
+        raise ConfigError(f"'{canonical(source.url)}' has no Parquet files in {EPISODES}")
     for file in tables:
         for row in _episodes(source.url, file):
             recorded = sorted(name.removeprefix(PREFIX).removesuffix(SUFFIX) for name in row if name.endswith(SUFFIX))
@@ -180,11 +183,16 @@ def _video_path(url: str, info: File | None) -> str:
     """The pattern of the videos' paths. ConfigError if the folder is of an earlier version of LeRobot."""
     if info is None:
         return VIDEO_PATH
-    values = json.loads(read_whole(f"{url.rstrip('/')}/{INFO}", info.facts.size))
+    try:
+        values = json.loads(read_whole(f"{url.rstrip('/')}/{INFO}", info.facts.size))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"'{canonical(url)}/{INFO}' is not a JSON object")
     version = str(values.get("codebase_version", "v3.0"))
     if not version.startswith("v3"):
         raise ConfigError(
-            f"'{canonical(url)}' is a LeRobot folder of version {version}; read are those of v3: convert it with LeRobot's "
+            f"'{canonical(url)}' is a LeRobot folder of version {version}; expected version 3: convert it with LeRobot's "
             "convert_dataset_v21_to_v30, or give its folder videos"
         )
     return str(values.get("video_path") or VIDEO_PATH)
@@ -193,7 +201,8 @@ def _video_path(url: str, info: File | None) -> str:
 def _list_files(url: str) -> Files:
     """The videos of a LeRobot folder and the files that describe its episodes."""
     fs, root = open_source(url)
-    found = iter_files(fs, root, partial(retry_call, url))
+    links = LinkPolicy(root) if scheme_of(url) == "file" else None  # a snapshot in a Hugging Face cache has only links
+    found = iter_files(fs, root, partial(retry_call, url), links)
     return Files.of(
         (path, FileFacts.of(info)) for path, info in found if path == INFO or path.startswith((f"{EPISODES}/", PREFIX))
     )

@@ -58,13 +58,13 @@ def heavy_columns(parquet: pq.ParquetFile, schema: pa.Schema) -> list[str]:
 
 def column_values(parquet: pq.ParquetFile, name: str) -> Iterator[Any]:
     """Yield the values of one column."""
-    for _, batch in _batches(parquet, range(parquet.num_row_groups), [name]):
+    for batch in _batches(parquet, range(parquet.num_row_groups), [name]):
         yield from batch.column(0).to_pylist()
 
 
 def column_tables(parquet: pq.ParquetFile, names: list[str]) -> Iterator[pa.Table]:
     """Yield some columns batch by batch."""
-    for _, batch in _batches(parquet, range(parquet.num_row_groups), names):
+    for batch in _batches(parquet, range(parquet.num_row_groups), names):
         yield pa.Table.from_batches([batch])
 
 
@@ -83,36 +83,30 @@ def check_text(parquet: pq.ParquetFile, name: str, url: str) -> None:
 def parquet_rows(parquet: pq.ParquetFile, start: int, stop: int, names: list[str] | None) -> Iterator[dict[str, Any]]:
     """Yield rows of the file, reading only the row groups that hold some of them. ``names``: columns; None for all.
 
-    Shapes: ``stops[g]`` is the number of rows up to the end of row group ``g``; ``at`` is a batch's first row.
-    Invariant: batches follow one another without a gap, so ``at`` grows by the rows of each batch.
+    Shapes: ``stops[g]`` is the number of rows up to the end of row group ``g``; ``batch_start`` is a batch's first row.
+    Invariant: batches follow one another without a gap, so ``batch_start`` grows by the rows of each batch.
     Example: groups of 3, 3 and 2 rows give stops 3, 6, 8; rows 4 to 7 are in groups 1 and 2, which start at row 3.
     """
     stops = list(itertools.accumulate(parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)))
     groups = range(bisect_right(stops, start), bisect_left(stops, stop) + 1)
-    at = stops[groups[0] - 1] if groups[0] else 0
-    for _, batch in _batches(parquet, groups, names):
-        first, last = max(start - at, 0), min(stop - at, batch.num_rows)
+    batch_start = stops[groups[0] - 1] if groups[0] else 0
+    for batch in _batches(parquet, groups, names):
+        first, last = max(start - batch_start, 0), min(stop - batch_start, batch.num_rows)
         for row in range(first, last):  # one by one: a row may hold a whole video
             yield from batch.slice(row, 1).to_pylist()
-        at += batch.num_rows
-        if at >= stop:
+        batch_start += batch.num_rows
+        if batch_start >= stop:
             return
 
 
-def _batches(
-    parquet: pq.ParquetFile, groups: Iterable[int], names: list[str] | None
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield batches of row groups, each with its group, with plain types."""
+def _batches(parquet: pq.ParquetFile, groups: Iterable[int], names: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Yield batches of row groups, with plain types."""
     for group in groups:
         rows = _rows_per_batch(parquet, group, names)
         # only this thread may hold the Python file: see storage/parquet.py
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
-            yield (
-                group,
-                pa.RecordBatch.from_arrays(
-                    [_plain_array(column) for column in batch.columns], names=batch.schema.names
-                ),
-            )
+            columns = [_plain_array(column) for column in batch.columns]
+            yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _rows_per_batch(parquet: pq.ParquetFile, group: int, names: list[str] | None) -> int:

@@ -69,7 +69,7 @@ def holds_pairs(cell: Any) -> bool:
 
 
 def is_date(cell: Any) -> bool:
-    """Return whether a cell is a date, which is never a place in a video."""
+    """Return whether a cell is a date, which is never a time in a video."""
     text = cell if isinstance(cell, str) else cell.isoformat() if hasattr(cell, "isoformat") else ""
     return bool(re.match(r"\s*\d{4}-\d\d-\d\d", text))
 
@@ -133,7 +133,7 @@ def _pair(start: Any, end: Any, unit: str) -> Range:
 
 
 def _time(value: Any, unit: str) -> float:
-    """A place in the video in ``unit``, from a number or from text like 12.5, 1:02.5 or 00:01:02.500."""
+    """A time or a frame number, depending on ``unit``, from a number or from text like 12.5, 1:02.5 or 00:01:02.500."""
     if isinstance(value, bool):
         raise BadRange(f"{_shown(value)} is not a time")
     text = str(value).strip().removesuffix("s").rstrip()

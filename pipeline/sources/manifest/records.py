@@ -111,6 +111,7 @@ class _Cutter:
     count: int = 0
     inside: int = 0
     last_end: int = -1
+    last_byte: bytes = b"\n"
     cuts: list[int] = field(default_factory=list)
     _decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
 
@@ -124,14 +125,14 @@ class _Cutter:
         lengths = positions - starts
         empty = lengths == 1
         if (two := lengths == 2).any():
-            data = np.frombuffer(block, dtype=np.uint8)
-            before = positions - self.offset - 2
-            empty |= two & (before >= 0) & (data[np.maximum(before, 0)] == ord("\r"))
+            data = np.frombuffer(self.last_byte + block, dtype=np.uint8)  # the CR may end the block before
+            empty |= two & (data[positions - self.offset - 1] == ord("\r"))
         records = positions[~empty]
         to_cut = self.every - 1 - self.count % self.every  # records of this block before the next cut
         self.cuts += records[to_cut :: self.every].tolist()
         self.count += len(records)
         self.offset += len(block)
+        self.last_byte = block[-1:]
         if len(positions):
             self.last_end = int(positions[-1])
 

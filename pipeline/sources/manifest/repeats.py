@@ -34,10 +34,10 @@ class Repeats:
 
     @staticmethod
     def _add_values(hashes: array[int], values: list[Any]) -> None:
-        # rows without a path differ from one another
+        # a row without a path gets a number of its own, since such rows do not repeat one another
         hashes.extend(
-            hash(value) if isinstance(value, str | bytes | int) else -1 - len(hashes) - n
-            for n, value in enumerate(values)
+            hash(value) if isinstance(value, str | bytes | int) else -1 - row
+            for row, value in enumerate(values, len(hashes))
         )
 
     def first(self, name: str) -> tuple[int, int, int] | None:

@@ -56,7 +56,8 @@ def survey(url: str, rows_per_slice: int, watch: Callable[[pa.Table], None] = la
             samples: list[pa.Table] = []
 
             def watch_and_sample(table: pa.Table) -> None:
-                samples.append(table.slice(0, 0 if samples else SAMPLE_ROWS))
+                if not samples:  # a slice, even an empty one, would keep the memory of its whole block
+                    samples.append(table.slice(0, SAMPLE_ROWS))
                 watch(table)
 
             schema = text_schema(url, f, header, slices, layout, watch_and_sample)
@@ -74,7 +75,7 @@ def single_rows(url: str) -> list[Slice]:
 def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of a slice in order, with the types that planning found. ConfigError if they cannot be read.
 
-    Of a Parquet file only the columns of ``schema`` are read; all of them if it is empty.
+    A Parquet file is read only in the columns of ``schema``, or in all of its columns if ``schema`` is empty.
     """
     layout = known_layout(url)
     with arrow_errors(url, part.start):

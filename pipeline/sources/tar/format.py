@@ -86,7 +86,7 @@ class _TarReader:
         except DataAfterEnd as error:
             damage = error
         if self._group is not None:
-            yield from self._finish(self._group, 0)
+            yield from self._finish(self._group, file.tell())
             self._group = None
         if damage is not None:
             raise damage

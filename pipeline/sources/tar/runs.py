@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 class MembersApart:
-    """The keys of a tar that have several runs. Reads the tar's headers when it is first asked."""
+    """The keys of a tar that have several runs. Reads the tar's headers when a method first needs them."""
 
     def __init__(self, url: str, size_bytes: int) -> None:
         self._url = url

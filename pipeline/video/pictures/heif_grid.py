@@ -38,7 +38,7 @@ class Grid:
     rotation: int
     """Degrees counter-clockwise that turn the picture upright, after mirroring."""
     mirrored: bool
-    """Tell if the picture is mirrored left to right first."""
+    """True if the picture is mirrored left to right first."""
 
 
 def find_grid(file: BinaryIO) -> Grid | None:

@@ -85,7 +85,7 @@ def _linear_codes(transfer: str) -> npt.NDArray[np.float32]:
 
 @cache
 def _factors() -> npt.NDArray[np.float32]:
-    """By which to multiply nits to get SDR from 0 to 1, by the square root of the largest channel over HDR's peak."""
+    """Factors that turn nits into SDR from 0 to 1, indexed by the square root of the largest channel over HDR's peak."""
     nits = HDR_PEAK_NITS * (np.maximum(np.arange(CODES), 1) / FACTORS_TO_PEAK) ** 2
     factors: npt.NDArray[np.float32] = (compressed(nits) / nits / SDR_PEAK_NITS).astype(np.float32)
     return factors

@@ -19,7 +19,7 @@ import pytest
 from pipeline.errors import ConfigError, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
-from tests.sources.test_sources import planned, read_items
+from tests.sources.test_sources import content_of, planned, read_items
 
 FOLDER = Path(__file__).parent / "lerobot"
 TASKS = ["pick the cube", "place the cube", "open the drawer"]
@@ -80,12 +80,33 @@ def test_what_is_not_as_lerobot_writes_it_is_refused(tmp_path: Path, recipe: Rec
         planned(tmp_path / "1", recipe, str(folder))
     info = json.loads((folder / "meta" / "info.json").read_text()) | {"codebase_version": "v4.0"}
     (folder / "meta" / "info.json").write_text(json.dumps(info))
-    with pytest.raises(ConfigError, match=r"of version v4\.0"):
+    with pytest.raises(ConfigError, match=r"of version v4\.0; expected version 3"):
         planned(tmp_path / "2", recipe, str(folder))
+    (folder / "meta" / "info.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"info\.json' is not a JSON object"):
+        planned(tmp_path / "broken", recipe, str(folder))
     (folder / "meta" / "info.json").unlink()
     (folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ConfigError, match="cannot be read as Parquet"):
         planned(tmp_path / "3", recipe, str(folder))
+    (folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").unlink()
+    with pytest.raises(ConfigError, match="has no Parquet files in meta/episodes"):
+        planned(tmp_path / "4", recipe, str(folder))
+
+
+def test_a_snapshot_of_the_hugging_face_cache_is_read_through_its_links(
+    tmp_path: Path, recipe: Recipe, folder: Path
+) -> None:
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "0123abcd", tmp_path / "hub" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.rename(blobs / str(number)))
+    found = read_items(tmp_path, recipe, str(snapshot))
+    assert [item.caption for item in found] == TASKS * 2
+    expected = (FOLDER / "videos" / CAMERAS[0] / "chunk-000" / "file-000.mp4").read_bytes()
+    assert content_of(found[0], recipe) == expected
 
 
 def test_a_folder_that_changes_behind_the_plan_stops_the_job(tmp_path: Path, recipe: Recipe, folder: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import plan_units
 from pipeline.sources.manifest.ranges import BadRange, holds_pairs, parse_ranges
+from pipeline.sources.manifest.repeats import Repeats
 from pipeline.sources.units import Plan
 from tests.sources.test_sources import planned, read_items
 
@@ -216,6 +217,15 @@ def test_rows_that_name_one_video_twice_are_named(tmp_path: Path, recipe: Recipe
     assert "2 rows name a video that an earlier row names, for example row 3 that of row 2, 'b.mp4'" in said
     assert f"m.{suffix}" in said
     assert notes(path, dataclasses.replace(recipe, range_columns=("start", "stop"))) == []
+
+
+def test_rows_without_a_path_do_not_repeat_one_another() -> None:
+    repeats = Repeats(["path"])
+    for _ in range(3):
+        repeats.add(pa.table({"path": pa.nulls(10, pa.string())}))
+    assert repeats.first("path") is None
+    repeats.add(pa.table({"path": ["a.mp4", None, "a.mp4"]}))
+    assert repeats.first("path") == (30, 32, 1)
 
 
 def test_ranges_that_are_found_by_name_are_noted(tmp_path: Path, recipe: Recipe) -> None:

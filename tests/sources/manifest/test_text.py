@@ -7,12 +7,14 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import FORMATS
+from pipeline.sources.manifest import survey
 from tests.sources.manifest.test_ranges import notes
 from tests.sources.test_sources import planned, read_items
 
@@ -182,6 +184,23 @@ def test_an_array_is_read_in_pieces(tmp_path: Path, recipe: Recipe, monkeypatch:
     assert [(item.key, item.caption, item.meta["meta_resolution"]) for item in found] == [
         (f"{n}.mp4", f"größer {n}", {"height": n}) for n in range(10)
     ]
+
+
+def test_empty_lines_are_no_rows_wherever_a_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.csv").write_bytes(b"path,caption\r\na.mp4,x\r\n\r\nb.mp4,y\r\n\r\n")
+    for block_bytes in range(1, 30):
+        monkeypatch.setattr("pipeline.sources.manifest.records.BLOCK_BYTES", block_bytes)
+        assert [part.stop for part in survey(f"{tmp_path}/m.csv", 1).slices] == [1, 2], block_bytes
+
+
+def test_a_survey_keeps_only_the_first_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.manifest.text_rows.PARSED_BYTES", 1 << 20)
+    line = json.dumps({"path": "a.mp4", "caption": "x" * 1000}) + "\n"
+    (tmp_path / "m.jsonl").write_text(line * 20_000)
+    before, held_bytes = pa.total_allocated_bytes(), []
+    surveyed = survey(f"{tmp_path}/m.jsonl", 100, lambda table: held_bytes.append(pa.total_allocated_bytes() - before))
+    assert surveyed.sample is not None and surveyed.sample.num_rows == 100
+    assert len(held_bytes) > 15 and max(held_bytes) < 10 << 20
 
 
 def test_captions_keep_their_form(tmp_path: Path, recipe: Recipe) -> None:
