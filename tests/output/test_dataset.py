@@ -71,7 +71,7 @@ def test_every_reader_and_writer_refuses_a_version_1_output_with_a_sentence(
     [
         (lambda v: v.update(format_version=3), "format version 3.* use the newer Latentmill"),
         (lambda v: v.update(text={}), "does not know: text; use the newer"),
-        (lambda v: v["recipe"].update(scenes=True, group=1), "recipe has fields .* does not know: group, scenes"),
+        (lambda v: v["recipe"].update(audio=True, zoom=1), "recipe has fields .* does not know: audio, zoom"),
         (lambda v: v["recipe"].update(resize="lanczos"), "resize 'lanczos', which this program does not know"),
         (lambda v: v["vae"].update(audio=True), "card has fields .* does not know: audio"),
         (lambda v: v["vae"]["geometry"].update(overlap=1), "card has fields .* does not know: overlap"),
