@@ -180,7 +180,7 @@ def plan_manifest(folder: Path, items: int, units: int, suffix: str) -> None:
 def plan_folder(folder: Path, items: int, units: int) -> None:
     output = folder / "planned-folder"
     (folder / "media").mkdir(exist_ok=True)
-    with mock.patch.object(folder_module, "walk", lambda *_: made_up_listing(items)):
+    with mock.patch.object(folder_module, "iter_files", lambda *_: made_up_listing(items)):
         sources = find_sources([str(folder / "media")])
     assert len(freeze_plan(Store(str(output)), sources, recipe_of(items // units)).units) == units
 
