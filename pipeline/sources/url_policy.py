@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 from yarl import URL
 
-from pipeline.errors import ConfigError, Rejected
-from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, scheme_of, without_signature
+from pipeline.errors import ConfigError, Reject, Rejected
+from pipeline.sources.item import Item
+from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, canonical, scheme_of, without_signature
 
 
 def key_of(target: Any, manifest_url: str) -> str:
@@ -63,6 +64,17 @@ def _below(root: str, path: str) -> str:
     if ".." in path.split("/") or (scheme_of(root) in HTTP_SCHEMES and ".." in unquote(path).split("/")):
         raise Rejected("fetch", "forbidden_url", "a path that starts at --root may not leave it with '..'")
     return f"{root.rstrip('/')}/{path}"
+
+
+def locate(item: Item, target: Any, manifest_url: str, root: str | None) -> None:
+    """Set the location and URI of an item to what its row points to, or its fault if that is not allowed."""
+    try:
+        item.location = location_of(target, manifest_url, root)
+        item.uri = canonical(item.location)
+    except Rejected as rejected:
+        item.fault = rejected.reject
+    except ValueError:
+        item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
 
 
 def parse_url(url: str, *, relative: bool = False) -> URL:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged, StoreError
+from pipeline.errors import ConfigError, Reject, SourceChanged, StoreError
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.layouts.captions import caption_column, set_caption
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
-from pipeline.sources.url_policy import key_of, location_of
+from pipeline.sources.url_policy import key_of, locate
 from pipeline.storage.urls import FileFacts, canonical, scheme_of, without_secrets
 
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
@@ -149,13 +149,7 @@ def _items(unit: Unit, ordinals: list[int], url: str, recipe: Recipe) -> Iterato
 def _item_with_path(ordinal: int, target: Any, url: str, recipe: Recipe) -> Item:
     """The item of a row that names its video."""
     item = Item(ordinal=ordinal, key=key_of(target, url), uri="", trusted=False)
-    try:
-        item.location = location_of(target, url, recipe.root)
-        item.uri = canonical(item.location)
-    except Rejected as rejected:
-        item.fault = rejected.reject
-    except ValueError:
-        item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
+    locate(item, target, url, recipe.root)
     return item
 
 

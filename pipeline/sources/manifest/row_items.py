@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.errors import Reject, Rejected
+from pipeline.errors import Reject
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.manifest.captions import texts_of
@@ -13,7 +13,7 @@ from pipeline.sources.manifest.columns import Columns, pattern_fields
 from pipeline.sources.manifest.layout import known_layout
 from pipeline.sources.manifest.ranges import BadRange, Range, parse_ranges
 from pipeline.sources.units import Unit
-from pipeline.sources.url_policy import key_of, location_of
+from pipeline.sources.url_policy import key_of, locate
 from pipeline.storage.urls import canonical
 
 MAX_KEY = 8192
@@ -53,13 +53,7 @@ def _item(row: Row, number: int, ordinal: int, columns: Columns, unit: Unit, url
     else:
         target = _target(row, columns)
     item = Item(ordinal=ordinal, key=_short(key_of(target, url)), uri="", trusted=False)
-    try:
-        item.location = location_of(target, url, recipe.root)
-        item.uri = canonical(item.location)
-    except Rejected as rejected:
-        item.fault = rejected.reject
-    except ValueError:
-        item.fault = Reject("fetch", "forbidden_url", "it is not a URL that can be read")
+    locate(item, target, url, recipe.root)
     return item
 
 
