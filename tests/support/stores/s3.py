@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.paths import ROOT
 from tests.support.stores.certificates import write_certificates
 from tests.support.stores.server import (
     START_S,
@@ -108,8 +109,7 @@ def short_412(folder: Path) -> Iterator[StoreServer]:
     with moto(folder) as target:
         (port,) = free_ports(1)
         command = [sys.executable, "-m", "tests.support.stores.short_412", str(port), target.endpoint]
-        root = str(Path(__file__).parents[3])
-        with running(command, folder / "proxy-log", lambda: listens(port), {"PYTHONPATH": root}) as pid:
+        with running(command, folder / "proxy-log", lambda: listens(port), {"PYTHONPATH": str(ROOT)}) as pid:
             endpoint = f"http://127.0.0.1:{port}"
             settings = dict(target.settings) | {"AWS_ENDPOINT_URL": endpoint}
             yield StoreServer(
