@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
-from pipeline.output.index import newest_index
+from pipeline.output.index import index_path, newest_index
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
@@ -89,6 +89,10 @@ def open_catalog(store: Store, cache: Path | None) -> Catalog:
     With ``cache``, the first process writes the index there, and all processes map it.
     """
     index = newest_index(store)
+    if index is None and not store.lists_files:
+        raise ConfigError(
+            f"{store.url} has no {index_path(0)}: from a web server, only the output of a finished job can be read"
+        )
     if index is None:
         paths = list(newest_unit_metadata(store).values())
         if not paths:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, IntegrityError, StoreError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields, refuse_unknown_fields
 from pipeline.storage.failpoints import Failpoint, failpoint
+from pipeline.storage.named_files import get_if_present
 from pipeline.storage.store import Store
-from pipeline.storage.urls import scheme_of
 from stvae.card import Card
 from stvae.geometry import Geometry, SizeRule
 
@@ -21,6 +21,9 @@ PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
 LATER_FOLDERS = ("edits", "layers", "tags")
 """Folders of later versions. They change what an output holds, so a program that cannot read them must not go on."""
+
+FIRST_EDIT = "edits/0000.parquet"
+"""The file that every output with edits has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +160,11 @@ def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
 
 
 def _refuse_later_folders(store: Store) -> None:
-    try:
+    if store.lists_files:
         names = store.top_level()
-    except StoreError:
-        if scheme_of(store.url) not in ("http", "https"):
-            raise
-        return  # few web servers list folders
+    else:  # of these folders, only edits change which samples there are
+        has_edits = get_if_present(store, FIRST_EDIT, lambda content: content.startswith(b"PAR1")) is not None
+        names = {"edits"} if has_edits else set()
     found = [f"{name}/" for name in LATER_FOLDERS if name in names]
     if found:
         raise IntegrityError(

@@ -18,6 +18,10 @@ CREDENTIALS_LAST = datetime.timedelta(minutes=5)
 """Time after which obstore asks for credentials again."""
 
 
+class _NoLengthError(Exception):
+    """obstore does not take a web server's answers, because they have no ``Content-Length``."""
+
+
 def open_ranges(store: Store) -> ReadRange:
     """A function that reads the bytes at (path, offset, length) in one request. It is thread-safe.
 
@@ -27,8 +31,13 @@ def open_ranges(store: Store) -> ReadRange:
     request = _through_fsspec(store) if client is None else _through_obstore(client, store.url)
 
     def read(path: str, offset: int, length: int) -> memoryview:
+        nonlocal request
         try:
-            data = request(path, offset, length)
+            try:
+                data = request(path, offset, length)
+            except _NoLengthError:
+                request = _through_fsspec(store)
+                data = request(path, offset, length)
         except FileNotFoundError as error:
             raise StoreError(f"{store.url}/{path} is gone; was the output moved while it was read?") from error
         if len(data) != length:
@@ -52,6 +61,8 @@ def _through_obstore(client: Any, url: str) -> ReadRange:
         except FileNotFoundError:
             raise
         except (BaseError, OSError) as error:
+            if "Content-Length Header missing" in str(error):
+                raise _NoLengthError from error
             problem = without_secrets(str(error).partition(": <")[0])  # the server's page comes after the colon
             raise StoreError(f"{url}/{path}: {problem}") from error
 

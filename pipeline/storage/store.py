@@ -24,7 +24,7 @@ from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
 from pipeline.storage.local_files import NO_SPACE, describe_full_disk, fsync
 from pipeline.storage.retry import ShortRead, is_transient, remote_errors, retried
-from pipeline.storage.urls import canonical, open_filesystem, scheme_of, without_secrets
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, open_filesystem, scheme_of, without_secrets
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
@@ -39,6 +39,8 @@ class Store:
         self.url = canonical(url)
         self._fs, self._root = open_filesystem(url)
         self._local = scheme_of(url) == "file"
+        self.lists_files = scheme_of(url) not in HTTP_SCHEMES
+        """True if the store can list its files. Few web servers can, so files of web servers are found by their names."""
         self._single_writer = single_writer
 
     @property
@@ -56,6 +58,8 @@ class Store:
 
         def read() -> bytes:
             data: bytes = self._fs.cat_file(self._full_path(path))
+            if not self.lists_files:
+                return data  # web servers may send no length, or that of compressed bytes; their client checks it
             return _complete(data, int(self._fs.info(self._full_path(path))["size"]))
 
         return self._retry(path, read)

@@ -48,7 +48,10 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     All threads share the clients of remote stores, because each takes a tenth of a second to connect.
     """
-    options: dict[str, Any] = {"auto_mkdir": False} if scheme_of(url) == "file" else {}
+    scheme = scheme_of(url)
+    options: dict[str, Any] = {"auto_mkdir": False} if scheme == "file" else {}
+    if scheme in HTTP_SCHEMES:  # a range of compressed bytes cannot be read
+        options = {"headers": {"Accept-Encoding": "identity"}}
     fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
     if fs.async_impl:
         # a client reads these variables when it is made, and it does not survive a fork
