@@ -2,7 +2,7 @@
 
 Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
 a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
-and every promised file is compared with that of an undisturbed job.
+and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import tarfile
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -32,27 +34,45 @@ from pipeline.progress import run_log as records
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.storage.failpoints import VARIABLE, Failpoint
+from pipeline.storage.store import Store
 from stvae import read_card
 from tests.support.golden import TINY
 from tests.support.oracle import assert_never_torn, assert_sound, tree
-from tests.support.painted import SIZE, assert_together, painted, write_video
+from tests.support.painted import SIZE, assert_together, painted
 
 FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
 
-class Scene:
-    """Sources of every format, and the promised files that an undisturbed job makes of them."""
+LOCAL_STEPS = (Failpoint.FILE_WRITTEN, Failpoint.FILE_LINKED, Failpoint.SCRATCH_REMOVED)
+"""Steps that only jobs with a local output reach."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Scene:
+    """Sources of every format, and the promised files that an undisturbed job makes of them.
+
+    Everything that opens a store is called in a child process, because clients of stores do not survive a fork.
+    """
+
+    vae = str(TINY)
+    bucket = Bucket(17, *SIZE)
+    num_frames = 20
+
+    def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
+        """Write the sources below ``folder``. ``outputs``: the URL below which outputs are made, or ``folder`` itself."""
         self.folder = folder
+        self.outputs = outputs
+        self.single_writer = single_writer
+        self.sources = str(folder)
+        """Path or URL of the folder that holds the sources."""
         videos = folder / "videos"
+        videos.mkdir()
         for number in range(FOLDER_VIDEOS):
-            write_video(videos / f"{number}.mp4", number)
+            (videos / f"{number}.mp4").write_bytes(self.video(number))
+            (videos / f"{number}.txt").write_text(f"number {number}")
         (videos / "bad.mp4").write_text("no video")
         with tarfile.open(folder / "more.tar", "w") as tar:
             for number in range(100, 100 + TAR_VIDEOS):
-                content = json.dumps({"number": number, "num_frames": 20}).encode()
-                for suffix, data in (("mp4", content), ("txt", f"number {number}".encode())):
+                for suffix, data in (("mp4", self.video(number)), ("txt", f"number {number}".encode())):
                     info = tarfile.TarInfo(f"{number}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -60,40 +80,89 @@ class Scene:
         (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.reference: dict[str, str] = {}
 
-    def encode(self, output: Path) -> None:
+    @property
+    def steps(self) -> list[Failpoint]:
+        """The steps that jobs of this scene reach."""
+        return [step for step in Failpoint if self.outputs is None or step not in LOCAL_STEPS]
+
+    def video(self, number: int) -> bytes:
+        """The content of a video that shows a number."""
+        return json.dumps({"number": number, "num_frames": self.num_frames}).encode()
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """What is replaced in the product while a job runs."""
+        return painted()
+
+    def encode(self, output: str, single_writer: bool | None = None) -> None:
         """The job, in this process."""
-        card = read_card(str(TINY))
-        bucket = (Bucket(17, *SIZE),)
-        recipe = Recipe(vae=card.sha256, buckets=bucket, micro_batch=(2,), unit_clips=3, windows="all")
-        sources = tuple(str(self.folder / name) for name in ("videos", "more.tar", "list.jsonl"))
-        run = Run(output=str(output), vae=str(TINY), sources=sources, local=True, cpus=1, max_rejects=1.0)
-        with (
-            painted(),
-            mock.patch.object(records, "REPORTS_PER_PART", 2),
-        ):  # some reports are written while the job runs
+        card = read_card(self.vae)
+        recipe = Recipe(vae=card.sha256, buckets=(self.bucket,), micro_batch=(2,), unit_clips=3, windows="all")
+        run = Run(
+            output=output,
+            vae=self.vae,
+            sources=tuple(f"{name}={self.sources}/{name}" for name in ("videos", "more.tar", "list.jsonl")),
+            local=True,
+            cpus=1,
+            max_rejects=1.0,
+            single_writer=self.single_writer if single_writer is None else single_writer,
+        )
+        # some reports are written while the job runs
+        with self.encoding(), mock.patch.object(records, "REPORTS_PER_PART", 2):
             encode(recipe, run, card, say=lambda line: None)
 
-    def litter(self, output: Path) -> None:
+    @contextmanager
+    def new_output(self) -> Iterator[str]:
+        """Path or URL of an output that does not exist yet. A local one is removed at the end."""
+        if self.outputs is not None:
+            yield f"{self.outputs}/{secrets.token_hex(4)}"
+            return
+        with tempfile.TemporaryDirectory(dir=self.folder) as output:
+            yield output
+
+    @contextmanager
+    def files(self, output: str) -> Iterator[Path]:
+        """The files of an output as a reader sees them now, in a local folder."""
+        if "://" not in output:
+            yield Path(output)
+            return
+        store = Store(output)
+        with tempfile.TemporaryDirectory(dir=self.folder) as copy:
+            for path in store.list_files(""):
+                target = Path(copy) / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(store.get(path))
+            yield Path(copy)
+
+    def litter(self, output: str) -> None:
         """Files that earlier killed jobs may have left: a tar that lost, a record of an attempt, a half-written file."""
         unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".0.parquet")]
-        for path in (
-            f"shards/{unit}-0badc0de.tar",
-            f"attempts/{unit}/deadbeef-0.json",
-            f".partial/{socket.gethostname()}-999999999-{secrets.token_hex(8)}",
-        ):
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            (output / path).write_bytes(b"litter")
+        store = Store(output, single_writer=self.single_writer)
+        for path in (f"shards/{unit}-0badc0de.tar", f"attempts/{unit}/deadbeef-0.json"):
+            store.put_new(path, b"litter")
+        if self.outputs is None:
+            partial = Path(output, ".partial", f"{socket.gethostname()}-999999999-{secrets.token_hex(8)}")
+            partial.parent.mkdir(exist_ok=True)
+            partial.write_bytes(b"litter")
 
-    def check(self, output: Path) -> None:
+    def check_never_torn(self, output: str) -> None:
+        """Check that nothing that a reader could see is torn."""
+        with self.files(output) as copy:
+            assert_never_torn(copy)
+
+    def check(self, output: str) -> None:
         """Check that the finished output keeps every promise and has the bytes of an undisturbed job."""
-        rows = assert_sound(output)
+        with self.files(output) as copy:
+            self.check_samples(assert_sound(copy), copy)
+            found = tree(copy)
+            differing = {
+                path for path in found.keys() | self.reference.keys() if found.get(path) != self.reference.get(path)
+            }
+            assert not differing, f"not the bytes of an undisturbed job: {sorted(differing)}"
+            assert not (copy / "attempts").exists()
+
+    def check_samples(self, rows: list[dict[str, Any]], output: Path) -> None:
+        """Check that captions and latents belong together."""
         assert_together([row for row in rows if row["key"].endswith(".mp4") or row["key"].isdigit()], output)
-        found = tree(output)
-        differing = {
-            path for path in found.keys() | self.reference.keys() if found.get(path) != self.reference.get(path)
-        }
-        assert not differing, f"not the bytes of an undisturbed job: {sorted(differing)}"
-        assert not (output / "attempts").exists()
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -117,14 +186,12 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def make_scene(folder: Path) -> Scene:
-    """A scene with its reference."""
-    scene = Scene(folder)
-    output = folder / "undisturbed"
-    assert in_child(lambda: scene.encode(output)) == 0
-    scene.reference = tree(output)
+def add_reference(scene: Scene) -> None:
+    """Run an undisturbed job with a local output, and keep what it has made as the scene's reference."""
+    output = str(scene.folder / "undisturbed")
+    assert in_child(lambda: scene.encode(output, single_writer=False)) == 0
+    scene.reference = tree(Path(output))
     assert in_child(lambda: scene.check(output)) == 0
-    return scene
 
 
 def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
@@ -132,9 +199,8 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
 
     Raises AssertionError if a reader could have seen something torn, or if the output differs from an undisturbed job's.
     """
-    with tempfile.TemporaryDirectory(dir=scene.folder) as name:
-        output = Path(name)
-        scene.litter(output)
+    with scene.new_output() as output:
+        assert in_child(lambda: scene.litter(output)) == 0
         happened = []
         for step, nth in kills:
 
@@ -145,7 +211,7 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
             status = in_child(killed_job)
             assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"exit status {status} at {step}:{nth}"
             happened.append(status != 0)
-            assert in_child(lambda: assert_never_torn(output)) == 0, f"torn after {step}:{nth}"
+            assert in_child(lambda: scene.check_never_torn(output)) == 0, f"torn after {step}:{nth}"
         assert in_child(lambda: scene.encode(output)) == 0, f"cannot continue after {kills}"
         assert in_child(lambda: scene.check(output)) == 0, f"wrong after {kills}"
     return happened
@@ -153,7 +219,7 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
 
 def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]]:
     """Kill jobs at each step, the first time or every time that it is reached. Yields each kill that was survived."""
-    for step in Failpoint:
+    for step in scene.steps:
         assert survive(scene, [(step, 1)]) == [True], f"the job never reaches {step}"
         yield step, 1
         for nth in itertools.count(2) if exhaustive else ():
@@ -168,19 +234,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=2, help="number of kills in a row before the job may finish")
     parser.add_argument("--runs", type=int, default=0, help="number of runs with random kills, instead of every step")
     parser.add_argument("--all", action="store_true", help="kill at every step every time it is reached")
+    parser.add_argument("--output", help="URL below which outputs are made (default: a temporary folder)")
+    parser.add_argument("--single-writer", action="store_true", help="as for jobs/encode_dataset.py")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        scene = make_scene(Path(folder))
+        scene = Scene(Path(folder), arguments.output, arguments.single_writer)
+        add_reference(scene)
         kills = 0
         if not arguments.runs:
             for step, nth in every_step(scene, arguments.all):
                 kills += 1
                 print(f"survived {step}:{nth}")
         for run in range(arguments.runs):
-            chosen = [(generator.choice(list(Failpoint)), generator.randint(1, 6)) for _ in range(arguments.kills)]
+            chosen = [(generator.choice(scene.steps), generator.randint(1, 6)) for _ in range(arguments.kills)]
             kills += sum(survive(scene, chosen))
             print(f"{run + 1}/{arguments.runs} survived {' '.join(f'{step}:{nth}' for step, nth in chosen)}")
         print(f"{kills} kills survived, every output the same bytes as undisturbed")
