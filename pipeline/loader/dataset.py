@@ -21,8 +21,9 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.catalog import open_catalog, read_table
 from pipeline.loader.collate import Collator
 from pipeline.loader.iterator import Batches
-from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent, resolve_rank
+from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent
 from pipeline.loader.range_cache import RangeCache
+from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import open_reader
 from pipeline.loader.samples import latents_before, select_samples
 from pipeline.loader.schedule.keys import Indices
@@ -107,6 +108,7 @@ class LatentDataset:
             rank=rank,
             world_size=world_size,
             threads=options.threads,
+            loop=options.loop,
         )
 
     def normalize(self, batch: Batch) -> Batch:

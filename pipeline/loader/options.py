@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, overload
 
 import pyarrow as pa
 import torch
@@ -19,7 +19,11 @@ from pipeline.output.members import LATENT, Member, members_of
 from pipeline.recipe import Recipe
 from stvae.card import Card
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 Latent = Literal["mean", "sample"]
+Loop = Literal["forever", "once"]
 
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
@@ -39,9 +43,16 @@ class BatchOptions:
     seed: int = 0
     """Seed of the order, of posterior samples and of the choice of captions."""
     rank: int | None = None
-    """Number of this process, from 0. Default: that of ``torch.distributed`` where it is initialized, else 0."""
+    """Number of this process, from 0, among those that train on different samples; see ``ranks.py`` for the default."""
     world_size: int | None = None
-    """Number of processes. Default: that of ``torch.distributed`` where it is initialized, else 1."""
+    """Number of these processes."""
+    mesh: DeviceMesh | None = None
+    """Data-parallel part of a ``DeviceMesh``, such as ``mesh["dp"]``, in place of ``rank`` and ``world_size``."""
+    shuffle: bool = True
+    """Give each epoch an order of its own. False keeps the order of the index, bucket by bucket, in every epoch."""
+    loop: Loop = "forever"
+    """``forever``: iterations are epochs that follow each other. ``once``: every iteration is the same pass over the
+    samples, from its first batch, with the same posterior samples and captions, as validation wants."""
     tail: Tail = "drop"
     """How samples that fill no whole step are treated. ``drop`` leaves them out. ``pad`` fills the step with blanks, which
     ``batch["valid"]`` marks. ``repeat`` fills it with samples that the epoch has already."""
@@ -78,6 +89,7 @@ class BatchOptions:
             ("tail", self.tail, get_args(Tail)),
             ("shapes", self.shapes, get_args(Shapes)),
             ("latent", self.latent, get_args(Latent)),
+            ("loop", self.loop, get_args(Loop)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
@@ -91,6 +103,8 @@ class BatchOptions:
             raise ConfigError("shapes='pack' needs tokens_per_batch, and tail 'drop' or 'repeat'")
         if (self.rank is None) != (self.world_size is None):
             raise ConfigError("give both rank and world_size, or neither")
+        if self.rank is not None and self.mesh is not None:
+            raise ConfigError("give either rank and world_size, or mesh, not both")
         if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank must be from 0 to world_size - 1 = {self.world_size - 1}, got {self.rank}")
 
@@ -102,7 +116,9 @@ class BatchOptions:
             budget = BatchSize(self.batch_size)
         else:
             raise ConfigError("give either batch_size or tokens_per_batch")
-        return BatchPolicy(budget=budget, world_size=world_size, tail=self.tail, shapes=self.shapes)
+        return BatchPolicy(
+            budget=budget, world_size=world_size, tail=self.tail, shapes=self.shapes, shuffle=self.shuffle
+        )
 
     def members(self, recipe: Recipe) -> tuple[Member, ...]:
         """Return the members that a batch of this output holds."""
@@ -118,15 +134,6 @@ class BatchOptions:
         check_captions(self.captions, samples.table.schema)
         if self.shapes == "pack":
             check_patch(samples, self.patch)
-
-
-def resolve_rank(options: BatchOptions) -> tuple[int, int]:
-    """Return this process's rank and the number of processes, from the options or from ``torch.distributed``."""
-    if options.rank is not None and options.world_size is not None:
-        return options.rank, options.world_size
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def check_latent(latent: Latent, recipe: Recipe, card: Card) -> None:

@@ -13,6 +13,8 @@ from pipeline.loader.schedule.cache import cached_schedule
 from pipeline.loader.schedule.epoch import EpochSchedule, schedule_epoch
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
+MAX_NAMED = 8
+"""Largest number of buckets that a message names."""
 STATE_VERSION = 3
 """Version of what ``state_dict`` returns. A state of another version is refused."""
 
@@ -47,6 +49,45 @@ class LoaderState:
         """Move to the first step of an epoch."""
         self.epoch, self.step = epoch, 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Move to the first step of an epoch, unless it is the current one."""
+        if epoch < 0:
+            raise ConfigError(f"the number of an epoch must be at least 0, got {epoch}")
+        if epoch != self.epoch:
+            self.start_epoch(epoch)
+
+    def describe_empty(self) -> str:
+        """Say why an epoch has no steps, and what would help."""
+        if not len(self._samples.keys):
+            return "No sample passes the filter; check where="
+        return self.describe_untrained() or (
+            f"The {len(self._samples.keys)} samples fill fewer batches than there are ranks ({self._policy.world_size}). "
+            "Use tail='repeat' or smaller batches"
+        )
+
+    def describe_untrained(self) -> str | None:
+        """Say which samples no epoch trains on, by bucket, because they fill no step; None if there are none."""
+        policy, counts = self._policy, np.bincount(self._samples.codes, minlength=len(self._samples.buckets))
+        if policy.tail != "drop" or policy.shapes == "pack" or not counts.any():
+            return None
+        step_sizes = policy.batch_sizes(self._tokens) * policy.world_size
+        names = [str(bucket) for bucket in self._samples.buckets]
+        if policy.shapes == "pad":
+            counts, step_sizes, names = counts.sum(keepdims=True), step_sizes[:1], ["all buckets together"]
+        small = [
+            f"{name} ({count} of {size})"
+            for name, count, size in zip(names, counts.tolist(), step_sizes.tolist(), strict=True)
+            if 0 < count < size
+        ]
+        if not small:
+            return None
+        lost = int(counts[counts < step_sizes].sum())
+        return (
+            f"{lost} of {counts.sum()} samples are never trained on, because their bucket has fewer samples than one step "
+            f"of all ranks needs: {', '.join(small[:MAX_NAMED])}{', ...' if len(small) > MAX_NAMED else ''}. "
+            "Use tail='repeat' or tail='pad', smaller batches, shapes='pad', or leave these samples out with where="
+        )
+
     def _make_schedule(self) -> EpochSchedule:
         s = self._samples
         return schedule_epoch(s.keys, s.codes, self._tokens, self._policy, self.seed, self.epoch)
@@ -75,9 +116,9 @@ class LoaderState:
         here, saved = ({"seed": str(s["seed"])} | _parts(s["schedule_hash"]) for s in (self.state_dict(), state))
         same_samples = saved.get("samples") == here["samples"]
         differing = [
-            f"{name} ({saved.get(name)} in the state, {value} here)"
-            for name, value in here.items()
-            if saved.get(name) != value and not (name == "where" and same_samples)
+            f"{name} ({saved.get(name)} in the state, {here.get(name)} here)"
+            for name in here | saved
+            if saved.get(name) != here.get(name) and not (name == "where" and same_samples)
         ]
         if differing:
             raise ConfigError(
@@ -102,6 +143,8 @@ class LoaderState:
             "tail": policy.tail,
             "shapes": policy.shapes,
         }
+        if not policy.shuffle:
+            parts["order"] = _short(self._samples.keys.tobytes())
         return " ".join(f"{name}={value}" for name, value in parts.items())
 
 
@@ -110,6 +153,6 @@ def _parts(schedule_hash: str) -> dict[str, str]:
     return dict(part.partition("=")[::2] for part in schedule_hash.split(" "))
 
 
-def _short(text: str) -> str:
-    """Return 8 hex digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _short(content: str | bytes) -> str:
+    """Return 8 hex digits that stand for a text or for bytes."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:8]

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.errors import ConfigError
 from pipeline.loader.collate import Collator
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader, resolve_rank
+from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
+from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import Reader, open_reader
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
@@ -51,6 +54,8 @@ class SampleDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Return several samples, as ``DataLoader`` calls it. Samples of one bucket and epoch are read together."""
+        if isinstance(indices, StepIndices) and indices.on_read is not None:
+            indices.on_read()
         pairs = [(index, 0) if isinstance(index, int) else index for index in indices]
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
@@ -75,36 +80,84 @@ class SampleDataset(Dataset[Sample]):
         return self.__dict__ | {"_reader": None}
 
 
+class StepIndices(list[tuple[int, int]]):
+    """The samples of one step, with their epoch. Knows whether they were read in this process."""
+
+    on_read: Callable[[], None] | None = None
+
+    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
+        return list, (list(self),)  # a worker process gets the plain list
+
+
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batch sampler with the order of ``LatentDataset.batches``, whose ordering keywords it takes.
 
-    Pass it as ``batch_sampler``. torchdata's ``StatefulDataLoader`` saves its state with any number of workers. A plain
-    ``DataLoader`` with workers reads ahead of training; save ``state_after(n)`` after n batches of the epoch.
+    Pass it as ``batch_sampler``. The next epoch begins when the last batch is requested. torchdata's
+    ``StatefulDataLoader`` saves its state with any number of workers. A plain ``DataLoader`` with workers reads ahead of
+    training; save ``state_after(n)`` after n batches of the epoch.
     """
 
     @OptionsAsKeywords(BatchOptions)
     def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
         check_data_loader(options)
-        self.rank, world_size = resolve_rank(options)
-        self._state = LoaderState(data.samples, options.policy(world_size), options.patch, options.seed)
+        self.rank, self._world_size = resolve_rank(options)
+        self._batch_size = options.batch_size
+        self._once = options.loop == "once"
+        self._state = LoaderState(data.samples, options.policy(self._world_size), options.patch, options.seed)
+        self._latest: _Steps | None = None
+        if self.rank == 0 and (note := self._state.describe_untrained()):
+            warnings.warn(note, stacklevel=3)
 
     def __len__(self) -> int:
         """Number of steps in an epoch."""
         return len(self.schedule())
 
     @property
+    def batch_size(self) -> int:
+        """Number of samples in a batch, for trainers that split each batch between processes, such as accelerate.
+
+        ConfigError if the sampler's batches are those of one rank already, or differ in size.
+        """
+        if self._world_size > 1:
+            raise ConfigError(
+                f"this StepSampler already gives the batches of rank {self.rank} of {self._world_size}, but the trainer is "
+                "about to split them between the processes once more. With accelerate, use LatentDataset.batches without "
+                "prepare(), or StepSampler(rank=0, world_size=1) with the batch size of all processes together and "
+                "DataLoaderConfiguration(split_batches=True)"
+            )
+        if self._batch_size is None:
+            raise ConfigError("batches of tokens_per_batch differ in size and cannot be split; give batch_size")
+        return self._batch_size
+
+    @property
+    def sampler(self) -> StepSampler:
+        """This object, because accelerate and Lightning call ``set_epoch`` on the attribute ``sampler``."""
+        return self
+
+    @property
+    def drop_last(self) -> bool:
+        """True, because all batches of a bucket are whole."""
+        return True
+
+    @property
     def epoch(self) -> int:
-        """Number of the current epoch, from 0."""
+        """Number of the epoch of the next batch, from 0."""
         return self._state.epoch
 
     @property
     def step(self) -> int:
-        """Number of batches of this epoch that have been requested."""
+        """Number of batches of this epoch that have been requested. After the last one it is 0, in the next epoch."""
         return self._state.step
 
     def schedule(self) -> EpochSchedule:
         """Return the batches of the current epoch on all ranks, as rows of the samples."""
         return self._state.schedule()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to the first batch of an epoch. In the current epoch the position stays, so that a resumed epoch goes on."""
+        if epoch != self._state.epoch and self._latest is not None and self._latest.epoch is not None:
+            self._latest = None
+        self._state.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next batch as five values that JSON can hold."""
@@ -113,46 +166,96 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position. Raises ConfigError, naming what differs, if it belongs to another schedule."""
         self._state.load_state_dict(state)
+        self._latest = None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Iterate over the rest of the current epoch, then move on to the next epoch."""
-        return _Steps(self._state, self.rank)
+        """Iterate over the rest of the current epoch, or over the same pass with ``loop="once"``.
+
+        An iteration that was left early is continued if its batches were read in this process. Otherwise the first
+        request raises ConfigError, because workers have read batches that did not reach training.
+        """
+        unread = 0 if self._latest is None else self._latest.unread
+        if self._once and self._latest is not None:
+            self._state.step = unread = 0
+        self._latest = _Steps(self, unread)
+        return self._latest
 
     def state_after(self, step: int) -> dict[str, Any]:
-        """Return the state for the time when training has used ``step`` batches of this epoch."""
-        return self.state_dict() | {"step": step}
+        """Return the state for the time when training has used ``step`` batches of the latest iteration's epoch."""
+        epoch = self.epoch if self._latest is None or self._latest.epoch is None else self._latest.epoch
+        return self.state_dict() | {"epoch": epoch, "step": step}
+
+    def continue_with(self, steps: _Steps) -> None:
+        """Make an iteration the latest one."""
+        self._latest = steps
+
+    def is_latest(self, steps: _Steps) -> bool:
+        """Return whether no other iteration has begun, and no position was set, since this one was made."""
+        return self._latest is steps
+
+    def take_step(self, epoch: int, step: int) -> StepIndices | None:
+        """Return a step of an epoch and move behind it; None behind the last one."""
+        self._state.epoch, self._state.step = epoch, step
+        schedule = self.schedule()
+        if not len(schedule):
+            raise ConfigError(f"this epoch has no steps. {self._state.describe_empty()}")
+        indices = None
+        if step < len(schedule):
+            indices = StepIndices((row, epoch) for row in schedule.batch(step, self.rank).tolist())
+            self._state.step += 1
+        if self._state.step >= len(schedule):
+            self._state.start_epoch(epoch if self._once else epoch + 1)
+        return indices
 
 
 class _Steps(Iterator[list[tuple[int, int]]]):
-    """The rest of an epoch as lists of indices, with the methods that ``StatefulDataLoader`` calls."""
+    """One iteration over an epoch, with the methods that ``StatefulDataLoader`` calls."""
 
-    def __init__(self, state: LoaderState, rank: int) -> None:
-        self._state = state
-        self._rank = rank
-        self._epoch = state.epoch
-        self._step = state.step
+    def __init__(self, sampler: StepSampler, unread: int) -> None:
+        self.epoch: int | None = None
+        """The epoch that this iteration goes through; None before the first request."""
+        self.unread = unread
+        """Number of requested batches that were not read in this process. Those of the iteration before, at first."""
+        self._sampler = sampler
+        self._step = 0
 
     def __iter__(self) -> _Steps:
         return self
 
     def __next__(self) -> list[tuple[int, int]]:
-        state = self._state
-        if state.epoch != self._epoch:
+        if not self._sampler.is_latest(self):
+            raise RuntimeError(
+                "another loop over this StepSampler has begun, or its position was set, since this loop began. Two loops "
+                "at once would each get a part of the samples: make one StepSampler for each loop"
+            )
+        if self.epoch is None:
+            if self.unread:
+                raise ConfigError(
+                    f"the loop before this one was left early, and {self.unread} batches that workers had requested may not "
+                    "have reached training. Say where to go on: sampler.load_state_dict(sampler.state_after(n)) after n "
+                    "batches, or sampler.set_epoch(n)"
+                )
+            self.epoch, self._step = self._sampler.epoch, self._sampler.step
+        indices = self._sampler.take_step(self.epoch, self._step)
+        if indices is None:
+            self.unread = 0
             raise StopIteration
-        if self._step >= len(state.schedule()):
-            state.start_epoch(self._epoch + 1)
-            raise StopIteration
-        rows = state.schedule().batch(self._step, self._rank)
         self._step += 1
-        state.step = self._step
-        return [(row, self._epoch) for row in rows.tolist()]
+        self.unread += 1
+        indices.on_read = self._count_read
+        return indices
+
+    def _count_read(self) -> None:
+        self.unread -= 1
 
     def state_dict(self) -> dict[str, Any]:
-        return self._state.state_dict() | {"epoch": self._epoch, "step": self._step}
+        state = self._sampler.state_dict()
+        return state if self.epoch is None else state | {"epoch": self.epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state.load_state_dict(state)
-        self._epoch, self._step = self._state.epoch, self._state.step
+        self._sampler.load_state_dict(state)
+        self._sampler.continue_with(self)
+        self.epoch, self.unread = None, 0
 
 
 def _without_none(value: Any) -> Any:

@@ -245,11 +245,13 @@ def test_blanks_are_marked_and_nothing_else_is_lost(output: Path) -> None:
 
 
 @pytest.mark.parametrize("shapes", ["bucket", "pad", "pack"])
-def test_a_filter_that_nothing_passes_gives_no_batches(output: Path, shapes: str) -> None:
+def test_a_filter_that_nothing_passes_gives_an_error_and_not_an_empty_epoch(output: Path, shapes: str) -> None:
     data = LatentDataset(str(output), "meta_score > 1000")
     batches = data.batches(tokens_per_batch=960, shapes=shapes)  # type: ignore[arg-type]
-    assert len(data) == len(batches) == len(list(batches)) == data.columns.num_rows == 0
-    assert batches.state_dict()["epoch"] == 1
+    assert len(data) == len(batches) == data.columns.num_rows == 0
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"no steps\. No sample passes the filter; check where="):
+            list(batches)
 
 
 def test_a_token_budget_gives_small_clips_larger_batches(output: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
-import types
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -70,7 +68,7 @@ def test_the_training_loop(output: Path) -> None:
     names = run(
         block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output), "batch_size=8": "batch_size=2"}
     )
-    assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 9 and len(names["data"]) == 7
+    assert names["x"].shape == (2, 4, 15, 4, 7) and names["state"]["epoch"] == 10 and len(names["data"]) == 7
 
 
 def test_every_option_in_the_table_is_a_parameter_of_the_loader(output: Path) -> None:
@@ -117,6 +115,11 @@ def test_pytorchs_loaders(output: Path) -> None:
     names["loader"].load_state_dict(names["state"])
 
 
+def test_the_accelerate_recipe(output: Path) -> None:
+    names = run(block_with("accelerate"), {}, {"s3://bucket/latents": str(output)})
+    assert len(names["batches"]) == 4 and names["latents"].shape == (2, 4, 15, 4, 7) and names["sampler"].epoch == 3
+
+
 def test_the_ray_train_recipe(output: Path) -> None:
     """Uses a stand-in for Ray Train's context, without a cluster."""
     names = run(block_with("ray.train"), {}, {})
@@ -132,20 +135,29 @@ def test_the_ray_train_recipe(output: Path) -> None:
     assert len(seen) == 8 and seen == two_epochs, "a rank sees its half, and after the restart the next epoch"
 
 
-def test_the_lightning_recipe(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uses a stand-in for Lightning, which is not among the test requirements."""
-    trainer = types.SimpleNamespace(global_rank=0, world_size=1)
-    module = types.ModuleType("lightning")
-    module.LightningDataModule = type("LightningDataModule", (), {"trainer": trainer})  # type: ignore[attr-defined]
-    module.Trainer = lambda **_: trainer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lightning", module)
+def test_the_lightning_recipe(output: Path, tmp_path: Path) -> None:
+    """Stops a real trainer within an epoch and resumes from its checkpoint."""
+    import lightning
+
     latents = run(block_with("import lightning"), {}, {})["Latents"]
-    stopped = latents(str(output))
-    epoch = [batch["id"] for batch in LatentDataset(str(output)).batches(2)]
-    next(iter(stopped.train_dataloader()))
-    resumed = latents(str(output))
-    resumed.load_state_dict(stopped.state_dict())
-    assert [batch["id"] for batch in resumed.train_dataloader()] == epoch[1:]
+    seen: list[list[str]] = []
+
+    class Model(lightning.LightningModule):  # type: ignore[misc]
+        def training_step(self, batch: Batch, _: int) -> None:
+            seen.append(batch["id"])
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=3)
+    stopped = lightning.Trainer(max_steps=3, use_distributed_sampler=False, callbacks=[keep], **quiet)
+    stopped.fit(Model(), latents(str(output)))
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    resumed = lightning.Trainer(max_epochs=2, use_distributed_sampler=False, enable_checkpointing=False, **quiet)
+    resumed.fit(Model(), latents(str(output)), ckpt_path=checkpoint)
+    batches = LatentDataset(str(output)).batches(2)
+    assert len(seen) == 8 and seen == [batch["id"] for _ in range(2) for batch in batches]
 
 
 def test_the_webdataset_recipe(output: Path) -> None:

@@ -55,7 +55,7 @@ def schedule_epoch(
     if not len(keys):
         return EpochSchedule(rows=np.zeros(0, np.int64), bounds=np.zeros((0, policy.world_size + 1), np.int64))
     sizes = policy.batch_sizes(tokens)
-    order = np.argsort(mix_bits(keys ^ derive_seed(seed, epoch)))
+    order = np.argsort(mix_bits(keys ^ derive_seed(seed, epoch))) if policy.shuffle else np.arange(len(keys))
     if policy.shapes == "pack":
         return _packed_steps(order, tokens[codes[order]], policy)
     if policy.shapes == "pad":
@@ -66,9 +66,9 @@ def schedule_epoch(
 
 
 def _equal_steps(groups: list[Indices], sizes: Indices, policy: BatchPolicy, seed: int, epoch: int) -> EpochSchedule:
-    """Cut each group into steps in which all ranks have batches of the same size, then shuffle the steps."""
+    """Cut each group into steps in which all ranks have batches of the same size, then order the steps."""
     # Shapes: groups[b] is int64 [samples of bucket b], in shuffled order; sizes is int64 [buckets], samples per batch.
-    # Invariant: rows is the groups one after another, each cut to whole steps; only the rows of bounds are shuffled.
+    # Invariant: rows is the groups one after another, each cut to whole steps; only the rows of bounds are shuffled, if any.
     # Example: groups [5 7 1 3], size 1, 2 ranks -> rows [5 7 1 3], bounds [[0 1 2] [2 3 4]] in either order.
     world_size = policy.world_size
     rows: list[Indices] = []
@@ -88,10 +88,12 @@ def _equal_steps(groups: list[Indices], sizes: Indices, policy: BatchPolicy, see
     batch_size_of_step = np.concatenate([np.zeros(0, dtype=np.int64), *sizes_by_group])
     starts = np.cumsum(batch_size_of_step * world_size) - batch_size_of_step * world_size
     bounds = starts[:, None] + batch_size_of_step[:, None] * np.arange(world_size + 1)
-    rng = np.random.Generator(np.random.Philox(key=int(derive_seed(seed, epoch, "steps"))))
+    if policy.shuffle:
+        rng = np.random.Generator(np.random.Philox(key=int(derive_seed(seed, epoch, "steps"))))
+        bounds = bounds[rng.permutation(len(bounds))]
     return EpochSchedule(
         rows=np.concatenate([np.zeros(0, dtype=np.int64), *rows]),
-        bounds=bounds[rng.permutation(len(bounds))],
+        bounds=bounds,
         dropped=affected["drop"],
         padded=affected["pad"],
         repeated=affected["repeat"],

@@ -48,6 +48,8 @@ class BatchPolicy:
     world_size: int = 1
     tail: Tail = "drop"
     shapes: Shapes = "bucket"
+    shuffle: bool = True
+    """Each epoch has an order of its own. Otherwise all have the order of the samples' rows, bucket by bucket."""
 
     def batch_sizes(self, tokens: Indices) -> Indices:
         """Return the number of samples in one rank's batch for each bucket, int64 [buckets].

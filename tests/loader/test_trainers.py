@@ -1,0 +1,105 @@
+"""Real trainers on two ranks: what each of them trained on over three epochs, sample by sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.loader import LatentDataset
+from pipeline.recipe import Bucket
+from tests.loader.trainer_loops import BATCH_SIZE, EPOCHS
+from tests.support.latent_set import write_latents
+from tests.support.paths import ROOT
+
+BUCKETS = [Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 32)] * 8
+RANKS = 2
+STEPS = 6
+"""Steps of an epoch of 24 samples in batches of 2 on 2 ranks."""
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 samples of three buckets, eight of them images."""
+    return write_latents(tmp_path_factory.mktemp("trainers") / "out", BUCKETS)
+
+
+def train(name: str, output: Path, records: Path) -> None:
+    """Run a loop of ``trainer_loops`` under torchrun."""
+    records.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+    done = subprocess.run(
+        [*command, "-m", "tests.loader.trainer_loops", name, str(output), str(records)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def steps_of(records: Path, name: str) -> list[list[Any]]:
+    """The steps of each rank: [rank][step] is [epoch, ids, shape]."""
+    return [json.loads((records / f"{name}-{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+def expected(output: Path, **options: Any) -> list[list[Any]]:
+    """What the ranks' batches are when each is iterated over alone."""
+    data = LatentDataset(str(output))
+    ranks = [data.batches(BATCH_SIZE, rank=rank, world_size=RANKS, **options) for rank in range(RANKS)]
+    return [
+        [[epoch, batch["id"], list(batch["latents"].shape)] for epoch in range(EPOCHS) for batch in rank]
+        for rank in ranks
+    ]
+
+
+def check_whole(ranks: list[list[Any]]) -> None:
+    """Every epoch has every sample once, in steps of one shape."""
+    for epoch in range(EPOCHS):
+        steps = [[step for step in rank if step[0] == epoch] for rank in ranks]
+        assert [len(rank) for rank in steps] == [STEPS] * RANKS
+        names = [name for rank in steps for step in rank for name in step[1]]
+        assert len(names) == len(set(names)) == len(BUCKETS)
+    for one, other in zip(*ranks, strict=True):
+        assert one[2] == other[2]
+
+
+def test_a_bare_ddp_loop(output: Path, tmp_path: Path) -> None:
+    train("ddp", output, tmp_path)
+    ranks = steps_of(tmp_path, "ddp")
+    check_whole(ranks)
+    assert ranks == expected(output)
+
+
+def test_accelerate(output: Path, tmp_path: Path) -> None:
+    train("accelerate", output, tmp_path)
+    ranks = steps_of(tmp_path, "accelerate_batches")
+    check_whole(ranks)
+    assert ranks == expected(output)
+    loader = steps_of(tmp_path, "accelerate_loader")
+    check_whole(loader)
+    assert steps_of(tmp_path, "accelerate_skip") == [[s for s in rank if s[0] == 1][2:] for rank in loader]
+    for rank in range(RANKS):
+        refused = (tmp_path / f"refused-{rank}.txt").read_text()
+        assert f"ConfigError: this StepSampler already gives the batches of rank {rank} of 2" in refused
+
+
+def test_lightning(output: Path, tmp_path: Path) -> None:
+    train("lightning", output, tmp_path)
+    exact = expected(output)
+    for name in ("lightning", "lightning_validated", "lightning_resumed"):
+        ranks = steps_of(tmp_path, name)
+        check_whole(ranks)
+        assert ranks == exact, name
+    whole = expected(output, shuffle=False, loop="once")
+    for rank, steps in enumerate(steps_of(tmp_path, "lightning_validated_validation")):
+        one_pass = [step[1:] for step in whole[rank][:STEPS]]
+        assert [step[1:] for step in steps if step[0] == -1] == one_pass[:2], "the sanity check takes two batches"
+        assert [step[1:] for step in steps if step[0] == 1] == one_pass
+        assert {step[0] for step in steps} == {-1, 1}
