@@ -126,10 +126,40 @@ def train_with_lightning(data: LatentDataset, records: Path) -> None:
     resumed.fit(Model("lightning_resumed"), batches(), ckpt_path=checkpoint)
 
 
+def train_with_ray(data: LatentDataset, records: Path) -> None:
+    """Run two workers of Ray Train, which find out their ranks themselves."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    def train_worker(config: dict[str, str]) -> None:
+        batches = LatentDataset(config["latents"]).batches(BATCH_SIZE)
+        seen = Records(Path(config["records"]), "ray", batches.rank)
+        for epoch in range(EPOCHS):
+            for batch in batches:
+                seen.add(epoch, batch)
+        ray.train.report({"loss": 0.0})
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"latents": data.url, "records": str(records)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(storage_path=str(records / "storage")),
+    ).fit()
+
+
+LOOPS = {
+    "ddp": train_bare_ddp,
+    "accelerate": train_with_accelerate,
+    "lightning": train_with_lightning,
+    "ray": train_with_ray,
+}
+
+
 def main() -> None:
     name, latents, records = sys.argv[1:]
-    loops = {"ddp": train_bare_ddp, "accelerate": train_with_accelerate, "lightning": train_with_lightning}
-    loops[name](LatentDataset(latents), Path(records))
+    LOOPS[name](LatentDataset(latents), Path(records))
 
 
 if __name__ == "__main__":
