@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
-from pipeline.output.index import index_path, newest_index
+from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
@@ -83,21 +83,45 @@ class Catalog:
         return dataclasses.replace(self, table=table)
 
 
-def open_catalog(store: Store, cache: Path | None) -> Catalog:
-    """Open the samples of the newest index, or of the unit metadata where there is no index yet.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputVersion:
+    """Content of an output at one moment: an index, or the units that a running job has committed so far."""
 
-    With ``cache``, the first process writes the index there, and all processes map it.
-    """
+    index: int | None = None
+    """Generation of the index."""
+    unit_metadata: list[str] = field(default_factory=list)
+    """Paths of the unit metadata, where there is no index yet."""
+
+    def to_json(self) -> str:
+        """The text that ``from_json`` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> OutputVersion:
+        """The version that ``to_json`` wrote."""
+        return cls(**json.loads(text))
+
+
+def find_newest_version(store: Store) -> OutputVersion:
+    """Find the newest index, or the committed units. ConfigError if there are none."""
     index = newest_index(store)
-    if index is None and not store.lists_files:
+    if index is not None:
+        return OutputVersion(index=index.generation)
+    if not store.lists_files:
         raise ConfigError(
             f"{store.url} has no {index_path(0)}: from a web server, only the output of a finished job can be read"
         )
-    if index is None:
-        paths = list(newest_unit_metadata(store).values())
-        if not paths:
-            raise ConfigError(f"{store.url} has no committed samples; encode some first")
-        return _in_memory(store, paths)
+    paths = list(newest_unit_metadata(store).values())
+    if not paths:
+        raise ConfigError(f"{store.url} has no committed samples; encode some first")
+    return OutputVersion(unit_metadata=paths)
+
+
+def open_catalog(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
+    """Open the samples of a version. With ``cache``, the first process writes its index there, and all processes map it."""
+    if version.index is None:
+        return _in_memory(store, version.unit_metadata)
+    index = read_index(store, version.index)
     if cache is None or not index.samples:
         return _in_memory(store, index.samples or [*index.rejects, *index.skips])
     # the names of index parts contain the hash of their content, so an entry never becomes stale

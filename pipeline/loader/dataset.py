@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.loader.agreement import adopt_version, announce_schedule
 from pipeline.loader.batch import Batch
-from pipeline.loader.catalog import open_catalog, read_table
+from pipeline.loader.catalog import OutputVersion, find_newest_version, open_catalog, read_table
 from pipeline.loader.collate import Collator
 from pipeline.loader.iterator import Batches
 from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent
@@ -74,7 +75,9 @@ class LatentDataset:
         self.recipe: Recipe = dataset.recipe
         self.where = where
         folder = None if cache is None else Path(cache)
-        catalog = open_catalog(self.store, folder)
+        newest = find_newest_version(self.store)
+        self.version = OutputVersion.from_json(adopt_version(self.store.url, newest.to_json()))
+        catalog = open_catalog(self.store, self.version, folder)
         for n, extra in enumerate(join):
             name = extra if isinstance(extra, str) else f"table {n} of join="
             catalog = catalog.join(read_table(extra) if isinstance(extra, str) else extra, name)
@@ -101,14 +104,16 @@ class LatentDataset:
         """
         options.check(self.samples, self.recipe, self.card)
         rank, world_size = resolve_rank(options)
+        state = LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
         return Batches(
-            LoaderState(self.samples, options.policy(world_size), options.patch, options.seed),
+            state,
             Collator(self.samples, self.card, self.recipe, options),
             partial(open_reader, self.store, mapped=options.mapped, cache=self.range_cache),
             rank=rank,
             world_size=world_size,
             threads=options.threads,
             loop=options.loop,
+            check_ranks=announce_schedule(state.describe_schedule()) if options.rank is None else lambda: None,
         )
 
     def normalize(self, batch: Batch) -> Batch:

@@ -38,6 +38,7 @@ class Batches:
         world_size: int,
         threads: int,
         loop: Loop,
+        check_ranks: Callable[[], None],
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -46,6 +47,8 @@ class Batches:
         self._open_reader = open_reader
         self._threads = threads
         self._once = loop == "once"
+        self._check_ranks = check_ranks
+        """Raises ConfigError if the ranks of a job do not make the same batches."""
         self._iteration = 0
         """Number of iterations that have begun. Only the last of them may go on."""
         self._continues = True
@@ -113,6 +116,7 @@ class Batches:
         return self._iterate(self._iteration)
 
     def _iterate(self, iteration: int) -> Iterator[Batch]:
+        self._check_ranks()
         state, epoch, step = self._state, self.epoch, self.step
         self._check_latest(iteration, epoch, step)
         ahead = _ReadAhead(

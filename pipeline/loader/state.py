@@ -40,7 +40,7 @@ class LoaderState:
         """Return the batches of the current epoch."""
         if self._current is None or self._current[0] != self.epoch:
             folder = self._samples.folder
-            name = f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed} epoch={self.epoch}"
+            name = f"{self.describe_schedule()} epoch={self.epoch}"
             make = self._make_schedule
             self._current = (self.epoch, make() if folder is None else cached_schedule(folder / "epochs", name, make))
         return self._current[1]
@@ -55,6 +55,10 @@ class LoaderState:
             raise ConfigError(f"the number of an epoch must be at least 0, got {epoch}")
         if epoch != self.epoch:
             self.start_epoch(epoch)
+
+    def describe_schedule(self) -> str:
+        """Name everything that the batches of all ranks depend on."""
+        return f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed}"
 
     def describe_empty(self) -> str:
         """Say why an epoch has no steps, and what would help."""

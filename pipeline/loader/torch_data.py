@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
+from pipeline.loader.agreement import announce_schedule
 from pipeline.loader.collate import Collator
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
@@ -105,6 +106,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self._once = options.loop == "once"
         self._state = LoaderState(data.samples, options.policy(self._world_size), options.patch, options.seed)
         self._latest: _Steps | None = None
+        self.check_ranks = announce_schedule(self._state.describe_schedule()) if options.rank is None else lambda: None
         if self.rank == 0 and (note := self._state.describe_untrained()):
             warnings.warn(note, stacklevel=3)
 
@@ -235,6 +237,7 @@ class _Steps(Iterator[list[tuple[int, int]]]):
                     "have reached training. Say where to go on: sampler.load_state_dict(sampler.state_after(n)) after n "
                     "batches, or sampler.set_epoch(n)"
                 )
+            self._sampler.check_ranks()
             self.epoch, self._step = self._sampler.epoch, self._sampler.step
         indices = self._sampler.take_step(self.epoch, self._step)
         if indices is None:

@@ -31,6 +31,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(name: str, output: Path, records: Path) -> None:
     """Run a loop of ``trainer_loops``, under torchrun except for Ray, which starts its own workers."""
+    records.mkdir(exist_ok=True)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     loop = ["-m", "tests.loader.trainer_loops", name, str(output), str(records)]
     done = subprocess.run(
@@ -41,7 +42,7 @@ def train(name: str, output: Path, records: Path) -> None:
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[:6000]
 
 
 def steps_of(records: Path, name: str) -> list[list[Any]]:
@@ -110,3 +111,19 @@ def test_lightning(output: Path, tmp_path: Path) -> None:
         assert [step[1:] for step in steps if step[0] == -1] == one_pass[:2], "the sanity check takes two batches"
         assert [step[1:] for step in steps if step[0] == 1] == one_pass
         assert {step[0] for step in steps} == {-1, 1}
+
+
+def test_ranks_agree_on_one_version_of_a_growing_output(tmp_path: Path) -> None:
+    output, later, records = tmp_path / "out", tmp_path / "out-later", tmp_path / "records"
+    write_latents(output, BUCKETS, index=False)
+    newest = max((output / "metadata").iterdir())
+    later.mkdir()
+    (later / "name").write_text(newest.name)
+    newest.rename(later / "unit.parquet")
+    train("growing", output, records)
+    ranks = steps_of(records, "growing")
+    names = [name for rank in ranks for step in rank for name in step[1]]
+    assert len(ranks[0]) == len(ranks[1]) == 3 and len(names) == len(set(names)) == 12
+    assert [step[2] for step in ranks[0]] == [step[2] for step in ranks[1]]
+    refused = (records / "refused-1.txt").read_text()
+    assert "rank 1 and rank 0 would train on different batches: samples=" in refused and "where=all" in refused

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.loader import Batches, LatentDataset
+from pipeline.errors import ConfigError
+from pipeline.loader import Batches, LatentDataset, agreement
 from pipeline.loader.torch_data import SampleDataset, StepSampler
 
 EPOCHS = 3
@@ -149,7 +150,33 @@ def train_with_ray(data: LatentDataset, records: Path) -> None:
     ).fit()
 
 
+def train_from_a_growing_output(data: LatentDataset, records: Path) -> None:
+    """Open an output on rank 0, let it grow, then open it on rank 1: as it is, and with a filter of its own."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    growing, moved = Path(data.store.folder or ""), Path(f"{data.store.folder}-later")
+    if rank == 0:
+        opened = LatentDataset(str(growing))
+        (moved / "unit.parquet").rename(growing / "metadata" / (moved / "name").read_text())
+    torch.distributed.barrier()
+    if rank == 1:
+        opened = LatentDataset(str(growing))
+    assert len(LatentDataset(str(growing)).columns) > len(opened.columns), "opened a second time, it has grown"
+    seen = Records(records, "growing", rank)
+    for batch in opened.batches(BATCH_SIZE):
+        seen.add(0, batch)
+    filtered = LatentDataset(str(growing), "meta_score > 2" if rank else None)
+    torch.distributed.barrier()
+    agreement.WAIT_S = 1.0
+    try:
+        next(iter(filtered.batches(BATCH_SIZE)))
+    except ConfigError as error:
+        (records / f"refused-{rank}.txt").write_text(str(error))
+    torch.distributed.barrier()
+
+
 LOOPS = {
+    "growing": train_from_a_growing_output,
     "ddp": train_bare_ddp,
     "accelerate": train_with_accelerate,
     "lightning": train_with_lightning,
@@ -158,6 +185,7 @@ LOOPS = {
 
 
 def main() -> None:
+    """Run one loop."""
     name, latents, records = sys.argv[1:]
     LOOPS[name](LatentDataset(latents), Path(records))
 
