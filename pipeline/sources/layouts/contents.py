@@ -9,7 +9,7 @@ from pipeline.sources.manifest import ManifestFormat
 from pipeline.sources.tar import TarFormat
 from pipeline.storage.urls import canonical, suffix_of
 
-COMPRESSED = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
+COMPRESSED = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "lz4": "unlz4"}
 """Suffixes of compressed files, and the programs that decompress them."""
 ARCHIVES = frozenset({"zip", "7z", "rar"})
 SHOWN_SUFFIXES = 5

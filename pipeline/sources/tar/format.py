@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.errors import Reject, SourceChanged
 from pipeline.recipe import Recipe
 from pipeline.sources.item import MEDIA_SUFFIXES, VIDEO_SUFFIXES, Item, is_system_file
-from pipeline.sources.retrying_file import open_retrying
 from pipeline.sources.sidecars import MAX_BYTES, add_sidecars, choose_sidecars, is_sidecar, too_large
 from pipeline.sources.source_format import NewUnits, SourceFormat
+from pipeline.sources.tar.compressed import TarFile
 from pipeline.sources.tar.members import DamagedTar, DataAfterEnd, Member, members, printable, read_content, split_name
 from pipeline.sources.tar.runs import MembersApart
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
@@ -25,14 +25,21 @@ MAX_TEXT_BYTES = 4 * MAX_BYTES
 """Bytes of an item's text members that are held at the same time."""
 
 
+SUFFIXES = ("tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst", "tzst")
+
+
 class TarFormat(SourceFormat):
-    """An uncompressed tar. One unit holds all of it: only reading a tar tells how many items it has."""
+    """A tar, perhaps compressed. One unit holds all of it: only reading a tar tells how many items it has."""
 
     name = "tar"
-    suffixes = frozenset({"tar"})
+    suffixes = frozenset(SUFFIXES)
     sampling_note = "in tars from their beginning"
     shard_size_advice = "each tar becomes one, so cut or join the tars"
     final_reject = "read/damaged_tar"
+
+    def recognizes(self, url: str) -> bool:
+        """Return whether the name ends like that of a tar. The content tells how it is compressed."""
+        return canonical(url).lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES))
 
     def plan(self, source: Source, planned: list[Unit], recipe: Recipe, generation: int) -> NewUnits:
         """One unit for a tar that is not planned yet."""
@@ -56,12 +63,13 @@ class _TarReader:
         self._unit = unit
         self._url = url
         self._recipe = recipe
-        self._apart = MembersApart(url, unit.size)
+        self._tar = TarFile(url, unit.size)
+        self._apart = MembersApart(self._tar.open)
         self._group: _Group | None = None
 
     def items(self) -> Iterator[Item]:
         """Yield every item, without its ordinal."""
-        with self._apart, open_retrying(self._url, self._unit.size) as f:
+        with self._tar, self._apart, self._tar.open() as f:
             try:
                 yield from self._whole_items(f)
             except DamagedTar as error:
@@ -107,7 +115,7 @@ class _TarReader:
             item.content = group.media[group.chosen]
         names = group.media_names.values() if item.fault and len(group.media_names) > 1 else []
         for found in [self._item(printable(name), item.fault) for name in names] or [item]:
-            found.end_byte = end_byte
+            found.end_byte = self._tar.packed_offset(end_byte)
             yield found
 
     def _join(self, item: Item, group: _Group) -> None:

@@ -33,7 +33,7 @@ class DamagedTar(Exception):
 
 
 class DataAfterEnd(DamagedTar):
-    """Data that is no archive stands behind the end mark. All members are whole."""
+    """The data behind the end mark is no archive, or cannot be read. All members are whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +90,25 @@ def members(file: IO[bytes]) -> Iterator[Member]:
                 raise DataAfterEnd(f"data that is no tar follows the end mark: {error}") from None
             raise
         if member is None:
-            offset = end_mark = _after_zeros(file, offset)
+            try:
+                offset = end_mark = _after_zeros(file, offset)
+            except DamagedTar as error:  # of the compressed file around it
+                raise DataAfterEnd(f"behind the end mark: {error}") from None
             continue
         yield member
         has_content = member.type not in WITHOUT_CONTENT
         offset = member.content_offset + (_padded(member.size_bytes) if has_content else 0)
+
+
+def is_header(block: bytes) -> bool:
+    """Return whether a block of 512 bytes is a tar header, or the zeros that end an empty archive."""
+    if len(block) < BLOCK_BYTES:
+        return False
+    try:
+        _parse_header(block, 0)
+    except DamagedTar:
+        return False
+    return True
 
 
 def read_content(file: IO[bytes], member: Member) -> bytes:

@@ -7,11 +7,11 @@ The headers of the whole tar are read, once, only when a run has no caption or n
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from pipeline.errors import Reject
 from pipeline.sources.item import MEDIA_SUFFIXES, is_system_file
-from pipeline.sources.retrying_file import open_retrying
 from pipeline.sources.sidecars import is_sidecar
 from pipeline.sources.tar.members import DamagedTar, Member, members, split_name
 
@@ -41,11 +41,13 @@ class Run(NamedTuple):
 
 
 class MembersApart:
-    """The keys of a tar that have several runs. Reads the tar's headers when a method first needs them."""
+    """The keys of a tar that have several runs. Reads the tar's headers when a method first needs them.
 
-    def __init__(self, url: str, size_bytes: int) -> None:
-        self._url = url
-        self._size_bytes = size_bytes
+    open_tar: opens the plain tar anew; it gets the number of bytes that one request should ask for.
+    """
+
+    def __init__(self, open_tar: Callable[[int], IO[bytes]]) -> None:
+        self._open_tar = open_tar
         self._files = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         self._runs: dict[str, list[Run]] = {}
@@ -103,7 +105,7 @@ class MembersApart:
     def _runs_of(self, key: str) -> list[Run]:
         """The runs of a key, in order; empty if the key has one run."""
         if self._file is None:
-            self._file = self._files.enter_context(open_retrying(self._url, self._size_bytes, BLOCK_BYTES))
+            self._file = self._files.enter_context(self._open_tar(BLOCK_BYTES))
             self._read_headers(self._file)
         return self._runs.get(key, [])
 

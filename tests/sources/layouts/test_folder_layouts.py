@@ -205,8 +205,9 @@ def test_messages_name_what_is_there_instead(tmp_path: Path) -> None:
     for files, message in [
         (
             {"0DOTtarDOTgz": "x", "1DOTtarDOTgz": "x", "a__bDOTpdf": "x"},
-            r"it holds 2 \.tar\.gz, 1 \.pdf: decompress it first",
+            r"it holds tars: give '.*/\*\.tar\.gz'",
         ),
+        ({"0DOTtarDOTlz4": "x"}, r"it holds 1 \.tar\.lz4: decompress it first \(unlz4\)"),
         ({"data__0DOTtar": "x"}, r"it holds tars: give '.*/data/\*\.tar'"),
         ({"clipsDOTparquet": "x"}, r"it holds manifests: give '.*/clips\.parquet'"),
         ({"aDOTcsv": "x", "bDOTcsv": "x"}, r"it holds manifests: give '.*/\*\.csv'"),
@@ -228,8 +229,8 @@ def test_messages_name_what_is_there_instead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.tar.gz", r"\.tar\.gz is not read: decompress it first \(gunzip\); sources are folders and files with"),
-        ("a.TAR.ZST", r"\.tar\.zst is not read: decompress it first \(unzstd\)"),
+        ("a.gz", r"\.gz is not read: decompress it first \(gunzip\); sources are folders and files with"),
+        ("a.TAR.LZ4", r"\.tar\.lz4 is not read: decompress it first \(unlz4\)"),
         ("a.zip", r"\.zip is not read: unpack it and give the folder"),
         ("a.docx", r"\.docx is not read; sources are"),
         ("noise", "a file without a suffix is not read; sources are"),
