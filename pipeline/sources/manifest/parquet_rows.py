@@ -19,6 +19,8 @@ from pipeline.storage.urls import canonical
 
 BATCH_ROWS = 1024
 """Largest number of rows held in memory at a time."""
+TABLE_ROWS = 1 << 16
+"""``BATCH_ROWS`` where rows do not become Python objects."""
 BATCH_BYTES = 32 << 20
 """About the largest number of bytes of rows held in memory at a time. A single row may have more."""
 LARGE_DICTIONARY = 2 << 20
@@ -64,7 +66,7 @@ def column_values(parquet: pq.ParquetFile, name: str) -> Iterator[Any]:
 
 def column_tables(parquet: pq.ParquetFile, names: list[str]) -> Iterator[pa.Table]:
     """Yield some columns batch by batch."""
-    for batch in _batches(parquet, range(parquet.num_row_groups), names):
+    for batch in _batches(parquet, range(parquet.num_row_groups), names, TABLE_ROWS):
         yield pa.Table.from_batches([batch])
 
 
@@ -99,17 +101,19 @@ def parquet_rows(parquet: pq.ParquetFile, start: int, stop: int, names: list[str
             return
 
 
-def _batches(parquet: pq.ParquetFile, groups: Iterable[int], names: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _batches(
+    parquet: pq.ParquetFile, groups: Iterable[int], names: list[str] | None, max_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
     """Yield batches of row groups, with plain types."""
     for group in groups:
-        rows = _rows_per_batch(parquet, group, names)
+        rows = _rows_per_batch(parquet, group, names, max_rows)
         # only this thread may hold the Python file: see storage/parquet.py
         for batch in parquet.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
             columns = [_plain_array(column) for column in batch.columns]
             yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _rows_per_batch(parquet: pq.ParquetFile, group: int, names: list[str] | None) -> int:
+def _rows_per_batch(parquet: pq.ParquetFile, group: int, names: list[str] | None, max_rows: int = BATCH_ROWS) -> int:
     """Number of rows of a row group that have about ``BATCH_BYTES``, as far as its footer says."""
     facts = parquet.metadata.row_group(group)
     row_bytes, largest = 0.0, 0.0
@@ -121,7 +125,7 @@ def _rows_per_batch(parquet: pq.ParquetFile, group: int, names: list[str] | None
         largest = max(largest, _dictionary_bytes(column))
     if largest > LARGE_DICTIONARY:
         row_bytes = max(row_bytes, largest)
-    return max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row_bytes, 1))))
+    return max(1, min(max_rows, int(BATCH_BYTES / max(row_bytes, 1))))
 
 
 def _dictionary_bytes(column: pq.ColumnChunkMetaData) -> float:

@@ -228,6 +228,28 @@ def test_rows_without_a_path_do_not_repeat_one_another() -> None:
     assert repeats.first("path") == (30, 32, 1)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a.mp4", "", "é" * 300 + "1", "a.mp4\0", "é" * 300 + "2", None, "b.mp4", "a.mp4x"]),
+        pa.array([b"a", b"\xff", b"x" * 600, b"", None, b"x" * 601]),
+        pa.array(["a", "b", None, "c"]).dictionary_encode(),
+        pa.array(["a" * n for n in range(1, 1200)], pa.large_string()),
+        pa.array([0, -1, 1 << 62, None], pa.int64()),
+        pa.array([f"{n:06d}.mp4" for n in range(200_000)]),
+    ],
+)
+def test_paths_are_compared_exactly(values: pa.Array) -> None:
+    """Rows that differ are not the same, and every row repeats itself, also in another block and behind an offset."""
+    repeats = Repeats(["path"])
+    repeats.add(pa.table({"path": values}))
+    assert repeats.first("path") is None
+    filled = values.slice(1).drop_null()
+    repeats.add(pa.table({"path": filled}))
+    found = repeats.first("path")
+    assert found is not None and found[1:] == (len(values), len(filled))
+
+
 def test_ranges_that_are_found_by_name_are_noted(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "m.csv").write_text("path,start,end\na.mp4,0,1\na.mp4,1,2\n")
     (note,) = notes(tmp_path / "m.csv", recipe)
