@@ -28,7 +28,7 @@ from pipeline.sources.manifest.ranges import count_ranges
 from pipeline.sources.manifest.records import Slice
 from pipeline.sources.manifest.repeats import MAX_ROWS, Repeats
 from pipeline.sources.manifest.row_items import range_cells, row_items
-from pipeline.sources.manifest.survey import SAMPLE_ROWS, Survey, rows, single_rows, survey
+from pipeline.sources.manifest.survey import SAMPLE_ROWS, Survey, row_ends, rows, survey
 from pipeline.sources.retrying_file import open_retrying
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
@@ -160,20 +160,20 @@ def _slices_of_items(source: Source, surveyed: Survey, columns: Columns, recipe:
     """Slices of whole rows with about ``unit_clips`` items each, for rows that name several ranges."""
     url, size_bytes = source.url, source.facts.size
     types = pa.schema([columns.types.field(name) for name in columns.ranges])
-    by_row = None if known_layout(url).name == "parquet" else single_rows(url)
-    if by_row is not None:  # the reader needs the types of all columns, since it reads all of them
+    is_text = known_layout(url).name != "parquet"
+    if is_text:  # the reader needs the types of all columns, since it reads all of them
         types = columns.types
     merged: list[Slice] = []
-    first, count, ordinal, number = 0, 0, 0, 0
+    first, first_byte, count, ordinal = 0, surveyed.slices[0].byte_start if is_text else 0, 0, 0
     for part in surveyed.slices:
-        for row in rows(url, part, surveyed.header, types, size_bytes):
+        ends = row_ends(url, part, size_bytes) if is_text else [0] * (part.stop - part.start)
+        found = rows(url, part, surveyed.header, types, size_bytes)
+        for number, (row, end) in enumerate(zip(found, ends, strict=True), part.start + 1):
             count += count_ranges(range_cells(row, columns), recipe.range_unit)
-            number += 1
             if count >= recipe.unit_clips or number == surveyed.slices[-1].stop:
-                start, stop = (by_row[first].byte_start, by_row[number - 1].byte_stop) if by_row else (0, 0)
                 items = range(ordinal, ordinal + count)
-                merged.append(Slice(start=first, stop=number, byte_start=start, byte_stop=stop, items=items))
-                first, count, ordinal = number, 0, ordinal + count
+                merged.append(Slice(start=first, stop=number, byte_start=first_byte, byte_stop=end, items=items))
+                first, first_byte, count, ordinal = number, end, 0, ordinal + count
     return merged
 
 

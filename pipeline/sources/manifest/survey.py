@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +66,12 @@ def survey(url: str, rows_per_slice: int, watch: Callable[[pa.Table], None] = la
             return Survey(schema=schema, slices=slices, header=text, sample=samples[0])
 
 
-def single_rows(url: str) -> list[Slice]:
-    """A slice for each row of a text manifest."""
-    layout = known_layout(url)
-    with arrow_errors(url), open_text(url, file_facts(url).size) as f:
-        return cut_records(f, read_header(f, layout, url), 1, layout, url)
+def row_ends(url: str, part: Slice, size_bytes: int) -> list[int]:
+    """The offset behind each row of a slice of a text manifest."""
+    with arrow_errors(url, part.start), open_text(url, size_bytes) as f:
+        f.seek(part.byte_start)
+        content = io.BytesIO(f.read(part.byte_stop - part.byte_start))
+    return [part.byte_start + row.byte_stop for row in cut_records(content, b"", 1, known_layout(url), url)]
 
 
 def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int) -> Iterator[dict[str, Any]]:

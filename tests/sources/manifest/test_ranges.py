@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,17 @@ def notes(path: Path, recipe: Recipe) -> list[str]:
     said: list[str] = []
     plan_units(Plan(units=[], columns=[]), find_sources([str(path)]), recipe, said.append)
     return said
+
+
+def test_the_memory_for_rows_with_lists_does_not_grow_with_their_number(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is cut into single rows for one slice at a time."""
+    lengths = []
+    survey = sys.modules["pipeline.sources.manifest.survey"]  # the package has a function of this name
+    real = survey.cut_records
+    monkeypatch.setattr(survey, "cut_records", lambda *args: lengths.append(len(cut := real(*args))) or cut)
+    (tmp_path / "m.csv").write_text("path,cut\n" + '"a.mp4","[[0, 1], [1, 2]]"\n\n' * 1000)
+    units, _ = plan_units(Plan(units=[], columns=[]), find_sources([str(tmp_path / "m.csv")]), recipe)
+    assert [(unit.row_stop, unit.stop) for unit in units[::250]] == [(2, 4), (502, 1004)]
+    assert lengths == [250, *[4] * 250]
