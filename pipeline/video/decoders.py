@@ -145,7 +145,12 @@ class _Video:
         self.limits = limits
         self.facts: VideoFacts | None = None
         self.remaining: list[tuple[int, Window | Skip | RejectedWindow]] | None = None
-        """Windows without an outcome, each with the number of its range, in the order of decoding; None before probing."""
+        """Windows without an outcome, each with the number of its range, in the order of decoding.
+
+        None until the windows of every range are known.
+        """
+        self._selected: list[Sequence[Window | Skip | RejectedWindow]] | None = None
+        """The windows of the first ranges; None before probing."""
 
     @property
     def is_done(self) -> bool:
@@ -154,15 +159,19 @@ class _Video:
 
     def outcomes(self, child: DecodeChild) -> Iterator[tuple[int, Decoded]]:
         """Yield the outcomes that remain, through this child. Raises Rejected if it cannot continue."""
-        if self.facts is None or any(isinstance(window, Window) for _, window in self.remaining or []):
+        if self.remaining is None or any(isinstance(window, Window) for _, window in self.remaining):
             self.facts = self._open(child)
+        assert self.facts is not None
         facts = self.facts
         if facts.dolby_vision == 5 and self.recipe.dolby_vision == "reject":
             raise Rejected(
                 "probe", "dolby_vision", "Dolby Vision profile 5 has colors that only its own decoders can show"
             )
         if self.remaining is None:
-            self.remaining = in_decoding_order([self._select(child, facts, item_range) for item_range in self.ranges])
+            self._selected = self._selected or []
+            for item_range in self.ranges[len(self._selected) :]:
+                self._selected.append(self._select(child, facts, item_range))
+            self.remaining = in_decoding_order(self._selected)
         windows = [window for _, window in self.remaining if isinstance(window, Window)]
         decoder = self._send_windows(child, facts, windows) if windows else ""
         while self.remaining:
@@ -174,15 +183,20 @@ class _Video:
     def reject_range(self, reject: Reject) -> Iterator[tuple[int, Decoded]]:
         """Yield a reject for each window that remains in the range where decoding failed. Skips stay skips.
 
-        All ranges are rejected if the video could not be probed, or if nothing behind the failure can be reached.
+        All ranges are rejected if the video could not be probed. The others are too if nothing behind the failure can be
+        reached. A range whose scenes could not be found is one reject.
         """
+        reachable = self.facts is not None and self.facts.seekable
+        if self.remaining is None and self._selected is not None:
+            failed = 1 if reachable else len(self.ranges) - len(self._selected)
+            self._selected += [[RejectedWindow(index=0, reject=reject)]] * failed
+            return
         if self.remaining is None:
             self.remaining = []
             for number in range(len(self.ranges)):
                 yield number, (self.facts, RejectedWindow(index=0, reject=reject))
             return
         failed = next(number for number, window in self.remaining if isinstance(window, Window))
-        reachable = self.facts is not None and self.facts.seekable
         rejected = [entry for entry in self.remaining if entry[0] == failed or not reachable]
         self.remaining = [entry for entry in self.remaining if entry[0] != failed and reachable]
         for number, window in rejected:

@@ -15,9 +15,10 @@ import pytest
 from pipeline import environment
 from pipeline.errors import ConfigError, Rejected
 from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.video.decode_process import DecodeChild
 from pipeline.video.decode_session import Session, answer
 from pipeline.video.decoders import Decoders
-from pipeline.video.outcomes import Clip, Outcome
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, select_in_range
 from pipeline.video.scene_detectors import unmarked_spans
 from pipeline.video.windows import Scene, Skip, Window
@@ -117,6 +118,34 @@ def test_a_detection_that_failed_is_not_continued_for_the_next_range(
     os.close(scenes)
     assert reply == {"count": 1}
     answer(session, {"op": "close"}, [])
+
+
+@pytest.mark.parametrize("seekable", [True, False])
+def test_a_detection_that_crashes_costs_its_own_range(
+    video: Path, monkeypatch: pytest.MonkeyPatch, seekable: bool
+) -> None:
+    pytest.importorskip("scenedetect")
+    crashes: list[int] = []
+    request = DecodeChild.request
+
+    def crash(child: DecodeChild, message: dict[str, Any], *more: Any) -> Any:
+        if message["op"] == "scenes" and message["start"] == 20:
+            crashes.append(child.end())
+            raise Rejected("decode", "crash", "the decoder crashed")
+        reply, content = request(child, message, *more)
+        if message["op"] == "open" and not seekable:
+            reply["facts"]["container"] = "mpegts"
+        return reply, content
+
+    monkeypatch.setattr(DecodeChild, "request", crash)
+    recipe = dataclasses.replace(RECIPE, scenes="content")
+    first, crashed, last = decode(video, recipe, (0, 20 / 24), (20 / 24, 39 / 24), (52 / 24, 70 / 24))
+    assert len(crashes) == 2 and placed(first)[0] == (0, 0)
+    assert [o.reject.reason for o in crashed if isinstance(o, RejectedWindow)] == ["crash"]
+    if seekable:
+        assert placed(last)[0] == (0, 52)
+    else:
+        assert isinstance(last[0], RejectedWindow) and last[0].reject.reason == "crash"
 
 
 def test_windows_are_laid_inside_scenes() -> None:
