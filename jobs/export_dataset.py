@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.errors import USER_ERRORS, exit_code
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.terminal import Terminal
-from pipeline.storage.store import Store
+from pipeline.storage.probe import open_output
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,6 +27,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset", metavar="URL", help="output of an encode job")
     parser.add_argument("--to", required=True, metavar="TARGET", help="format of the export: parquet")
     parser.add_argument("--output", required=True, metavar="URL", help="folder or prefix of the export")
+    parser.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="promise that no other job writes to the export, for stores that cannot create a file only if it is absent",
+    )
     parser.add_argument("--where", metavar="EXPR", help="export only the samples that pass this filter")
     return parser.parse_args(argv)
 
@@ -41,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         from pipeline.loader import LatentDataset
         from pipeline.loader.filters import WhereError
 
-        target, store = find_target(arguments.to), Store(arguments.output)
+        target = find_target(arguments.to)
+        store = open_output(arguments.output, single_writer=arguments.single_writer)
         try:
             data = LatentDataset(arguments.dataset, where=arguments.where)
         except WhereError as error:

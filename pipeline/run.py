@@ -9,7 +9,8 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.encode.attempts import list_attempts, remove_attempts
+from pipeline.encode.attempts import list_attempts
+from pipeline.encode.cleanup import clean_up
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.environment import describe_environment
@@ -20,11 +21,11 @@ from pipeline.executor.ray_data import encode_on_ray
 from pipeline.executor.tasks import Executor, in_order
 from pipeline.output.dataset import open_dataset, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
-from pipeline.output.index_builder import build_index, remove_orphans
+from pipeline.output.index_builder import build_index
 from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
-from pipeline.output.unit_metadata import unit_metadata_path, unit_of
+from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import Summary, summarize, summarize_stopped
@@ -32,6 +33,7 @@ from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.units import Plan, Source, Unit
+from pipeline.storage.probe import open_output
 from pipeline.storage.store import Store
 from stvae.card import Card
 
@@ -84,8 +86,9 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     recipe.check_vae(card)
     check_members(recipe, card)
     sources = find_sources(run.sources)
-    store = Store(run.output, single_writer=run.single_writer)
-    store.probe()
+    store = open_output(run.output, single_writer=run.single_writer)
+    for note in sorted(store.notes):
+        say(f"note: {note}")
     recipe = resolve_compute_dtype(recipe, run, store)
     open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
     plan = freeze_plan(store, sources, recipe, say)
@@ -121,14 +124,14 @@ def _summarize(job: Job, progress: Progress) -> Summary:
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
     index = _finish(job)
-    return summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
+    problems = clean_up(job.store, {unit.name for unit in job.plan.units}, index)
+    summary = summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
+    summary.notes += problems
+    return summary
 
 
 def _finish(job: Job) -> Index:
-    """Check that every unit is committed, build the index, and remove what dead jobs left behind.
-
-    Raises StoreError if a unit is missing.
-    """
+    """Check that every unit is committed, and build the index. Raises StoreError if a unit is missing."""
     store, plan = job.store, job.plan
     for unit in missing_units(store, plan):  # listings may lag, so these are looked up one by one
         if store.size(unit_metadata_path(unit.name)) is None:
@@ -136,9 +139,4 @@ def _finish(job: Job) -> Index:
     index = newest_index(store)
     if index is None or not index.covers(plan):
         index = build_index(store, plan, job.settings.recipe)
-    units = {unit.name for unit in plan.units}
-    remove_orphans(store, units, index)
-    store.abort_uploads("shards", lambda path: unit_of(path) in units)
-    remove_attempts(store, units)
-    store.sweep()
     return index

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier, Thread
 from typing import TypeVar
 
 REQUESTS = 32
@@ -30,3 +31,23 @@ def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make all calls at the same time, each in a thread of its own; their results in order."""
+    barrier = Barrier(len(calls))
+    results: list[Future[T]] = [Future() for _ in calls]
+
+    def start(call: Callable[[], T], result: Future[T]) -> None:
+        barrier.wait()
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threads = [Thread(target=start, args=pair) for pair in zip(calls, results, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [result.result() for result in results]

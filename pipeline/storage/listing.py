@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -68,11 +69,21 @@ def _iter_local(root: str, folder: str, retry: Retry, links: LinkPolicy | None) 
         if name.endswith("/"):
             yield from _iter_local(root, f"{folder}{name}", retry, links)
             continue
-        try:
-            status = os.stat(f"{root}/{folder}{name}", follow_symlinks=links is not None)
-        except FileNotFoundError:  # removed since the folder was listed
+        status = _status(f"{root}/{folder}{name}", links is not None, retry)
+        if status is None:  # removed since the folder was listed
             continue
         yield f"{folder}{name}", {"size": status.st_size, "mtime": status.st_mtime}
+
+
+def _status(path: str, follow: bool, retry: Retry) -> os.stat_result | None:
+    """The status of a file; None if it is gone. Only a failure is retried, since a retry costs more than the request."""
+    try:
+        with contextlib.suppress(OSError):
+            return os.stat(path, follow_symlinks=follow)
+        status: os.stat_result = retry(partial(os.stat, path, follow_symlinks=follow))
+        return status
+    except FileNotFoundError:
+        return None
 
 
 def _sorted_names(folder: str, links: LinkPolicy | None) -> list[str]:

@@ -1,14 +1,63 @@
-"""Files on a local disk: durable writes, and messages for a full disk."""
+"""Files on a local disk: durable writes, and messages for disks that are full or lack hard links."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import socket
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, quota or file that is full."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
+"""Error numbers of ``link`` on file systems without hard links, such as FAT and many mounted object stores."""
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""Error numbers of ``fsync`` on file systems that sync no folders."""
+
+UNSYNCED_FOLDERS = (
+    "this file system does not sync folders to the disk: the last files may be gone after a power cut, and the same "
+    "command then makes them again"
+)
+
+
+class NoHardLinks(OSError):
+    """The file system cannot link a file to a second name."""
+
+
+def link(file: Path, target: Path) -> None:
+    """Give a file a second name, which must be free: FileExistsError if it is not. NoHardLinks says what to do."""
+    try:
+        os.link(file, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise NoHardLinks(
+            f"this file system has no hard links ({error.strerror}), which create a file only if it is absent; give "
+            "--single-writer if no other job writes there"
+        ) from error
+
+
+def fsync_folder(path: Path) -> bool:
+    """Wait until the names in a folder are on the disk. Returns False if the file system refuses to sync folders."""
+    try:
+        fsync(path)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+        return False
+    return True
+
+
+def scratch_name(random: str) -> str:
+    """Name of a scratch file of this process. ``random`` makes it unique."""
+    return f"{socket.gethostname()}-{os.getpid()}-{random}"
+
+
+def is_left_by_dead_writer(name: str) -> bool:
+    """Return whether this is the name of a scratch file of a process on this machine that no longer runs."""
+    host, _, rest = name.rpartition("-")[0].rpartition("-")
+    return host == socket.gethostname() and rest.isdecimal() and not Path(f"/proc/{rest}").exists()
 
 
 def fsync(path: Path) -> None:

@@ -5,39 +5,38 @@ from __future__ import annotations
 import asyncio
 import datetime
 import importlib.util
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.retry import TRIES
 from pipeline.storage.store import Store
-from pipeline.storage.urls import without_secrets
+from pipeline.storage.urls import HTTP_SCHEMES, check_inside, without_secrets
 
 ReadRange = Callable[[str, int, int], memoryview]
+VARIABLE = "LATENTMILL_RANGE_CLIENT"
+"""Environment variable that names the client: ``obstore``, ``fsspec``, or ``auto`` for obstore where it works."""
+CLIENTS = ("auto", "obstore", "fsspec")
 CREDENTIALS_LAST = datetime.timedelta(minutes=5)
 """Time after which obstore asks for credentials again."""
-
-
-class _NoLengthError(Exception):
-    """obstore does not take a web server's answers, because they have no ``Content-Length``."""
+REFUSALS = ("non-partial response", "Content-Range", "Content-Length Header missing", "certificate", "UnknownIssuer")
+"""Words of obstore's errors for answers that fsspec's clients may accept: without a status, length or authority it knows."""
 
 
 def open_ranges(store: Store) -> ReadRange:
     """A function that reads the bytes at (path, offset, length) in one request. It is thread-safe.
 
-    It raises StoreError. obstore is used for S3 and web servers, with the address and credentials of fsspec's client.
+    It raises StoreError. obstore is used for S3 and web servers, with the address and credentials of fsspec's client, if
+    ``LATENTMILL_RANGE_CLIENT`` does not choose another client.
     """
-    client = _client(store) if importlib.util.find_spec("obstore") else None
-    request = _through_fsspec(store) if client is None else _through_obstore(client, store.url)
+    request = _choose_client(store)
 
     def read(path: str, offset: int, length: int) -> memoryview:
-        nonlocal request
+        check_inside(path, store.url)
         try:
-            try:
-                data = request(path, offset, length)
-            except _NoLengthError:
-                request = _through_fsspec(store)
-                data = request(path, offset, length)
+            data = request(path, offset, length)
         except FileNotFoundError as error:
             raise StoreError(f"{store.url}/{path} is gone; was the output moved while it was read?") from error
         if len(data) != length:
@@ -45,6 +44,38 @@ def open_ranges(store: Store) -> ReadRange:
         return data
 
     return read
+
+
+def _choose_client(store: Store) -> ReadRange:
+    wanted = os.environ.get(VARIABLE) or "auto"
+    if wanted not in CLIENTS:
+        raise ConfigError(f"{VARIABLE} must be one of {', '.join(CLIENTS)}, got '{wanted}'")
+    installed = importlib.util.find_spec("obstore") is not None
+    if wanted == "obstore" and not installed:
+        raise ConfigError(f"{VARIABLE} is 'obstore', which is not installed: pip install 'obstore>=0.12,<0.13'")
+    client = _client(store) if installed and wanted != "fsspec" else None
+    if client is None:
+        return _through_fsspec(store)
+    through_obstore = _through_obstore(client, store.url)
+    return through_obstore if wanted == "obstore" else _with_fallback(through_obstore, _through_fsspec(store))
+
+
+def _with_fallback(first: ReadRange, second: ReadRange) -> ReadRange:
+    """Read through the first client until it refuses an answer that the second one takes, and then through that."""
+    current = first
+
+    def request(path: str, offset: int, length: int) -> memoryview:
+        nonlocal current
+        try:
+            return current(path, offset, length)
+        except StoreError as error:
+            if current is second or not any(words in str(error.__cause__) for words in REFUSALS):
+                raise
+        data = second(path, offset, length)
+        current = second
+        return data
+
+    return request
 
 
 def _through_fsspec(store: Store) -> ReadRange:
@@ -61,38 +92,51 @@ def _through_obstore(client: Any, url: str) -> ReadRange:
         except FileNotFoundError:
             raise
         except (BaseError, OSError) as error:
-            if "Content-Length Header missing" in str(error):
-                raise _NoLengthError from error
-            problem = without_secrets(str(error).partition(": <")[0])  # the server's page comes after the colon
-            raise StoreError(f"{url}/{path}: {problem}") from error
+            # the server's page comes after the colon, and the client's own structures after the empty line
+            problem = without_secrets(str(error).partition(": <")[0].partition("\n\n")[0])
+            raise StoreError(f"{url}/{path}: {problem}; {VARIABLE}=fsspec reads without obstore") from error
 
     return request
 
 
 def _client(store: Store) -> Any:
-    """obstore's client for the store; None if it cannot reach the store in the same way as fsspec's client."""
+    """obstore's client for the store; None if it cannot reach the store in the same way as fsspec's client.
+
+    obstore itself finds HTTP_PROXY, HTTPS_PROXY and NO_PROXY in the environment.
+    """
     from obstore.store import HTTPStore, S3Store
 
     fs, root = store.client
     scheme, _, location = store.url.partition("://")
     retries: Any = {"max_retries": TRIES - 1}
-    if scheme in ("http", "https") and root.rstrip("/") == store.url.rstrip("/"):
-        return HTTPStore.from_url(store.url, client_options={"allow_http": True}, retry_config=retries)
+    options: Any
+    if scheme in HTTP_SCHEMES and root.rstrip("/") == store.url.rstrip("/"):
+        options = {"allow_http": True, **_authorities(os.environ.get("SSL_CERT_FILE"))}
+        return HTTPStore.from_url(store.url, client_options=options, retry_config=retries)
     if scheme != "s3":
         return None
     client = fs.connect()
     bucket, _, prefix = location.partition("/")
     endpoint = client.meta.endpoint_url
     aws = ".amazonaws.com" in endpoint
+    options = {
+        "allow_http": endpoint.startswith("http://"),
+        **_authorities(fs.session.get_config_variable("ca_bundle")),
+    }
     return S3Store(
         bucket,
         prefix=prefix,
         region=client.meta.region_name,
         **({} if aws else {"endpoint": endpoint, "virtual_hosted_style_request": False}),
-        client_options={"allow_http": endpoint.startswith("http://")},
+        client_options=options,
         retry_config=retries,
         **({"skip_signature": True} if fs.anon else {"credential_provider": lambda: _s3_credentials(fs)}),
     )
+
+
+def _authorities(bundle: str | None) -> dict[str, Any]:
+    """obstore's option for a file of certificate authorities to trust. A folder of them is left to fsspec's client."""
+    return {"root_certificate": Path(bundle).read_bytes()} if bundle and Path(bundle).is_file() else {}
 
 
 def _s3_credentials(fs: Any) -> Any:

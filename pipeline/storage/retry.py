@@ -34,6 +34,27 @@ class ShortRead(OSError):
     """A read returned fewer bytes than the file has there."""
 
 
+class RangesIgnored(OSError):
+    """A server sent more than the range of a file that a request named."""
+
+
+def check_length(data: bytes, size_bytes: int) -> bytes:
+    """The data. ShortRead if they are not as long as the file."""
+    if len(data) != size_bytes:
+        raise ShortRead(f"got {len(data)} of {size_bytes} bytes")
+    return data
+
+
+def check_range(data: bytes, length: int) -> bytes:
+    """The data of a range. ShortRead if they are shorter, RangesIgnored if they are longer."""
+    if len(data) > length:
+        raise RangesIgnored(
+            f"the server sent {len(data)} bytes for a range of {length}: it does not answer requests for ranges, so its "
+            "files must be copied to a disk or another store before they are read"
+        )
+    return check_length(data, length)
+
+
 def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) -> T:
     """Call up to ``TRIES`` times while it fails with a transient error. Raises the last error.
 
@@ -96,3 +117,10 @@ def _is_refusal(error: BaseException) -> bool:
     except ImportError:
         return False
     return isinstance(error, BotoCoreError) and not isinstance(error, (HTTPClientError, ConnectionFailed))
+
+
+def advice_on_settings(error: BaseException) -> str:
+    """Return the setting that helps against an error, as the end of a sentence about it; empty if there is none."""
+    if type(error).__name__ == "FlexibleChecksumError":
+        return "; set AWS_RESPONSE_CHECKSUM_VALIDATION=when_required, since this server sends the checksum of the whole file"
+    return ""

@@ -7,10 +7,11 @@ and never replaces another. On an object store nothing is ever renamed. No listi
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,12 +20,22 @@ from typing import TypeVar
 
 import fsspec
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import StoreError
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
-from pipeline.storage.local_files import NO_SPACE, describe_full_disk, fsync
-from pipeline.storage.retry import ShortRead, is_transient, remote_errors, retried
-from pipeline.storage.urls import HTTP_SCHEMES, canonical, open_filesystem, scheme_of, without_secrets
+from pipeline.storage.local_files import (
+    NO_SPACE,
+    UNSYNCED_FOLDERS,
+    describe_full_disk,
+    fsync,
+    fsync_folder,
+    is_left_by_dead_writer,
+    link,
+    scratch_name,
+)
+from pipeline.storage.retry import advice_on_settings, check_length, check_range, remote_errors, retried
+from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of, without_secrets
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
@@ -41,7 +52,9 @@ class Store:
         self._local = scheme_of(url) == "file"
         self.lists_files = scheme_of(url) not in HTTP_SCHEMES
         """True if the store can list its files. Few web servers can, so files of web servers are found by their names."""
-        self._single_writer = single_writer
+        self.single_writer = single_writer
+        self.notes: set[str] = set()
+        """Sentences about what this store does not do, for people."""
 
     @property
     def folder(self) -> str | None:
@@ -53,6 +66,15 @@ class Store:
         """fsspec's file system and the output's path in it, which for web servers is the URL with its credentials."""
         return self._fs, self._root
 
+    def with_own_client(self) -> Store:
+        """The same output through a new client, with connections of its own."""
+        other = copy.copy(self)
+        if self._fs.async_impl:
+            other._fs = type(self._fs)(
+                *self._fs.storage_args, **self._fs.storage_options | {"skip_instance_cache": True}
+            )
+        return other
+
     def get(self, path: str) -> bytes:
         """Read a whole file. FileNotFoundError if there is none."""
 
@@ -60,7 +82,7 @@ class Store:
             data: bytes = self._fs.cat_file(self._full_path(path))
             if not self.lists_files:
                 return data  # web servers may send no length, or that of compressed bytes; their client checks it
-            return _complete(data, int(self._fs.info(self._full_path(path))["size"]))
+            return check_length(data, int(self._fs.info(self._full_path(path))["size"]))
 
         return self._retry(path, read)
 
@@ -106,19 +128,19 @@ class Store:
             parts = self._fs.cat_ranges(
                 [full_path] * len(ranges), [o for o, _ in ranges], [o + n for o, n in ranges], on_error="raise"
             )
-            return [_complete(part, length) for part, (_, length) in zip(parts, ranges, strict=True)]
+            return [check_range(part, length) for part, (_, length) in zip(parts, ranges, strict=True)]
 
         if not self._local:
             return self._retry(path, read_remote)
         with self._store_errors(path):
-            return [_complete(part, length) for part, (_, length) in zip(retried(read_local), ranges, strict=True)]
+            return [check_range(part, length) for part, (_, length) in zip(retried(read_local), ranges, strict=True)]
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Read ``length`` bytes at an offset in one request. StoreError if the file ends before."""
 
         def read() -> bytes:
             data: bytes = self._fs.cat_file(self._full_path(path), start=offset, end=offset + length)
-            return _complete(data, length)
+            return check_range(data, length)
 
         return self._retry(path, read)
 
@@ -131,12 +153,12 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A path to write a file at before ``put_new``. The file is removed at the end.
 
-        The path is on the output's own disk if the output is local. StoreError if the disk is full.
+        The path is on the output's own disk if the output is local. StoreError if the disk is full or not writable.
         """
-        folder = self._full_path(PARTIAL) if self._local else tempfile.gettempdir()
+        folder = f"{self._root}/{PARTIAL}" if self._local else tempfile.gettempdir()
         if self._local:
-            os.makedirs(folder, exist_ok=True)
-        path = Path(folder) / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+            self._retry(PARTIAL, lambda: os.makedirs(folder, exist_ok=True))
+        path = Path(folder) / scratch_name(secrets.token_hex(8))
         try:
             yield path
         except OSError as error:
@@ -153,14 +175,18 @@ class Store:
         read the file back. StoreError if the file cannot be written.
         """
 
+        tries = itertools.count()
+
         def create() -> bool:
-            if self._single_writer and self._fs.exists(self._full_path(path)):
+            if self.single_writer and self._fs.exists(self._full_path(path)):
                 return False
             try:
                 if self._local:
-                    self._link_new(path, content)
+                    self._link_new(path, content, copied=next(tries) > 0)
+                elif self.single_writer:
+                    put_object(self._fs, self._full_path(path), content)
                 else:
-                    self._upload_new(path, content)
+                    create_object(self._fs, self._full_path(path), content)
             except FileExistsError:
                 return False
             return True
@@ -187,42 +213,40 @@ class Store:
         else:
             self._retry(path, lambda: self._fs.pipe_file(self._full_path(path), content))
 
-    def _upload_new(self, path: str, content: bytes | Path) -> None:
-        mode = {} if self._single_writer else {"mode": "create"}
-        if isinstance(content, Path):
-            self._fs.put_file(str(content), self._full_path(path), **mode)
-        else:
-            self._fs.pipe_file(self._full_path(path), content, **mode)
+    def _link_new(self, path: str, content: bytes | Path, *, copied: bool) -> None:
+        """Write a file and link it to its name. ``copied``: write a copy of a file, since syncing the file itself failed.
 
-    def _link_new(self, path: str, content: bytes | Path) -> None:
+        After a failed ``fsync`` Linux takes the lost pages for written, and the next ``fsync`` succeeds.
+        """
         target = Path(self._full_path(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.scratch() as scratch:
             if isinstance(content, bytes):
                 scratch.write_bytes(content)
                 content = scratch
-            elif content.stat().st_dev != target.parent.stat().st_dev:
+            elif copied or content.stat().st_dev != target.parent.stat().st_dev:
                 shutil.copyfile(content, scratch)
                 content = scratch
             fsync(content)
             failpoint(Failpoint.FILE_WRITTEN)
-            if self._single_writer:
+            if self.single_writer:
                 content.replace(target)  # some file systems have no hard links
             else:
-                os.link(content, target)
+                link(content, target)
             failpoint(Failpoint.FILE_LINKED)
-        fsync(target.parent)
+        if not fsync_folder(target.parent):
+            self.notes.add(UNSYNCED_FOLDERS)
 
     def sweep(self) -> None:
-        """Remove the scratch files of writers on this machine that no longer run."""
-        folder = Path(self._full_path(PARTIAL))
+        """Remove the scratch files of writers on this machine that no longer run. Other files stay."""
+        folder = Path(self._root) / PARTIAL
         if not self._local or not folder.is_dir():
             return
-        for path in folder.iterdir():
-            host, pid, _ = path.name.rsplit("-", 2)
-            if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
-                path.unlink(missing_ok=True)
-                failpoint(Failpoint.SCRATCH_REMOVED)
+        with self._store_errors(PARTIAL):
+            for path in folder.iterdir():
+                if is_left_by_dead_writer(path.name) and not path.is_dir():
+                    path.unlink(missing_ok=True)
+                    failpoint(Failpoint.SCRATCH_REMOVED)
 
     def remove_empty(self, folder: str) -> None:
         """Remove the empty folders at and below ``folder``. Does nothing on object stores, which have no folders."""
@@ -236,36 +260,19 @@ class Store:
 
         S3 keeps, and bills, the parts of an upload whose writer died.
         """
-        if "s3" not in self._fs.protocol:
-            return
-        bucket, _, root = self._full_path("").partition("/")
+        if "s3" in self._fs.protocol:
+            path = self._full_path(folder)
+            abort_uploads(self._fs, path, partial(self._retry, folder), lambda name: wanted(f"{folder}/{name}"))
 
-        def abort() -> None:
-            answer = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root + folder)
-            uploads = answer.get("Uploads", [])
-            for upload in (upload for upload in uploads if wanted(upload["Key"].removeprefix(root))):
-                with contextlib.suppress(FileNotFoundError):  # it was completed or aborted in the meantime
-                    self._fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-
-        self._retry(folder, abort)
-
-    def probe(self) -> None:
-        """Check that files can be created, and only once. ConfigError says what to do if they cannot."""
-        path = f".probe-{secrets.token_hex(8)}"
-        try:
-            self.put_new(path, b"probe")
-            exclusive = not self.put_new(path, b"again") and self.get(path) == b"probe"
-            self.delete(path)
-        except StoreError as error:
-            if error.__cause__ is not None and is_transient(error.__cause__):
-                raise
-            raise ConfigError(f"the output cannot be written: {error}") from error
-        if not exclusive:
-            raise ConfigError(
-                f"{self.url} lets a second writer replace a file; give --single-writer if no other job writes there"
-            )
+    def replaces_by_parts(self, path: str) -> bool:
+        """Try to replace a file by an upload in parts, on the condition that it is absent; whether the store did it."""
+        return "s3" in self._fs.protocol and self._retry(
+            path, lambda: replaces_by_parts(self._fs, self._full_path(path))
+        )
 
     def _full_path(self, path: str) -> str:
+        """The path in the file system. IntegrityError if ``path`` leads out of the output."""
+        check_inside(path, self.url)
         return f"{self._root.rstrip('/')}/{path}"
 
     def _retry(self, path: str, call: Callable[[], T], also: tuple[type[Exception], ...] = ()) -> T:
@@ -284,11 +291,4 @@ class Store:
             problem = without_secrets(str(error)) or type(error).__name__
             if isinstance(error, OSError) and error.errno in NO_SPACE and self._local:
                 problem = describe_full_disk(error, Path(self._root))
-            raise StoreError(f"{self.url}/{path}: {problem}") from error
-
-
-def _complete(data: bytes, expected_bytes: int) -> bytes:
-    """The data. ShortRead if it is not as long as expected."""
-    if len(data) != expected_bytes:
-        raise ShortRead(f"got {len(data)} of {expected_bytes} bytes")
-    return data
+            raise StoreError(f"{self.url}/{path}: {problem}{advice_on_settings(error)}") from error

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import fsspec
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from stvae.file_identity import version_tag
 
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
@@ -55,7 +55,7 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
     if fs.async_impl:
         # a client reads these variables when it is made, and it does not survive a fork
-        settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+        settings = sorted((n, value) for n, value in os.environ.items() if n.startswith("AWS_") or "PROXY" in n.upper())
         fs = _clients.setdefault((type(fs), os.getpid(), repr(fs.storage_options), repr(settings)), fs)
     return fs, path
 
@@ -98,3 +98,17 @@ class FileFacts:
 def without_secrets(text: str) -> str:
     """Remove queries and user names from the URLs in an error's text: they may hold signatures and passwords."""
     return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))
+
+
+def leads_out(path: str) -> bool:
+    """Return whether a path that should be relative to a folder may name something outside of it."""
+    plain = unquote(path).replace("\\", "/")
+    return plain.startswith("/") or "://" in plain or "\0" in plain or ".." in plain.split("/")
+
+
+def check_inside(path: str, url: str) -> None:
+    """Raise IntegrityError if a path, which may be from an index or a plan, leads out of the output at ``url``."""
+    if leads_out(path):
+        raise IntegrityError(
+            f"{url}: the path {path!a} leads out of the output, so its metadata was not written by Latentmill"
+        )

@@ -14,6 +14,7 @@ import s3fs
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.progress.summary import Summary
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
@@ -22,6 +23,7 @@ from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.golden import TINY
 from tests.support.oracle import assert_never_torn, assert_sound, tree
 from tests.support.painted import SIZE, assert_together, painted, write_video
+from tests.support.s3_habits import lists_no_uploads, s3_with
 
 NUM_VIDEOS = 8
 
@@ -44,11 +46,11 @@ def proxy(videos: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]
         yield proxy
 
 
-def job(videos: str, output: str, card: Card) -> None:
+def job(videos: str, output: str, card: Card) -> Summary:
     recipe = Recipe(vae=card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=2, windows="all")
     run = Run(output=output, vae=str(TINY), sources=(f"videos={videos}",), local=True, cpus=1, max_rejects=1.0)
     with painted():
-        encode(recipe, run, card, say=lambda line: None)
+        return encode(recipe, run, card, say=lambda line: None)
 
 
 def download(s3: str, folder: Path) -> Path:
@@ -114,6 +116,19 @@ def test_uploads_in_parts_that_a_dead_writer_left_are_aborted_and_others_are_not
     job(videos, f"{s3}/out", tiny_card)
     remaining = {upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket")["Uploads"]}
     assert remaining == {"out/shards/unplanned-00000000.tar", f"x/shards/{unit}-1.tar"}
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied")])
+def test_a_store_that_lists_no_uploads_costs_a_note(
+    s3: str, videos: str, tiny_card: Card, status: int, code: str
+) -> None:
+    with s3_with(lists_no_uploads(status, code)):
+        summary = job(videos, f"{s3}/out", tiny_card)
+    assert summary.finished and summary.exit_code == 0
+    (note,) = [note for note in summary.notes if "unfinished uploads" in note]
+    assert f"{s3}/out/shards: " in note and f"uploads are not listed: {code}" in note
+    objects = boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix="out/")["Contents"]
+    assert not [entry["Key"] for entry in objects if entry["Key"].startswith("out/attempts/")], "later steps ran too"
 
 
 def test_a_missing_bucket_is_refused_before_anything_starts(s3: str, videos: str, tiny_card: Card) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage.probe import probe
 from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
 from pipeline.storage.store import PARTIAL, Store
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of, without_secrets
@@ -89,15 +90,15 @@ def test_put_replaces_and_delete_ignores_a_missing_file(store: Store) -> None:
 
 
 def test_the_probe_accepts_stores_that_create_only_once_and_leaves_nothing(store: Store) -> None:
-    store.probe()
+    probe(store)
     assert store.list_files("") == {}
 
 
 def test_the_probe_refuses_a_store_that_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path / "out"))
-    monkeypatch.setattr(Store, "_link_new", lambda self, path, content: self.put(path, content))
+    monkeypatch.setattr(Store, "_link_new", lambda self, path, content, copied: self.put(path, content))
     with pytest.raises(ConfigError, match="--single-writer"):
-        store.probe()
+        probe(store)
 
 
 def test_sweeping_removes_scratch_files_of_dead_writers_only(tmp_path: Path) -> None:

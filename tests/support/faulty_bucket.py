@@ -14,6 +14,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import tenacity.nap
 
+from pipeline.storage import probe as probe_module
 from pipeline.storage import store as store_module
 from pipeline.storage.parquet import arrow_file
 
@@ -55,6 +56,7 @@ class FaultyBucket:
     """The methods of an fsspec file system that a store uses, over a dict. Requests belong to the job that began last."""
 
     protocol = ("faulty",)
+    async_impl = False
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -69,6 +71,10 @@ class FaultyBucket:
             with (
                 mock.patch.object(store_module, "open_filesystem", lambda url: (self, ROOT[:-1])),
                 mock.patch.object(tenacity.nap, "time"),
+                mock.patch.object(probe_module, "CONDITIONAL_DRIVERS", {"s3": "tests"}),
+                mock.patch.object(probe_module, "ROUNDS", 1),
+                # one after the other, so that requests come in the same order every time
+                mock.patch.object(probe_module, "run_at_once", lambda calls: [call() for call in calls]),
             ):
                 yield job
         finally:

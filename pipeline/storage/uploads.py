@@ -1,0 +1,111 @@
+"""Creates objects in a remote store only if they are absent, and aborts unfinished uploads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PRECONDITION_FAILED = 412
+"""HTTP status with which a store refuses to create what is there."""
+MAX_CAUSES = 5
+"""Number of errors behind an error to look at."""
+
+
+def create_object(fs: Any, path: str, content: bytes | Path) -> None:
+    """Create an object by a conditional request.
+
+    FileExistsError if it is there. FileNotFoundError if somebody aborted the upload in the meantime: try again.
+    """
+    try:
+        put_object(fs, path, content, mode="create")
+    except Exception as error:
+        if not isinstance(error, FileExistsError) and is_there(error):
+            raise FileExistsError(path) from error
+        if getattr(error, "error_code", None) == "InvalidBlockList":
+            # Azure drops the blocks of one upload when another upload creates the same object
+            raise FileNotFoundError(path) from error
+        raise
+
+
+def put_object(fs: Any, path: str, content: bytes | Path, **mode: str) -> None:
+    """Upload bytes or a local file."""
+    if isinstance(content, Path):
+        fs.put_file(str(content), path, **mode)
+    else:
+        fs.pipe_file(path, content, **mode)
+
+
+def is_there(error: BaseException) -> bool:
+    """Return whether a store refused a conditional request because the object exists.
+
+    s3fs only translates answers whose body names the condition, as that of AWS does. A driver whose cleanup fails after
+    the refusal raises the later error.
+    """
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if isinstance(cause, FileExistsError) or _status(cause) == PRECONDITION_FAILED:
+            return True
+        cause = cause and (cause.__cause__ or cause.__context__)
+    return False
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status in an error of botocore, azure-core or gcsfs; None if it has none."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        if response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+            return PRECONDITION_FAILED
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else None
+
+
+def replaces_by_parts(fs: Any, path: str) -> bool:
+    """Return whether an S3 store lets an upload in parts replace an object, although it refuses other uploads.
+
+    ``path`` must name an object. It is uploaded again, as one part of one byte, on the condition that it is absent.
+    """
+    bucket, key, _ = fs.split_path(path)
+    upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+    names = {"Bucket": bucket, "Key": key, "UploadId": upload}
+    part = {"PartNumber": 1, "ETag": fs.call_s3("upload_part", PartNumber=1, Body=b"3", **names)["ETag"]}
+    try:
+        fs.call_s3("complete_multipart_upload", MultipartUpload={"Parts": [part]}, IfNoneMatch="*", **names)
+    except Exception as error:
+        if not is_there(error):
+            raise
+        with contextlib.suppress(Exception):  # a store may have dropped the upload, or allow nobody to abort it
+            fs.call_s3("abort_multipart_upload", **names)
+        return False
+    return True
+
+
+def abort_uploads(
+    fs: Any, folder: str, retry: Callable[[Callable[[], Any]], Any], wanted: Callable[[str], bool]
+) -> None:
+    """Abort the unfinished uploads in parts below a folder of an S3 store whose path in the folder is ``wanted``."""
+    bucket, prefix, _ = fs.split_path(folder.rstrip("/"))
+    prefix = f"{prefix}/".lstrip("/")
+    for upload in list(_unfinished(fs, bucket, prefix, retry)):
+        if wanted(upload["Key"].removeprefix(prefix)):
+            with contextlib.suppress(FileNotFoundError):  # it was completed or aborted in the meantime
+                retry(partial(fs.abort_mpu, bucket, upload["Key"], upload["UploadId"]))
+
+
+def _unfinished(
+    fs: Any, bucket: str, prefix: str, retry: Callable[[Callable[[], Any]], Any]
+) -> Iterator[dict[str, str]]:
+    marker: dict[str, str] = {}
+    while True:
+        page = retry(partial(fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker))
+        yield from page.get("Uploads", [])
+        if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+            return
+        after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+        if after == marker:
+            return
+        marker = after
