@@ -23,6 +23,7 @@ from pipeline.setting import available_cpus
 from pipeline.storage.store import Store
 
 MAX_LISTED_PROBLEMS = 20
+MAX_LISTED_STRAYS = 10
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,6 +106,12 @@ def _print_verdict(verdict: Verdict, url: str) -> None:
         print(f"  {place}: {problem}")
     if num_problems > MAX_LISTED_PROBLEMS:
         print(f"  ... {num_problems - MAX_LISTED_PROBLEMS} more in {PATH}")
+    if verdict.strays:
+        print(
+            f"  not written by Latentmill, and passed over: {', '.join(map(ascii, verdict.strays[:MAX_LISTED_STRAYS]))}"
+        )
+    if len(verdict.strays) > MAX_LISTED_STRAYS:
+        print(f"  ... {len(verdict.strays) - MAX_LISTED_STRAYS} more in {PATH}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import LatentmillError
+from pipeline.output.layout.own_files import ATTEMPT
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
@@ -64,7 +65,8 @@ class Attempts:
 
         A hint only, since listings may lag.
         """
-        names = {path.rpartition("/")[2] for path in self._store.list_files(f"{FOLDER}/{unit}")}
+        paths = map(ATTEMPT.fullmatch, self._store.list_files(f"{FOLDER}/{unit}"))
+        names = {match[2] for match in paths if match}
         return any(not name.startswith(f"{self._job}-") for name in names.difference(ignored))
 
     def crash_history(self, unit: str) -> CrashHistory:
@@ -119,17 +121,16 @@ class Attempts:
 def list_attempts(store: Store) -> dict[str, list[str]]:
     """File names of all records in an output, by unit. Listings may lag."""
     names: dict[str, list[str]] = {}
-    for path in store.list_files(FOLDER):
-        _, unit, name = path.split("/")
-        names.setdefault(unit, []).append(name)
+    for match in filter(None, map(ATTEMPT.fullmatch, store.list_files(FOLDER))):
+        names.setdefault(match[1], []).append(match[2])
     return names
 
 
 def remove_attempts(store: Store, committed: set[str]) -> None:
     """Remove the records that dead jobs left of units that are committed now."""
-    for path in store.list_files(FOLDER):
-        if path.split("/")[1] in committed:
-            store.delete(path)
+    for match in filter(None, map(ATTEMPT.fullmatch, store.list_files(FOLDER))):
+        if match[1] in committed:
+            store.delete(match[0])
             failpoint(Failpoint.ATTEMPT_REMOVED)
     store.remove_empty(FOLDER)
 

@@ -91,6 +91,9 @@ def _rows_by_unit(data: LatentDataset) -> dict[str, np.ndarray[Any, np.dtype[np.
     shards = data.columns["shard"].combine_chunks().dictionary_encode()
     codes = shards.indices.to_numpy()
     names = [unit_of(shard) for shard in shards.dictionary.to_pylist()]
+    for name in names:
+        if "/" in name:
+            raise IntegrityError(f"{data.store.url}: {name!a} is not the name of a unit")
     return {names[code]: np.flatnonzero(codes == code) for code in sorted(range(len(names)), key=names.__getitem__)}
 
 

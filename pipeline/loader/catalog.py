@@ -27,6 +27,7 @@ from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
+from pipeline.storage.urls import check_inside
 
 CACHE_VERSION = 2
 KEY = "_key"
@@ -144,6 +145,7 @@ def _in_memory(store: Store, paths: list[str]) -> Catalog:
     tables = [read_parquet(store.get(path)).replace_schema_metadata(None) for path in paths]
     table = pa.concat_tables(tables, promote_options="default")
     table = table.filter(pc.field("shard").is_valid())
+    _check_shards(table["shard"], store)
     table = pa.table([_one_chunk(column) for column in table.columns], schema=table.schema)
     keys = _shuffle_keys(table["id"])
     codes, buckets = _number_buckets([table[name].to_numpy() for name in SIZES])
@@ -173,12 +175,20 @@ def _write(folder: Path, store: Store, parts: list[str]) -> None:
         for path in sorted(part_folder.iterdir())
     ]
     for n, (name, column) in enumerate(_columns(files, folder / "catalog.json")):
+        if name == "shard":
+            _check_shards(column, store)
         with (
             pa.OSFile(str(folder / f"{n:05d}.arrow"), "wb") as sink,
             pa.ipc.new_file(sink, pa.schema([(name, column.type)])) as writer,
         ):
             writer.write_batch(pa.record_batch([column], [name]))
     shutil.rmtree(part_folder)
+
+
+def _check_shards(column: pa.Array | pa.ChunkedArray, store: Store) -> None:
+    """Raise IntegrityError if the path of a shard leads out of the output."""
+    for shard in pc.unique(column).to_pylist():
+        check_inside(shard, store.url)
 
 
 def _columns(files: list[pq.ParquetFile], facts_path: Path) -> Iterator[tuple[str, pa.Array]]:

@@ -21,6 +21,7 @@ from pipeline.errors import StoreError
 from pipeline.loader.range_cache import RangeCache
 from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
+from pipeline.storage.urls import check_inside
 
 MAX_OPEN_SHARDS = 256
 """Number of shards that a local reader keeps open."""
@@ -75,7 +76,10 @@ class _OpenShards:
 
     def get(self, shard: str) -> _File:
         with self._lock:
-            file = self._files.get(shard) or _File(f"{self._folder}/{shard}")
+            file = self._files.get(shard)
+            if file is None:
+                check_inside(shard, self._folder)
+                file = _File(f"{self._folder}/{shard}")
             self._files[shard] = file
             self._files.move_to_end(shard)
             if len(self._files) > MAX_OPEN_SHARDS:

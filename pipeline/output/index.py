@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.output.dataset import damaged, parse_record
+from pipeline.output.layout.own_files import INDEX
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.named_files import get_if_present
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.sources.units import Plan
-
-_PATH = re.compile(r"index/(\d+)\.json")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,7 +99,7 @@ def newest_index(store: Store) -> Index | None:
     """The newest index, or None while the first job is still running."""
     if not store.lists_files:
         return _newest_named_index(store)
-    generations = [int(match[1]) for path in store.list_files("index") if (match := _PATH.fullmatch(path))]
+    generations = [int(match[1]) for path in store.list_files("index") if (match := INDEX.fullmatch(path))]
     return read_index(store, max(generations)) if generations else None
 
 

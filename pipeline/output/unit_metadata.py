@@ -6,20 +6,18 @@ video, since the loader uses it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline.output.layout.own_files import UNIT_METADATA
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.sources.units import Plan, Unit
-
-_PATH = re.compile(r"metadata/([^/]+)\.(\d+)\.parquet")
 
 
 def unit_metadata_path(unit_name: str, revision: int = 0) -> str:
@@ -34,7 +32,7 @@ def newest_unit_metadata(store: Store) -> dict[str, str]:
     """
     revisions: dict[str, int] = {}
     for path in store.list_files("metadata"):
-        if match := _PATH.fullmatch(path):
+        if match := UNIT_METADATA.fullmatch(path):
             revisions[match[1]] = max(revisions.get(match[1], 0), int(match[2]))
     return {name: unit_metadata_path(name, revisions[name]) for name in sorted(revisions)}
 

@@ -20,6 +20,7 @@ from pipeline.errors import IntegrityError
 from pipeline.output.dataset import read_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import write_parts
+from pipeline.output.layout.own_files import stray_files
 from pipeline.output.members import CHECKSUM, Member, members_of
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import in_source_order, unit_metadata_facts, unit_metadata_paths
@@ -27,6 +28,7 @@ from pipeline.sources.units import Plan, Unit
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
+from pipeline.storage.urls import leads_out
 
 PATH = "verify.json"
 BLOCK_BYTES = 64 << 20
@@ -57,6 +59,8 @@ class Verdict:
     size_bytes: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Path and description of each problem."""
+    strays: list[str] = field(default_factory=list)
+    """Paths of files and folders that this program did not write and passed over."""
     compared: list[Comparison] = field(default_factory=list)
 
     @property
@@ -82,6 +86,7 @@ def verify(store: Store, say: Callable[[str], None]) -> Verdict:
         units = _checked_units(store, plan, members_of(recipe), shards, verdict, say)
         _, parts = write_parts(units, plan, recipe, lambda: stack.enter_context(store.scratch()))
         _check_index(store, parts, shards, verdict)
+    verdict.strays = stray_files(store)
     return verdict
 
 
@@ -109,7 +114,9 @@ def _checked_units(
             if int(facts[name]) != count:
                 problem = f"its facts say {name} {facts[name]}, but it has {count}"
                 verdict.problems.append((path, problem))
-        if "shard" in facts:
+        if leads_out(facts.get("shard", "")):
+            verdict.problems.append((path, f"the path of its shard leads out of the output: {facts['shard']!r}"))
+        elif "shard" in facts:
             shards.add(facts["shard"])
             verdict.shards += 1
             _check_shard(store, facts, _stored_tensors(metadata, members), verdict)
@@ -124,6 +131,8 @@ def _read(store: Store, path: str) -> pa.Table | str:
         return read_parquet(store.get(path))
     except FileNotFoundError:
         return "missing; if the job did not finish, run it again"
+    except IntegrityError as error:  # the path leads out of the output
+        return str(error)
     except (pa.ArrowException, OSError) as error:  # what Arrow raises for damaged files
         return f"cannot be read: {str(error).splitlines()[0]}"
 
@@ -198,8 +207,8 @@ def _check_index(store: Store, parts: dict[str, Path], shards: set[str], verdict
         for difference in _differences(store, expected, stored, verdict):
             verdict.problems.append((index.path, difference))
     try:
-        listed = store.get(index.shards).decode().split()
-    except FileNotFoundError:
+        listed = store.get(index.shards).decode(errors="replace").split()
+    except (FileNotFoundError, IntegrityError):
         listed = []
     if listed != sorted(shards):
         verdict.problems.append((index.shards, "does not list the committed shards"))
@@ -234,7 +243,7 @@ def _differences(store: Store, local: list[Path], stored: list[str], verdict: Ve
 def _same_bytes(store: Store, local_path: Path, path: str) -> bool:
     try:
         return store.get(path) == local_path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IntegrityError):
         return False
 
 

@@ -41,8 +41,3 @@ class RunLog:
             self._lines, self._num_parts = [], self._num_parts + 1
             failpoint(Failpoint.RUN_RECORDED)
         self._written_s = time.monotonic()
-
-
-def job_name(path: str) -> str:
-    """Return the name of the job that wrote a part."""
-    return path.removeprefix("runs/").removesuffix(".jsonl").partition("-")[0]

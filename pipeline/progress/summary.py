@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.output.counts import Counts
 from pipeline.output.index import Index
+from pipeline.output.layout.own_files import SHARD
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.advice import reject_advice, skip_meaning
@@ -99,7 +100,7 @@ def summarize(
     """Return the summary of a finished output, from its index. ``sources`` are searched for captions if there are none."""
     summary = _run_summary(store, recipe, units, progress)
     summary.finished, summary.exit_code = True, 0
-    counts = summary.counts = Counts(samples=index.num_samples, size_bytes=sum(store.list_files("shards").values()))
+    counts = summary.counts = Counts(samples=index.num_samples, size_bytes=_shard_bytes(store))
     notes: Counter[str] = Counter()
     for table in _read_tables(store, index.samples, ["bucket", "num_frames", "caption", "note"]):
         counts.frames += pc.sum(table["num_frames"]).as_py()
@@ -141,6 +142,10 @@ def _run_summary(store: Store, recipe: str, units: int, progress: Progress) -> S
         encoder_s=encoder_s,
         idle_s=idle_s,
     )
+
+
+def _shard_bytes(store: Store) -> int:
+    return sum(size_bytes for path, size_bytes in store.list_files("shards").items() if SHARD.fullmatch(path))
 
 
 def _some_metadata(store: Store, index: Index) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.progress.run_log import job_name
+from pipeline.output.layout.own_files import RUN_PART
 from pipeline.storage.store import Store
 
 MAX_SLOWEST = 5
@@ -74,7 +75,10 @@ def read_history(store: Store) -> list[Job]:
     """
     jobs: dict[str, Job] = {}
     for path in store.list_files("runs"):
-        name = job_name(path)
+        part = RUN_PART.fullmatch(path)
+        if part is None:
+            continue
+        name = part[1]
         for report in _read_reports(store.get(path)):
             _add_report(jobs.setdefault(name, Job(name=name)), report)
     return sorted(jobs.values(), key=lambda job: (job.started_s or 0.0, job.name))
@@ -82,9 +86,10 @@ def read_history(store: Store) -> list[Job]:
 
 def _read_reports(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.splitlines():
-        report = json.loads(line)
-        if report["outcome"] in ("committed", "lost"):  # other outcomes took no time
-            yield report
+        with contextlib.suppress(ValueError):  # another program's line
+            report = json.loads(line)
+            if isinstance(report, dict) and report.get("outcome") in ("committed", "lost"):  # others took no time
+                yield report
 
 
 def _add_report(job: Job, report: dict[str, Any]) -> None:

@@ -1,0 +1,62 @@
+"""Names of the files of an output. Whatever has another name was not written by this program, and is passed over."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from pipeline.storage.store import PARTIAL, Store
+
+UNIT = r"[a-z0-9][a-z0-9-]*"
+"""A unit's name; see ``pipeline.sources.units.unit_name``."""
+UNIT_METADATA = re.compile(rf"metadata/({UNIT})\.(\d+)\.parquet")
+"""Unit and revision."""
+SHARD = re.compile(rf"shards/({UNIT})-[0-9a-f]{{8}}\.tar")
+"""Unit."""
+INDEX = re.compile(r"index/(\d+)\.json")
+"""Generation."""
+RUN_PART = re.compile(r"runs/([0-9A-Za-z]+)-\d+\.jsonl")
+"""Job."""
+ATTEMPT = re.compile(rf"attempts/({UNIT})/([0-9A-Za-z]+-\d+\.json)")
+"""Unit and name of the file."""
+OWN_FILES = (
+    re.compile(r"dataset\.json|summary\.json|verify\.json|report\.html|previews/.*"),
+    re.compile(r"plan/\d{4,}\.parquet"),
+    UNIT_METADATA,
+    SHARD,
+    INDEX,
+    re.compile(r"index/[0-9a-f]{16}/(?:shards\.txt|(?:samples|rejects|skips)-\d{5,}\.parquet)"),
+    RUN_PART,
+    ATTEMPT,
+    re.compile(rf"{re.escape(PARTIAL)}/.+-\d+-[0-9a-f]{{16}}"),
+    re.compile(r"\.probe-.*"),
+)
+FOLDERS = ("attempts", "index", "metadata", "plan", "previews", "runs", "shards", PARTIAL)
+OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/[0-9a-f]{{16}}|previews/.*")
+
+
+def stray_files(store: Store) -> list[str]:
+    """Paths of what this program did not write into an output, sorted. Folders end with a slash.
+
+    Empty for a web server, whose files are not listed.
+    """
+    if not store.lists_files:
+        return []
+    names = store.top_level()
+    strays = [name for name in names if name not in FOLDERS and not _is_own(name)]
+    for folder in sorted(names.intersection(FOLDERS)):
+        strays += [path for path in store.list_files(folder) if not _is_own(path)]
+        strays += [f"{path}/" for path in _subfolders(store, folder) if not OWN_SUBFOLDERS.fullmatch(path)]
+    return sorted(set(strays))
+
+
+def _is_own(path: str) -> bool:
+    return any(pattern.fullmatch(path) for pattern in OWN_FILES)
+
+
+def _subfolders(store: Store, folder: str) -> Iterator[str]:
+    """Folders below a folder of a local output, which exist without files too."""
+    if store.folder is not None:
+        for parent, names, _ in os.walk(f"{store.folder}/{folder}"):
+            yield from (os.path.relpath(f"{parent}/{name}", store.folder) for name in names)
