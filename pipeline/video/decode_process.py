@@ -7,6 +7,8 @@ as descriptors.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import json
 import mmap
 import os
@@ -16,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LatentmillError, Rejected
+from pipeline.video.confinement import kernel
+from pipeline.video.confinement.confinement import Confinement
 
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """Environment variables that children may see. Credentials are not among them."""
@@ -28,6 +32,8 @@ START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
 MESSAGE_BYTES = 1 << 17
 """Largest message in bytes."""
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+"""Seals of the files in replies. A child that cut a file after its reply would crash the encoder, which maps it."""
 ERROR_BYTES = 2000
 """Bytes of the server's error output that are shown if it does not start."""
 
@@ -56,10 +62,11 @@ class DecodeChild:
             data, reply_fds = b"", []
         if not data:
             raise self._crash(stage, message["timeout_s"])
-        reply: dict[str, Any] = json.loads(data)
-        if "error" in reply:
-            raise Rejected(*reply["error"])
-        return reply, _content(reply_fds[0]) if reply_fds else b""
+        with reading_reply(stage), _closing(reply_fds):
+            reply = dict(json.loads(data))
+            if "error" in reply:
+                raise Rejected(*map(str, reply["error"]))
+            return reply, _content(reply_fds[0]) if reply_fds else b""
 
     def end(self) -> int:
         """Kill the process if it still runs. Returns its wait status."""
@@ -80,6 +87,9 @@ class DecodeChild:
 
 class DecodeServer:
     """The process that forks children for one backend and one detector of scenes. Only it can end them by pid."""
+
+    confinement: Confinement
+    """What its children can and cannot do on this machine."""
 
     def __init__(self, backend: str, scenes: str = "none") -> None:
         root = str(Path(__file__).parents[2])
@@ -103,6 +113,8 @@ class DecodeServer:
                 shown = errors.read()[-ERROR_BYTES:].decode("utf-8", "replace")
                 raise LatentmillError(f"the {backend} decoder does not start: {shown}")
         self._control.settimeout(None)
+        if "encoder" in self.confinement.possible:
+            self._close_own_process()
 
     def fork(self) -> DecodeChild:
         """Start a child."""
@@ -126,9 +138,21 @@ class DecodeServer:
     def _has_started(self) -> bool:
         self._control.settimeout(START_TIMEOUT_S)
         try:
-            return bool(self._control.recv(MESSAGE_BYTES))
+            data = self._control.recv(MESSAGE_BYTES)
         except OSError:
             return False
+        if data:
+            self.confinement = Confinement.from_json(json.loads(data))
+        return bool(data)
+
+    def _close_own_process(self) -> None:
+        """Keep children out of this process where nothing else does.
+
+        It is the last resort, since it also keeps debuggers, profilers and Ray's memory monitor out.
+        """
+        kernel.make_undumpable()
+        found = Confinement.from_json(self._request({"try_confinement": True})[0])
+        self.confinement = dataclasses.replace(found, taken=found.taken | {"encoder": ""})
 
     def _request(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         try:
@@ -143,10 +167,32 @@ class DecodeServer:
         return reply, fds
 
 
-def _content(fd: int) -> mmap.mmap | bytes:
-    """The content of a file, mapped. Closes the descriptor."""
+@contextlib.contextmanager
+def reading_reply(stage: str) -> Iterator[None]:
+    """Reject the item if a reply is not what a child of ours sends: its decoder runs code of the input."""
     try:
-        size_bytes = os.fstat(fd).st_size
-        return mmap.mmap(fd, size_bytes) if size_bytes else b""
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise Rejected(stage, "crash", f"the decoder's reply makes no sense: {type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _closing(fds: list[int]) -> Iterator[None]:
+    try:
+        yield
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
+
+
+def _content(fd: int) -> mmap.mmap | bytes:
+    """The content of a sealed memory file, mapped. Raises ValueError for any other file."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # not a memory file
+        seals = 0
+    if seals & SEALS != SEALS:
+        raise ValueError("the file can still change")
+    size_bytes = os.fstat(fd).st_size
+    # a private mapping, since kernels before 6.7 refuse a shared one of a file that is sealed against writing
+    return mmap.mmap(fd, size_bytes, access=mmap.ACCESS_COPY) if size_bytes else b""

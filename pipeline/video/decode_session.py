@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.errors import Rejected
 from pipeline.video import pyav_reader, seeking
+from pipeline.video.decode_process import SEALS
 from pipeline.video.pictures import webp_animation
 from pipeline.video.pictures.reading import upright_frames
 from pipeline.video.placement import Placement
@@ -30,11 +32,12 @@ Reply = tuple[dict[str, Any], tuple[int, ...]]
 
 
 def memfd(name: str, array: npt.NDArray[Any]) -> int:
-    """Descriptor of a memory file that holds the array's bytes."""
-    fd = os.memfd_create(name)
+    """Descriptor of a memory file that holds the array's bytes. It can no longer be changed."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     while view:
         view = view[os.write(fd, view) :]
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return fd
 
 

@@ -3,12 +3,12 @@
 ``decode_process.py`` starts it with ``python -m`` and never imports it. The server imports what children need and forks
 one child per request, so a child starts in milliseconds and a crash in a decoder ends that child only. Messages are JSON
 on sequenced-packet sockets. Videos, presentation times and frames travel beside them as descriptors of memory files.
+Before it opens its first video, a child gives up everything else: see ``confinement/``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import mmap
@@ -20,13 +20,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.video.confinement import kernel
+from pipeline.video.confinement.child import Policy, confine, prepare
+from pipeline.video.confinement.trial import try_confinement
 from pipeline.video.decode_process import MESSAGE_BYTES
 from pipeline.video.decode_session import Resize, Session, answer
 from stvae import gc_paused
-
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-PR_SET_PDEATHSIG = 1
-
 
 def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
     """Send one message with its file descriptors."""
@@ -42,21 +41,25 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return message, fds
 
 
-def serve(control: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
+def serve(control: socket.socket, policy: Policy, child_main: Callable[[socket.socket], None]) -> None:
     """Fork and collect children on request, until the other side hangs up. Children die with the server."""
-    send(control, {"ready": True})
+    send(control, try_confinement(policy, os.getppid()).to_json())
     with contextlib.suppress(EOFError):
         while True:
             request, _ = receive(control)
             if "collect" in request:
                 send(control, {"status": _collect(request["collect"])})
                 continue
+            if "try_confinement" in request:
+                send(control, try_confinement(policy, os.getppid()).to_json())
+                continue
             client_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            server = os.getpid()
             pid = os.fork()
             if pid == 0:
                 client_end.close()
                 control.close()
-                _run_child(child_end, child_main)
+                _run_child(server, child_end, child_main)
             child_end.close()
             send(control, {"pid": pid}, (client_end.fileno(),))
             client_end.close()
@@ -71,11 +74,8 @@ def _collect(pid: int) -> int:
     return status
 
 
-def _run_child(sock: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
-    libc = ctypes.CDLL(None)
-    if libc.unshare(CLONE_NEWNET):  # a namespace without network; an unprivileged user needs a user namespace for it
-        libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after unshare, because a new user namespace would undo it
+def _run_child(server: int, sock: socket.socket, child_main: Callable[[socket.socket], None]) -> None:
+    kernel.end_with_parent(server)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # decoders print pieces of the file to stderr
     with contextlib.suppress(BaseException):
@@ -83,10 +83,9 @@ def _run_child(sock: socket.socket, child_main: Callable[[socket.socket], None])
     os._exit(0)
 
 
-def address_space_bytes() -> int:
-    """Size in bytes of what this process has mapped."""
-    with open("/proc/self/statm", encoding="ascii") as f:
-        return int(f.read().split()[0]) * mmap.PAGESIZE
+def address_space_bytes(statm: int) -> int:
+    """Size in bytes of what this process has mapped, by the descriptor of its /proc/self/statm."""
+    return int(os.pread(statm, 256, 0).split()[0]) * mmap.PAGESIZE
 
 
 def set_limits(memory_bytes: int, cpu_s: float) -> None:
@@ -103,20 +102,26 @@ def _set_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def child_main(sock: socket.socket, backend: str, resize: Resize | None) -> None:
-    """Answer one client's requests until it hangs up."""
+def child_main(sock: socket.socket, backend: str, resize: Resize | None, policy: Policy) -> None:
+    """Answer one client's requests until it hangs up. The first one brings the first video."""
     session = Session(backend, resize)
-    start_bytes = limit_bytes = address_space_bytes()
+    statm = os.open("/proc/self/statm", os.O_RDONLY)  # a confined child cannot open it
+    start_bytes = limit_bytes = address_space_bytes(statm)
+    is_confined, takes_others = False, True
     while True:
         request, fds = receive(sock)
         if request["op"] == "open":
+            if not is_confined:
+                _, takes_others = confine(policy, os.getppid(), fds[0], keep=(sock.fileno(), statm))
+                is_confined = True
             session.close({}, [])
             session = Session(backend, resize)
-            limit_bytes = address_space_bytes() + request["memory_bytes"]
+            limit_bytes = address_space_bytes(statm) + request["memory_bytes"]
         set_limits(limit_bytes, request["timeout_s"])
         reply, reply_fds = answer(session, request, fds)
         if request["op"] == "close":
-            reply["grown_bytes"] = address_space_bytes() - start_bytes
+            reply["grown_bytes"] = address_space_bytes(statm) - start_bytes
+            reply["takes_others"] = takes_others
         send(sock, reply, reply_fds)
         for fd in reply_fds:
             os.close(fd)
@@ -142,7 +147,8 @@ def main() -> None:
             load_detectors(scenes)
     gc.freeze()  # children inherit the frozen heap, so their collector skips it
     with socket.socket(fileno=control_fd) as control:
-        serve(control, lambda sock: child_main(sock, backend, resize))
+        policy = prepare(reopens_video=backend == "decord")
+        serve(control, policy, lambda sock: child_main(sock, backend, resize, policy))
     os._exit(0)  # the client waits for this process to end, and an orderly exit of torch takes half a second
 
 

@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from pipeline.errors import Reject, Rejected
 from pipeline.recipe import Recipe, Run
-from pipeline.video.decode_process import DecodeChild, DecodeServer
+from pipeline.video.decode_process import DecodeChild, DecodeServer, reading_reply
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
@@ -108,10 +109,21 @@ class Decoders:
         except Rejected:
             child.end()
             return
-        if reply.get("grown_bytes", 0) > MAX_GROWTH * self._limits["memory_bytes"]:
+        if reply.get("grown_bytes", 0) > MAX_GROWTH * self._limits["memory_bytes"] or not reply.get("takes_others"):
             child.end()
         else:
             self._idle.append(child)
+
+
+def checked_facts(facts: VideoFacts) -> VideoFacts:
+    """Return the facts that a child sent. Raises TypeError or ValueError for what no child of ours sends."""
+    for name, hint in get_type_hints(VideoFacts).items():
+        types = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        if not isinstance(getattr(facts, name), types):
+            raise TypeError(f"{name} is a {type(getattr(facts, name)).__name__}")
+    if not facts.pts or min(facts.width, facts.height, facts.coded_width, facts.coded_height, facts.time_base) <= 0:
+        raise ValueError("a video without frames, time or size")
+    return facts
 
 
 def in_decoding_order(
@@ -226,17 +238,21 @@ class _Video:
         reply: dict[str, Any] = {"more": True}
         while reply.get("more"):
             reply, content = child.request(request | self.limits)
-        return tuple((int(a), int(b)) for a, b in np.frombuffer(content, dtype=np.int64).reshape(-1, 2))
+        with reading_reply("decode"):
+            return tuple((int(a), int(b)) for a, b in np.frombuffer(content, dtype=np.int64).reshape(-1, 2))
 
     def _open(self, child: DecodeChild) -> VideoFacts:
         reply, pts = child.request({"op": "open"} | self.limits, self.fd)
-        facts = reply["facts"] | {
-            "pts": tuple(np.frombuffer(pts, dtype=np.int64).tolist()),
-            "sample_aspect": Fraction(reply["facts"]["sample_aspect"]),
-            "time_base": Fraction(reply["facts"]["time_base"]),
-            "crop": tuple(reply["facts"]["crop"]),
-        }
-        return VideoFacts(**facts)
+        with reading_reply("probe"):
+            facts = reply["facts"] | {
+                "pts": tuple(np.frombuffer(pts, dtype=np.int64).tolist()),
+                "sample_aspect": Fraction(reply["facts"]["sample_aspect"]),
+                "time_base": Fraction(reply["facts"]["time_base"]),
+                "crop": tuple(map(int, reply["facts"]["crop"])),
+                "key_frames": (),
+                "scenes": None,
+            }
+            return checked_facts(VideoFacts(**facts))
 
     def _send_windows(self, child: DecodeChild, facts: VideoFacts, windows: list[Window]) -> str:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.
@@ -262,14 +278,16 @@ class _Video:
             reply, _ = child.request(request | self.limits, fd)
         finally:
             os.close(fd)
-        return str(reply["decoder"])
+        with reading_reply("decode"):
+            return str(reply["decoder"])
 
     def _next(self, child: DecodeChild, window: Window, decoder: str) -> Outcome:
         """Decode the next window. It becomes a skip if more of its frames repeat than the recipe allows."""
         reply: dict[str, Any] = {"more": True}
         while reply.get("more"):  # so that the way to a distant frame does not count as a hang
             reply, content = child.request({"op": "next"} | self.limits)
-        frames_THWC = np.frombuffer(content, dtype=np.uint8).reshape(reply["shape"])
+        with reading_reply("decode"):
+            frames_THWC = np.frombuffer(content, dtype=np.uint8).reshape(len(window.pts), *reply["shape"][1:3], 3)
         if frames_THWC.shape[1:3] != (window.bucket.height, window.bucket.width):
             frames_THWC = self._resized(frames_THWC, window)
         still = sum(np.array_equal(a, b) for a, b in pairwise(frames_THWC))

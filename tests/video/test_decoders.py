@@ -415,12 +415,11 @@ def test_closing_ends_every_child(tmp_path: Path) -> None:
 
 CHILD = """
 import os, socket, sys
-from pipeline.video.decode_worker import _run_child
+from pipeline.video.confinement.kernel import leave_network
 if sys.argv[1] == "nobody" and os.getuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
-if os.fork() == 0:
-    _run_child(None, lambda _: print([name for _, name in socket.if_nameindex()], flush=True))
-os.wait()
+leave_network()
+print([name for _, name in socket.if_nameindex()])
 """
 
 
