@@ -273,6 +273,8 @@ class Run:
     """Seconds that one request to a decoding process may take before the process is killed."""
     decode_memory_bytes: Annotated[int, Setting("decode-memory-gb", metavar="GB", unit=1 << 30)] = 4 << 30
     """Memory that a decoding process may allocate after its start, in GB of 2^30 bytes."""
+    confine: Literal["auto", "require"] = "auto"
+    """Confinement of decoding processes: auto says what a machine cannot take from them; require then ends the job."""
     max_rejects: float = 0.05
     """Share of rejects above which the job fails with exit code 3.
 

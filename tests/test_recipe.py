@@ -143,6 +143,7 @@ OTHER_RUNS: dict[str, object] = {
     "cpus": 2,
     "decode_timeout_s": 5.0,
     "decode_memory_bytes": 1 << 30,
+    "confine": "require",
     "max_rejects": 0.5,
     "retry_rejects": "all",
     "single_writer": True,

@@ -56,9 +56,12 @@ class EncoderTotals:
 class EncoderCounters:
     """Counters of one encoder. Any number of threads may use them."""
 
-    def __init__(self, encoder: str) -> None:
+    def __init__(self, encoder: str, confinement: str = "") -> None:
         self.encoder = encoder
         """Name of the encoder, different from the names of all others."""
+        self.confinement = confinement
+        """What confines its decoders."""
+        self._is_confinement_reported = False
         self._lock = threading.Lock()
         self._ended = EncoderTotals()
         self._in_flight: list[UnitInFlight] = []
@@ -81,6 +84,12 @@ class EncoderCounters:
         with self._lock:
             self._ended.units[outcome] += 1
 
+    def take_confinement(self) -> str:
+        """Return what confines the decoders, the first time; an empty text after that."""
+        with self._lock:
+            is_reported, self._is_confinement_reported = self._is_confinement_reported, True
+        return "" if is_reported else self.confinement
+
     def totals(self) -> EncoderTotals:
         """Totals up to now."""
         with self._lock:
@@ -92,4 +101,10 @@ class EncoderCounters:
         times = utilization.times()
         with self._lock:
             units = {unit.unit.name: unit.heartbeat() for unit in self._in_flight}
-        return {"encoder": self.encoder, "encoder_s": times.total_s, "idle_s": times.idle_s, "units": units}
+        return {
+            "encoder": self.encoder,
+            "confinement": self.confinement,
+            "encoder_s": times.total_s,
+            "idle_s": times.idle_s,
+            "units": units,
+        }

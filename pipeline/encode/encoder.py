@@ -63,7 +63,7 @@ class ShardEncoder:
         self.card = vae.card
         self.decoders = starting.result()
         self.batches = MicroBatchEncoder(vae, settings.recipe)
-        self.counters = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}")
+        self.counters = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}", str(self.decoders.confinement))
         self.utilization = Utilization()
         self._slots = Slots(UNITS_IN_FLIGHT)
 
@@ -91,7 +91,7 @@ class ShardEncoder:
         report.ended_s = time.time()
         report.activities = dict(activities.seconds)
         report.wall_s, report.encode_s = sum(report.activities.values()), report.activities.get(Activity.ENCODE, 0.0)
-        report.encoder = self.counters.encoder
+        report.encoder, report.confinement = self.counters.encoder, self.counters.take_confinement()
         report.encoder_s, report.idle_s, _ = self.utilization.times()
         self.counters.unit_ended(report.outcome)
         return report

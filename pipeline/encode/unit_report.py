@@ -33,6 +33,8 @@ class UnitReport:
     """Name of the encoder: its node and process."""
     encoder_s: float = 0.0
     """Seconds since that encoder became ready."""
+    confinement: str = ""
+    """What confines that encoder's decoders, and what they can do in spite of it. Only its first report has it."""
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which no unit was in the VAE, by cause: an activity, or ``unit`` if it had no unit."""
 
@@ -64,6 +66,8 @@ class Heartbeat(TypedDict):
 
     encoder: str
     """Name of the encoder."""
+    confinement: str
+    """What confines its decoders, and what they can do in spite of it."""
     encoder_s: float
     """Seconds since it became ready."""
     idle_s: dict[str, float]

@@ -74,6 +74,7 @@ class Progress:
         """Source of the encoders' heartbeats; an executor connects it."""
         self._latest: list[Heartbeat] = []
         self._reported_units: dict[str, None] = {}  # a set that keeps its order
+        self._confinements: set[str] = set()
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}  # encoder_s and idle_s by encoder
         self._snapshots: deque[Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._work = 0.0
@@ -103,6 +104,8 @@ class Progress:
             self._latest = latest
             for heartbeat in latest:
                 self._update_encoder(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
+        for heartbeat in latest:
+            self._say_confinement(heartbeat["encoder"], heartbeat["confinement"])
 
     def add(self, report: UnitReport) -> None:
         """Count a unit that has ended."""
@@ -115,6 +118,7 @@ class Progress:
             if len(self._reported_units) > MAX_REPORTED_UNITS:
                 self._reported_units.pop(next(iter(self._reported_units)))
             self._update_encoder(report.encoder, report.encoder_s, report.idle_s)
+        self._say_confinement(report.encoder, report.confinement)
         if self.units == len(self._work_by_unit):
             self._finished.set()  # encoders without work are not idle from now on
         if self._finished.is_set() or (self.units == 1 and not self._show):
@@ -172,6 +176,15 @@ class Progress:
             self._snapshots.append(Snapshot(time_s=time.monotonic() - encoder_s))
         if encoder_s > self._encoders.get(encoder, (0.0, {}))[0]:
             self._encoders[encoder] = encoder_s, idle_s
+
+    def _say_confinement(self, encoder: str, confinement: str) -> None:
+        """Say what confines decoders, once for all machines where it is the same."""
+        with self._lock:
+            if not confinement or confinement in self._confinements:
+                return
+            self._confinements.add(confinement)
+        node = encoder.rpartition("-")[0]
+        self._say(confinement if node == "local" else f"node {node}: {confinement}")
 
     def _idle_time(self) -> tuple[float, dict[str, float]]:
         idle_s: defaultdict[str, float] = defaultdict(float)

@@ -27,13 +27,15 @@ from pipeline.video.confinement import kernel
 from pipeline.video.confinement.confinement import Confinement
 
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
-"""Environment variables that children may see. Credentials are not among them."""
+"""Environment variables that children may see. Credentials are not among them; ``confinement/`` hides other processes."""
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 10.0
 MESSAGE_BYTES = 1 << 17
 """Largest message in bytes."""
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 """Seals of the files in replies. A child that cut a file after its reply would crash the encoder, which maps it."""
+WORKER = "pipeline.video.decode_worker"
+"""Module that is run as the server."""
 ERROR_BYTES = 2000
 """Bytes of the server's error output that are shown if it does not start."""
 
@@ -99,7 +101,7 @@ class DecodeServer:
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end, tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.video.decode_worker", backend, str(server_end.fileno()), scenes],
+                [sys.executable, "-m", WORKER, backend, str(server_end.fileno()), scenes],
                 env=environment,
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -115,6 +117,8 @@ class DecodeServer:
         self._control.settimeout(None)
         if "encoder" in self.confinement.possible:
             self._close_own_process()
+        if not kernel.is_dumpable():
+            self.confinement = dataclasses.replace(self.confinement, taken=self.confinement.taken | {"encoder": ""})
 
     def fork(self) -> DecodeChild:
         """Start a child."""
@@ -151,8 +155,7 @@ class DecodeServer:
         It is the last resort, since it also keeps debuggers, profilers and Ray's memory monitor out.
         """
         kernel.make_undumpable()
-        found = Confinement.from_json(self._request({"try_confinement": True})[0])
-        self.confinement = dataclasses.replace(found, taken=found.taken | {"encoder": ""})
+        self.confinement = Confinement.from_json(self._request({"try_confinement": True})[0])
 
     def _request(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         try:

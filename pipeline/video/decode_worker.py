@@ -27,6 +27,7 @@ from pipeline.video.decode_process import MESSAGE_BYTES
 from pipeline.video.decode_session import Resize, Session, answer
 from stvae import gc_paused
 
+
 def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
     """Send one message with its file descriptors."""
     socket.send_fds(sock, [json.dumps(message).encode()], fds)
@@ -102,6 +103,13 @@ def _set_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
+def _set_hard_limit(kind: int, value: int) -> None:
+    """Set a limit that a child without privileges cannot raise again."""
+    soft, hard = resource.getrlimit(kind)
+    if hard == resource.RLIM_INFINITY or value < hard:
+        resource.setrlimit(kind, (value if soft == resource.RLIM_INFINITY else min(soft, value), value))
+
+
 def child_main(sock: socket.socket, backend: str, resize: Resize | None, policy: Policy) -> None:
     """Answer one client's requests until it hangs up. The first one brings the first video."""
     session = Session(backend, resize)
@@ -112,6 +120,7 @@ def child_main(sock: socket.socket, backend: str, resize: Resize | None, policy:
         request, fds = receive(sock)
         if request["op"] == "open":
             if not is_confined:
+                _set_hard_limit(resource.RLIMIT_AS, start_bytes + 2 * request["memory_bytes"])
                 _, takes_others = confine(policy, os.getppid(), fds[0], keep=(sock.fileno(), statm))
                 is_confined = True
             session.close({}, [])

@@ -1,7 +1,8 @@
 """Videos to clips, through child processes that may crash, hang or return nonsense without harm to anything else.
 
 Each child decodes one video at a time on one core. It receives the file as a descriptor and returns frames as
-descriptors. It has no credentials and no network, limits on memory and processor time, and a deadline.
+descriptors. It is confined to them as far as the kernel can do that, and has limits on memory and processor time, and
+a deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from pipeline.errors import Reject, Rejected
+from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
 from pipeline.video.decode_process import DecodeChild, DecodeServer, reading_reply
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
@@ -45,6 +46,11 @@ class Decoders:
             "timeout_s": run.decode_timeout_s,
         }
         self._server = DecodeServer(recipe.decoder, recipe.scenes)
+        self.confinement = self._server.confinement
+        """What the children can and cannot do on this machine."""
+        if run.confine == "require" and not self.confinement.is_complete:
+            self._server.close()
+            raise ConfigError(f"--confine require is not met here: {self.confinement}")
         self._idle: list[DecodeChild] = []
 
     def close(self) -> None:
@@ -121,7 +127,8 @@ def checked_facts(facts: VideoFacts) -> VideoFacts:
         types = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
         if not isinstance(getattr(facts, name), types):
             raise TypeError(f"{name} is a {type(getattr(facts, name)).__name__}")
-    if not facts.pts or min(facts.width, facts.height, facts.coded_width, facts.coded_height, facts.time_base) <= 0:
+    sizes = (facts.width, facts.height, facts.coded_width, facts.coded_height)
+    if not facts.pts or min(sizes) <= 0 or facts.time_base <= 0:
         raise ValueError("a video without frames, time or size")
     return facts
 

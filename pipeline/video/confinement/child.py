@@ -80,14 +80,14 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     """
     measures = Measures(refused=dict(policy.refused))
     measures.take("network", kernel.leave_network)
-    by_path = policy.reopens_video and video is not None and not _is_memory_file(video)
+    reopened = video if policy.reopens_video and video is not None and not _is_memory_file(video) else None
     ruleset = policy.ruleset
-    if by_path and ruleset is not None and video is not None:
+    if ruleset is not None and reopened is not None:
         ruleset = landlock.make_ruleset(policy.paths)
-        landlock.allow_reading(ruleset, video)
-    _close_descriptors({*keep, *([ruleset] if ruleset is not None else []), *([video] if video is not None else [])})
+        landlock.allow_reading(ruleset, reopened)
+    _close_descriptors({fd for fd in (*keep, video, ruleset) if fd is not None})
     user = FIRST_USER + os.getpid()
-    if policy.changes_user and not (by_path and video is not None and not _can_reopen(video, user)):
+    if policy.changes_user and (reopened is None or _can_reopen(reopened, user)):
         measures.take("user", lambda: _become(user))
     measures.take("capabilities", kernel.drop_capabilities)
     measures.take("undumpable", kernel.make_undumpable)
@@ -96,7 +96,7 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     if ruleset is not None:
         measures.take("landlock", lambda: _restrict(ruleset))
     measures.take("filter", _filter)
-    return measures, not by_path
+    return measures, reopened is None
 
 
 def _is_memory_file(fd: int) -> bool:

@@ -19,7 +19,8 @@ MEASURES = {
 """Measures against a child, in the order in which they are named, with their names in texts."""
 
 ATTACKS = {
-    "files": "read other files",
+    "secrets": "read files that only this user may read",
+    "files": "read files that every user may read",
     "writes": "write or change files",
     "encoder": "read the encoder's environment and memory",
     "processes": "read other processes' environment and memory",
@@ -58,7 +59,9 @@ class Confinement:
         return ", ".join(f"{MEASURES[name]} ({reason})" for name, reason in self.refused.items())
 
     def __str__(self) -> str:
-        taken = ", ".join(" ".join([MEASURES[name], detail]).strip() for name, detail in self.taken.items()) or "nothing"
+        taken = (
+            ", ".join(" ".join([MEASURES[name], detail]).strip() for name, detail in self.taken.items()) or "nothing"
+        )
         if self.is_complete:
             return f"decoders are confined by {taken}"
         why = f"; refused here: {self.refusals_text}" if self.refused else ""

@@ -9,11 +9,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from pipeline.video.confinement.child import Policy, confine
 from pipeline.video.confinement.confinement import ATTACKS, Confinement
+
+OPEN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (a child must not be able to write there)
+"""Folders to which every user may write."""
 
 
 def try_confinement(policy: Policy, encoder: int) -> Confinement:
@@ -33,12 +36,12 @@ def try_confinement(policy: Policy, encoder: int) -> Confinement:
 def _attack_in_child(policy: Policy, encoder: int) -> dict[str, Any]:
     """Fields of ``Confinement``, and in ``unreadable`` the first path of the program that the child could not read."""
     server = os.getpid()
-    with _canary() as canary:
+    with _secret() as secret:
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                _attack(policy, encoder, server, canary, write_end)
+                _attack(policy, encoder, server, secret, write_end)
             os._exit(0)
         os.close(write_end)
         with open(read_end, encoding="utf-8") as pipe:
@@ -51,24 +54,27 @@ def _attack_in_child(policy: Policy, encoder: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _canary() -> Iterator[str]:
-    """Path of a file that only this user may read; an empty path where there is no folder for it."""
+def _secret() -> Iterator[str]:
+    """Path of a file that only this user may read. Where there is no place for one, nothing exists there."""
     try:
-        file = tempfile.NamedTemporaryFile()
+        fd, path = tempfile.mkstemp()
     except OSError:
         yield ""
         return
-    with file:
-        yield file.name
-    Path(f"{file.name}.new").unlink(missing_ok=True)
+    os.close(fd)
+    try:
+        yield path
+    finally:
+        os.unlink(path)
 
 
-def _attack(policy: Policy, encoder: int, server: int, canary: str, pipe: int) -> None:
+def _attack(policy: Policy, encoder: int, server: int, secret: str, pipe: int) -> None:
     """Confine this process and try every attack. Writes results as lines of JSON."""
     measures, _ = confine(policy, server, None, keep=(pipe,))
     attacks: dict[str, Callable[[], None]] = {
-        "files": lambda: _read(canary),
-        "writes": lambda: _write(canary),
+        "secrets": lambda: _read(secret),
+        "files": lambda: _any_of(lambda: _read("/"), lambda: _read("/etc/passwd")),
+        "writes": lambda: _write(secret),
         "encoder": lambda: _read_process(encoder),
         "processes": lambda: _read_process(server),
         "signals": lambda: _any_of(lambda: os.kill(encoder, 0), lambda: os.kill(server, 0)),
@@ -76,11 +82,12 @@ def _attack(policy: Policy, encoder: int, server: int, canary: str, pipe: int) -
         "sockets": lambda: socket.socket(socket.AF_UNIX).close(),
         "programs": _fork,
     }
-    possible = [name for name, attack in attacks.items() if not _is_refused(attack)]
+    untried = () if secret else ("secrets", "writes")  # what cannot be tried counts as possible
+    possible = [name for name, attack in attacks.items() if name in untried or not _is_refused(attack)]
     result = {"taken": measures.taken, "refused": measures.refused, "unreadable": _first_unreadable(policy.paths)}
     for names in ([*possible, "programs"], possible):  # the second line is missing if a program starts
         os.write(pipe, json.dumps(result | {"possible": list(dict.fromkeys(names))}).encode() + b"\n")
-        if not _is_refused(lambda: os.execv(sys.executable, [sys.executable, "-c", ""])):
+        if not _is_refused(lambda: os.execv(sys.executable, [sys.executable, "-c", ""])):  # noqa: S606
             return
 
 
@@ -100,18 +107,23 @@ def _any_of(*attacks: Callable[[], None]) -> None:
 
 
 def _read(path: str) -> None:
-    if path:
-        os.close(os.open(path, os.O_RDONLY))
+    os.close(os.open(path, os.O_RDONLY))
 
 
-def _write(canary: str) -> None:
-    """Write to the canary, create a file beside it, or change its rights."""
-    if canary:
-        _any_of(
-            lambda: os.close(os.open(canary, os.O_WRONLY)),
-            lambda: os.close(os.open(f"{canary}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL)),
-            lambda: os.chmod(canary, 0o600),
-        )
+def _write(secret: str) -> None:
+    """Write to a file, change its rights, or create one in a folder that is open to every user."""
+    name = f"latentmill-{os.getpid()}"
+    new = [os.path.join(folder, name) for folder in (os.path.dirname(secret), *OPEN_FOLDERS)]
+    _any_of(
+        lambda: os.close(os.open(secret, os.O_WRONLY)),
+        lambda: os.chmod(secret, 0o600),
+        *(partial(_create, path) for path in new),
+    )
+
+
+def _create(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.unlink(path)
 
 
 def _read_process(pid: int) -> None:
@@ -135,7 +147,7 @@ def _fork() -> None:
 def _first_unreadable(paths: list[str]) -> str:
     """The first path of the program that this process cannot open; empty if there is none."""
     files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name]
-    for path in (*paths, *filter(None, files)):
+    for path in [*paths, *(str(file) for file in files if file)]:
         try:
             _read(path)
         except OSError:
