@@ -32,6 +32,10 @@ class StoreError(LatentmillError):
     """The store that holds the output did not do what was asked."""
 
 
+class StoreRefusal(StoreError):
+    """A store answered that it will not do what was asked, for example because a key is missing or may not do it."""
+
+
 class SourceChanged(LatentmillError):
     """A source's size or entity tag differs from the plan."""
 

@@ -13,7 +13,8 @@ _REMUX = "remux it (ffmpeg -i in -c copy out.mp4)"
 
 ADVICE: dict[str, str] = {
     "not_found": f"restore the file, or correct its path in the manifest, {_RETRY}",
-    "not_readable": f"give this user permission to read it, {_RETRY}",
+    "not_readable": f"give this user, or the keys of the store, permission to read it, {_RETRY}",
+    "no_driver": f"install the driver that the message names, {_RETRY}",
     "http_error": f"check that the server responds and that signed URLs have not expired, {_RETRY}",
     "fetch/timeout": f"the server is too slow: copy the file to faster storage, or wait until it is less busy, {_RETRY}",
     "timeout": f"the file, its storage or the machine is slow: raise --decode-timeout-s, {_RETRY}",

@@ -7,12 +7,12 @@ import os
 import stat
 from collections.abc import Sequence
 
-from pipeline.errors import Rejected, SourceChanged, StoreError
+from pipeline.errors import ConfigError, Rejected, SourceChanged, StoreError, StoreRefusal
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import describe_error, file_facts, read_whole
+from pipeline.sources.retrying_file import check_readable, describe_error, file_facts, read_whole
 from pipeline.storage.retry import remote_errors
-from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of, without_secrets
 
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -72,9 +72,26 @@ def _open_local(item: Item, recipe: Recipe) -> int:
 
 
 def _read_remote(item: Item, recipe: Recipe) -> int:
-    facts = file_facts(item.location)
-    _set_facts(item, facts, recipe)
-    return _in_memory(read_whole(item.location, facts.size))
+    """Read a file of a store that is not a web server. A refusal rejects an item that a manifest names."""
+    try:
+        facts = _remote_facts(item.location)
+        _set_facts(item, facts, recipe)
+        return _in_memory(read_whole(item.location, facts.size))
+    except (ConfigError, StoreRefusal) as error:
+        if item.trusted:
+            raise
+        no_driver = isinstance(error, ConfigError)
+        message = without_secrets(str(error))[:300]
+        raise Rejected("fetch", "no_driver" if no_driver else "not_readable", message) from None
+
+
+def _remote_facts(url: str) -> FileFacts:
+    """Size and entity tag of a file. The answer of S3 to a request for them has no room for why it refuses."""
+    try:
+        return file_facts(url)
+    except StoreRefusal:
+        check_readable(url)
+        raise
 
 
 def _fetch_http(item: Item, recipe: Recipe) -> int:

@@ -7,8 +7,8 @@ import io
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from pipeline.errors import ConfigError, StoreError
-from pipeline.storage.retry import ShortRead, remote_errors, retried
+from pipeline.errors import ConfigError, StoreError, StoreRefusal
+from pipeline.storage.retry import ShortRead, error_code, is_about_keys, is_transient, remote_errors, retried
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
 
 BLOCK_BYTES = 8 << 20
@@ -61,14 +61,24 @@ def read_whole(url: str, size_bytes: int) -> bytes:
     return retry_call(url, read)
 
 
+def check_readable(url: str) -> None:
+    """Read the first byte of a file. Raises like ``retry_call``; unlike ``file_facts``, S3 then says why it refuses."""
+    fs, path = open_source(url)
+    retry_call(url, lambda: fs.cat_file(path, start=0, end=1))
+
+
 def retry_call(url: str, call: Callable[[], T]) -> T:
-    """Call the file system of a source, with retries. FileNotFoundError and StoreError name the source."""
+    """Call the file system of a source, with retries. FileNotFoundError and StoreError name the source.
+
+    The StoreError is a StoreRefusal if trying again cannot help.
+    """
     try:
         return retried(call)
     except FileNotFoundError:
         raise FileNotFoundError(canonical(url)) from None
     except remote_errors() as error:
-        raise StoreError(f"{canonical(url)} could not be read: {describe_error(error)}") from None
+        kind = StoreError if is_transient(error) or is_about_keys(error) else StoreRefusal
+        raise kind(f"{canonical(url)} could not be read: {describe_error(error)}") from None
 
 
 def open_source(url: str) -> tuple[Any, str]:
@@ -80,9 +90,12 @@ def open_source(url: str) -> tuple[Any, str]:
 
 
 def describe_error(error: Exception) -> str:
-    """Type, HTTP status and text of an error, without the URL that clients quote: its query may be a signature."""
+    """Type, HTTP status or code of S3, and text of an error.
+
+    Without the URL that clients quote: its query may be a signature.
+    """
     text = error.args[0] if isinstance(error, ShortRead) else getattr(error, "strerror", None)
-    status = getattr(error, "status", None)
+    status = getattr(error, "status", None) or error_code(error)
     return f"{type(error).__name__}{f' {status}' if status else ''}{f': {text}' if text else ''}"
 
 

@@ -26,6 +26,10 @@ TRANSIENT_ERRNOS = frozenset(
         errno.ETIMEDOUT,
     }
 )
+KEY_ERRORS = frozenset(
+    "ExpiredToken InvalidToken TokenRefreshRequired InvalidAccessKeyId SignatureDoesNotMatch".split()
+)
+"""Codes of S3's errors about the keys of a request."""
 
 T = TypeVar("T")
 
@@ -79,6 +83,18 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in TRANSIENT_ERRNOS
     return isinstance(error, remote_errors()) and not _is_refusal(error)
+
+
+def is_about_keys(error: BaseException) -> bool:
+    """Return whether S3 refuses the keys themselves, and so every request, for example because a token has expired."""
+    return error_code(error) in KEY_ERRORS
+
+
+def error_code(error: BaseException) -> str | None:
+    """The code in the answer of S3 that caused an error, such as ``AccessDenied``; None if there is none."""
+    response = getattr(error.__cause__ or error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code if isinstance(code, str) else None
 
 
 def remote_errors() -> tuple[type[Exception], ...]:

@@ -13,12 +13,13 @@ import pytest
 import s3fs
 import tenacity.nap
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, Rejected, StoreError
 from pipeline.progress.summary import Summary
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
 from stvae import Card
+from tests.sources.test_sources import read_items
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.golden import TINY
 from tests.support.oracle import assert_never_torn, assert_sound, tree
@@ -101,6 +102,46 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
     job(videos, f"{s3}/out", tiny_card)
     output = download(s3, tmp_path / "after")
     assert_together(assert_sound(output), output)
+
+
+def test_a_refusal_of_one_row_is_its_reject_and_an_expired_token_is_an_error(
+    s3: str, videos: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    recipe = Recipe(vae="x", buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
+    (tmp_path / "m.csv").write_text(f"path\n{videos}/0.mp4\n{videos}/gone.mp4\nhf://datasets/a/b/c.mp4\n")
+    one, gone, no_driver = read_items(tmp_path, recipe, str(tmp_path / "m.csv"))
+    with mock.patch.object(tenacity.nap, "time"), mock.patch.object(s3fs.S3FileSystem, "retries", 1):
+        os.close(fetch_module.fetch(one, recipe))
+        with pytest.raises(Rejected) as missing:
+            fetch_module.fetch(gone, recipe)
+        with (
+            mock.patch.object(s3fs.S3FileSystem, "_info", side_effect=PermissionError(13, "Forbidden")),
+            mock.patch.object(s3fs.S3FileSystem, "_cat_file", side_effect=PermissionError(13, "Forbidden")),
+        ):
+            with pytest.raises(Rejected) as refused:
+                fetch_module.fetch(one, recipe)
+            one.trusted = True
+            with pytest.raises(StoreError, match="PermissionError: Forbidden"):
+                fetch_module.fetch(one, recipe)
+        one.trusted, proxy.outage = False, "403"
+        with pytest.raises(StoreError, match="could not be read: PermissionError ExpiredToken"):
+            fetch_module.fetch(one, recipe)
+        proxy.outage = "503"
+        with pytest.raises(StoreError, match="could not be read"):
+            fetch_module.fetch(one, recipe)
+    error = ImportError("install huggingface_hub")
+    with (
+        mock.patch("pipeline.sources.retrying_file.open_filesystem", side_effect=error),
+        pytest.raises(Rejected) as driver,
+    ):
+        fetch_module.fetch(no_driver, recipe)
+    assert [found.value.reject.name for found in (missing, refused, driver)] == [
+        "fetch/not_found",
+        "fetch/not_readable",
+        "fetch/no_driver",
+    ]
+    assert "0.mp4 could not be read: PermissionError: Forbidden" in refused.value.reject.message
+    assert "'hf://' URLs need a driver that is not installed" in driver.value.reject.message
 
 
 def test_uploads_in_parts_that_a_dead_writer_left_are_aborted_and_others_are_not(

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 FAULTS = ("503", "503 after success", "reset", "reset after success", "cut", "slow")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-DENIED = b"<Error><Code>AccessDenied</Code><Message>The credentials have expired.</Message></Error>"
+DENIED = b"<Error><Code>ExpiredToken</Code><Message>The credentials have expired.</Message></Error>"
 
 
 class FaultyProxy:
