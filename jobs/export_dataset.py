@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.progress.formatting import byte_size
+from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.terminal import Terminal
 from pipeline.storage.probe import open_output
 
@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         terminal.say(f"error: {error}")
         return exit_code(error)
     size = byte_size(summary.size_bytes)
-    terminal.say(f"{summary.url}: {summary.samples} samples in {summary.units} units, {size} of {summary.target}")
+    terminal.say(
+        f"{summary.url}: {number(summary.samples, 'sample')} in {number(summary.units, 'unit')}, {size} of {summary.target}"
+    )
     return 0
 
 

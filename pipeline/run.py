@@ -26,6 +26,7 @@ from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
 from pipeline.output.unit_metadata import unit_metadata_path
+from pipeline.progress.formatting import number
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import Summary, summarize, summarize_stopped
@@ -63,7 +64,7 @@ def encode(
     job = _open_job(recipe, run, card, say)
     units = missing_units(job.store, job.plan)
     planned = len(job.plan.units)
-    say(f"{planned} units planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
+    say(f"{number(planned, 'unit')} planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
     with Progress(run, units, RunLog(job.store, job.settings.job), say, show) as progress:
         for report in _encode_units(job, units, progress.heartbeats):
             progress.add(report)

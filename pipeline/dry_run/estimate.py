@@ -141,7 +141,7 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
     sample = _choose_sample(left, budget)
     say(
         f"{number(len(planned), 'unit')} planned, {len(left)} left; "
-        f"probing {'all' if budget is None else f'up to {budget}'} items"
+        f"probing {'all' if budget is None else f'up to {budget}'} {'item' if budget == 1 else 'items'}"
     )
     urls = {source.name: source.url for source in sources}
     _probe_items(draw_items(sample.sampled_units, budget, urls, recipe, plan.columns), recipe, run, card, plan)

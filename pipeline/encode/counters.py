@@ -22,14 +22,14 @@ class UnitInFlight:
     unit: Unit
     counts: Counts
     """Outcomes so far."""
-    ordinal: int
-    """Ordinal of the current item."""
+    begun: set[int] = field(default_factory=set)
+    """Ordinals of the items with an outcome so far. Ranges of one file take turns, so an item may not be done."""
 
     @property
     def share(self) -> float | None:
         """Share of the unit's items that is done; None if the source's format does not count them in advance."""
         num_items = format_of(self.unit).num_items(self.unit)
-        return None if num_items is None else (self.ordinal - self.unit.start) / max(1, num_items)
+        return None if num_items is None else max(0, len(self.begun) - 1) / max(1, num_items)
 
     def heartbeat(self) -> UnitHeartbeat:
         """Its state as plain values."""
@@ -69,7 +69,7 @@ class EncoderCounters:
     @contextmanager
     def in_flight(self, unit: Unit, counts: Counts) -> Iterator[UnitInFlight]:
         """Count the unit as in flight inside the ``with`` block. ``counts`` are the unit's own and grow meanwhile."""
-        in_flight = UnitInFlight(unit=unit, counts=counts, ordinal=unit.start)
+        in_flight = UnitInFlight(unit=unit, counts=counts)
         with self._lock:
             self._in_flight.append(in_flight)
         try:

@@ -65,7 +65,7 @@ class ShardAttempt:
         files = items_by_file(self._items())
         for _, (item, (facts, outcome)) in decode_in_order(files, self._decode, items_ahead, self.activities.enter):
             self.activities.enter(Activity.PACK)
-            self.in_flight.ordinal = item.ordinal
+            self.in_flight.begun.add(item.ordinal)
             if isinstance(outcome, Skip):
                 self.shard.add_skip(item, facts, outcome)
             elif isinstance(outcome, RejectedWindow):

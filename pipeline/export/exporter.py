@@ -54,9 +54,9 @@ def export_dataset(
     _agree_on_settings(store, {"target": target.name, "dataset": data.store.url, "samples": data.samples.digest})
     rows_by_unit = _rows_by_unit(data)
     records: dict[str, dict[str, int]] = {}
-    for number, (unit, rows) in enumerate(rows_by_unit.items(), 1):
+    for position, (unit, rows) in enumerate(rows_by_unit.items(), 1):
         records[unit] = _read_record(store, unit) or _export_unit(data, target, store, unit, rows)
-        say(f"unit {number} of {len(rows_by_unit)}: {records[unit]['samples']} samples")
+        say(f"unit {position} of {len(rows_by_unit)}: {number(records[unit]['samples'], 'sample')}")
     index_bytes = _put_folder(store, lambda folder: target.write_indexes(sorted(rows_by_unit), folder))
     summary = ExportSummary(
         url=store.url,

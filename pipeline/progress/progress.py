@@ -148,7 +148,7 @@ class Progress:
         reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
             f"{self.units}/{len(self._work_by_unit)} units",
-            f"{now.counts.samples} clips ({max(0, now.counts.samples - before.counts.samples) / span_s:.1f}/s, "
+            f"{number(now.counts.samples, 'clip')} ({max(0, now.counts.samples - before.counts.samples) / span_s:.1f}/s, "
             f"{max(0, now.counts.frames - before.counts.frames) / span_s:.0f} frames/s)",
             f"{number(rejects, 'reject')}{reasons and f' ({reasons})'}",
             byte_size(now.counts.size_bytes),

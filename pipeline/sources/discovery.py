@@ -1,11 +1,12 @@
 """Turns the URLs, patterns and folders of ``--source`` into sources.
 
 A source is one tar, one manifest, or one folder of files. Its name is its canonical URL (no credentials, no query), or
-the NAME in ``NAME=URL``.
+the NAME in ``NAME=URL``. A path that exists is not taken for ``NAME=URL``, even if it has an equals sign.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
 
 def _find(spec: str) -> list[Source]:
     """The sources that one ``URL`` or ``NAME=URL`` stands for."""
-    match = re.fullmatch(r"([\w.-]+)=(.+)", spec)
+    match = None if _is_path(spec) else re.fullmatch(r"([\w.-]+)=(.+)", spec)
     name, url = match.groups() if match else (None, spec)
     scheme_of(url)
     parts = _group_by_source(url)
@@ -50,6 +51,14 @@ def _find(spec: str) -> list[Source]:
         return FORMATS[format_name].open(source_name, source_url, parts[key])
 
     return list(map_concurrently(open_one, parts))
+
+
+def _is_path(spec: str) -> bool:
+    """Return whether the whole text is a local path or pattern of something that exists, like ``date=2024/x.parquet``."""
+    try:
+        return any(os.path.lexists(path) or any(glob.iglob(path)) for path in braceexpand.braceexpand(spec))
+    except ValueError:
+        return os.path.lexists(spec)
 
 
 def _group_by_source(url: str) -> dict[tuple[str, str], list[str]]:

@@ -165,7 +165,10 @@ def _list_files(url: str) -> tuple[Files, list[File], tuple[str, ...]]:
 
     files = Files.of(media_files())
     outside = links.outside if links else 0
-    note = f"{outside} links below '{canonical(url)}' lead out of it and are passed over"
+    subject, verbs = (
+        (f"{outside} links", "lead out of it and are") if outside != 1 else ("1 link", "leads out of it and is")
+    )
+    note = f"{subject} below '{canonical(url)}' {verbs} passed over"
     if not files:
         raise ConfigError(
             f"no videos or images below '{canonical(url)}'{contents.hint(url)}{f'; {note}' if outside else ''}"

@@ -130,12 +130,21 @@ class _RetryingFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
-        self._position = start + offset
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (self._end() if start is None else start)
         return self._position
 
     def tell(self) -> int:
         return self._position
+
+    def _end(self) -> int:
+        """The size of the file. UnsupportedOperation if the store does not tell it."""
+        if not self._size_bytes:
+            size_bytes = retry_call(self._name, lambda: self._fs.info(self._path).get("size"))
+            if size_bytes is None:
+                raise io.UnsupportedOperation(f"the store does not tell the size of {self._name}")
+            return int(size_bytes)
+        return self._size_bytes
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` from the position on, or as much of it as the block or the file has. StoreError names the file."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.errors import Rejected
+from pipeline.errors import Rejected, StoreRefusal
 from pipeline.sources.retrying_file import file_facts, open_source, read_whole, retry_call
 from pipeline.sources.sidecars import MAX_BYTES, choose_sidecars, is_sidecar, sidecar_suffixes, too_large
 from pipeline.storage.links import LinkPolicy
@@ -76,7 +76,8 @@ def find_sidecars(url: str, paths: Iterable[str], links: LinkPolicy | None = Non
 def read_sidecars(location: str) -> dict[str, bytes]:
     """The sidecar files beside a media file, by role, without listing its folder. Rejected if one may not be read.
 
-    Only suffixes in lower case are found.
+    Only suffixes in lower case are found. A refusal counts as absence: a web server over a store that may not be listed
+    answers 403 for a file that is not there.
     """
     stem, _, media_suffix = location.rpartition(".")
     contents = {}
@@ -85,7 +86,7 @@ def read_sidecars(location: str) -> dict[str, bytes]:
             try:
                 contents[role] = _read_sidecar(f"{stem}.{suffix}", suffix)
                 break
-            except FileNotFoundError:
+            except (FileNotFoundError, StoreRefusal):
                 continue
     return contents
 

@@ -82,7 +82,7 @@ def add_sidecars(item: Item, contents: dict[str, bytes], recipe: Recipe) -> None
 
 
 def parse_sidecars(contents: dict[str, bytes], columns: tuple[str, ...]) -> Description:
-    """Read sidecar files, given by role. The text is the caption; without it, the JSON may hold one or several.
+    """Read sidecar files, given by role. The text is the caption. Without one, or if it is empty, the JSON may hold some.
 
     ``columns``: fields of the JSON to make columns, as ``name:type``. NaN and Infinity become null. ValueError if a file is
     otherwise not strict JSON in UTF-8, or a field does not have its type.
@@ -101,6 +101,8 @@ def parse_sidecars(contents: dict[str, bytes], columns: tuple[str, ...]) -> Desc
             found.meta[f"meta_{name}"] = _promote(values.get(name), type_name)
     if TEXT in contents:
         caption = contents[TEXT].decode("utf-8-sig").strip()
+        if not caption and texts:
+            caption = texts[0]
         texts = [caption, *(text for text in texts if text != caption)] if len(texts) > 1 else [caption]
     found.caption = texts[0] if texts else None
     found.captions = texts if len(texts) > 1 else None

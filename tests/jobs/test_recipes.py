@@ -108,7 +108,7 @@ def test_every_command_of_the_page_runs(
         printed.append(capsys.readouterr().out)
         if " > " in command:
             (tmp_path / command.partition(" > ")[2]).write_text(printed[-1])
-    assert "dry run: nothing was written" in printed[0] and "1 units planned, 0 committed, 1 to do" in printed[1]
+    assert "dry run: nothing was written" in printed[0] and "1 unit planned, 0 committed, 1 to do" in printed[1]
     assert "windows: first" in printed[2] and "dry run: nothing was written" in printed[3]
     assert sorted(path.name for path in tmp_path.glob("*latents*")) == ["latents.yaml", "wan-latents"]
 

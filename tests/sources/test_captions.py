@@ -126,6 +126,13 @@ def test_text_comes_before_the_captions_of_json() -> None:
     assert (found.caption, found.captions) == ("b", None)
 
 
+def test_an_empty_text_does_not_hide_the_captions_of_json() -> None:
+    for text in (b"", b" \n", b"\xef\xbb\xbf"):
+        found = parse_sidecars({"txt": text, "json": b'{"captions": ["a", "b"]}'}, ())
+        assert (found.caption, found.captions) == ("a", ["a", "b"])
+        assert parse_sidecars({"txt": text, "json": b'{"x": 1}'}, ()).caption == ""
+
+
 def test_byte_order_marks_are_taken_off() -> None:
     bom = b"\xef\xbb\xbf"
     found = parse_sidecars({"txt": bom + b"a", "json": bom + b'{"x": 1}'}, ("x:int",))

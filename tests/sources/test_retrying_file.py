@@ -6,6 +6,7 @@ import builtins
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,16 @@ class FlakyServer:
         if self.bad and self.count % 3 == 0:
             return self.bad[self.count // 3 % len(self.bad)]
         return Reply(self.content, ranges=self.ranges)
+
+
+def test_the_end_of_a_file_whose_size_was_not_given_is_found_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FlakyServer(DATA)) as server:
+        with open_retrying(f"{server.url}/a.tar", 0) as f:
+            assert f.seek(-3, io.SEEK_END) == len(DATA) - 3 and f.read() == DATA[-3:]
+        store = SimpleNamespace(info=lambda path: {"size": None})
+        monkeypatch.setattr(retrying_file, "open_source", lambda url: (store, "a.tar"))
+        with open_retrying(f"{server.url}/a.tar", 0) as f, pytest.raises(io.UnsupportedOperation, match=r"a\.tar"):
+            f.seek(0, io.SEEK_END)
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])

@@ -68,6 +68,19 @@ def test_each_path_of_a_pattern_is_a_source(tmp_path: Path) -> None:
     assert [s.name for s in find_sources([f"train={names[1]}"])] == ["train"]
 
 
+def test_an_existing_path_with_an_equals_sign_is_not_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools like Hive and Spark write folders such as ``date=2024``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "date=2024").mkdir()
+    write_tar(tmp_path / "date=2024" / "0.tar", [("a.mp4", b"1")])
+    name = f"file://{tmp_path}/date=2024/0.tar"
+    for spec in ("date=2024/0.tar", "date=2024/*.tar", "date=2024/{0..0}.tar", f"{tmp_path}/date=2024/0.tar"):
+        assert [source.name for source in find_sources([spec])] == [name]
+    assert [source.name for source in find_sources(["x=date=2024/0.tar"])] == ["x"]
+    with pytest.raises(ConfigError, match="there is no file"):
+        find_sources(["date=2025/0.tar"])
+
+
 def test_a_pattern_without_matches_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for spec, message in [

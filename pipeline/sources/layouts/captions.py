@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Reject
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.manifest.captions import texts_of
@@ -28,7 +28,11 @@ def caption_column(names: list[str], recipe: Recipe, url: str) -> str | None:
 
 
 def set_caption(item: Item, caption: Any) -> None:
-    """Set an item's captions from a value of a table: a text, several texts, or nothing."""
-    texts = texts_of(caption, spelled_lists=False)
+    """Set an item's captions from a value of a table: a text, several texts, or nothing. A fault if it is not UTF-8."""
+    try:
+        texts = texts_of(caption, spelled_lists=False)
+    except UnicodeDecodeError:
+        item.fault = item.fault or Reject("read", "bad_sidecar", "its caption is not UTF-8")
+        return
     item.caption = texts[0] if texts else None
     item.captions = texts if len(texts) > 1 else None

@@ -173,13 +173,16 @@ def usable_tables(
             pc.invert(pc.is_in(pc.binary_join_element_wise(table.folder, names, ""), value_set=paths))
         )
         if len(missing):
+            example = missing[0].as_py()
             notes.append(
-                f"{len(missing)} of {len(names)} rows of {table} name no video or image of the folder, "
-                f"for example '{missing[0].as_py()}'"
+                f"{len(missing)} of {len(names)} rows of {table} {'names' if len(missing) == 1 else 'name'} no video or "
+                f"image of the folder, for example '{example}'"
             )
         if repeated := len(names) - pc.count_distinct(names, mode="all").as_py():
+            verbs = ("names", "is") if repeated == 1 else ("name", "are")
             notes.append(
-                f"{repeated} of {len(names)} rows of {table} name a file that a row above them names, and are not used"
+                f"{repeated} of {len(names)} rows of {table} {verbs[0]} a file that an earlier row names, and {verbs[1]} "
+                "not used"
             )
     return tuple(usable), tuple(notes)
 

@@ -130,13 +130,13 @@ def _items(unit: Unit, ordinals: list[int], url: str, recipe: Recipe) -> Iterato
     schema: pa.Schema = table.schema
     video, caption = video_column(schema, recipe, url), caption_column(schema.names, recipe, url)
     holds_videos = _is_bytes(schema.field(video))
-    names = [field.name for field in schema if not _is_bytes(field)]
+    names = [field.name for field in schema if not _is_bytes(field) or (field.name == caption and not _is_blob(field))]
     for first in range(0, len(ordinals), ROWS_AT_ONCE):
         part = ordinals[first : first + ROWS_AT_ONCE]
         with _store_errors(url):
             rows = table.take(part, columns=names).to_pylist() if names else [{} for _ in part]
         for ordinal, row in zip(part, rows, strict=True):
-            text = row.pop(caption) if caption else None
+            text = row.pop(caption, None) if caption else None
             if holds_videos:
                 item = _item_with_video(table, ordinal, schema.field(video), row, unit, url, recipe)
             else:

@@ -220,9 +220,10 @@ def _repeated(repeats: Repeats, surveyed: Survey, columns: Columns, source: Sour
     again = itertools.islice(
         rows(source.url, part, surveyed.header, types, source.facts.size), other - part.start, None
     )
+    subject = "1 row names" if count == 1 else f"{count} rows name"
     key = key_of(next(again)[columns.path], source.url)
     return [
-        f"manifest '{canonical(source.url)}': {count} rows name a video that an earlier row names, for example row "
+        f"manifest '{canonical(source.url)}': {subject} a video that an earlier row names, for example row "
         f"{other + 1} that of row {one + 1}, '{key[:200]}'; no column has ranges, so such rows become the same clips: "
         "name the columns with --range-columns"
     ]

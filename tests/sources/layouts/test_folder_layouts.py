@@ -63,7 +63,7 @@ def test_one_table_may_describe_files_of_many_folders(tmp_path: Path, recipe: Re
     }
     (source,) = find_sources([str(folder)])
     assert source.notes == (
-        "1 of 3 rows of metadata.parquet name no video or image of the folder, for example 'a/gone.mp4'",
+        "1 of 3 rows of metadata.parquet names no video or image of the folder, for example 'a/gone.mp4'",
     )
 
 
@@ -72,7 +72,7 @@ def test_files_given_by_pattern_have_the_table_of_their_folder(tmp_path: Path, r
     folder = write(tmp_path / "set", aDOTmp4="a", bDOTmp4="b", cDOTmkv="c", metadataDOTcsv=rows)
     assert described(read_items(tmp_path, recipe, f"{folder}/*.mp4")) == {"a.mp4": ("one", {}), "b.mp4": ("two", {})}
     (source,) = find_sources([str(folder)])
-    assert source.notes == ("1 of 4 rows of metadata.csv name a file that a row above them names, and are not used",)
+    assert source.notes == ("1 of 4 rows of metadata.csv names a file that an earlier row names, and is not used",)
 
 
 def test_several_captions_of_a_file_are_kept(tmp_path: Path, recipe: Recipe) -> None:

@@ -111,3 +111,13 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, recipe: Recipe, monkeypa
     monkeypatch.setattr(builtins, "__import__", without_lance)
     with pytest.raises(ConfigError, match=r"install the extra 'lance' \(pip install '\.\[lance\]'\)"):
         planned(tmp_path / "3", recipe, url)
+
+
+def test_captions_of_bytes_are_text_or_a_reject(tmp_path: Path, recipe: Recipe) -> None:
+    table = pa.table(
+        {"path": ["a.mp4", "b.mp4", "c.mp4"], "caption": pa.array(["é".encode(), b"\xff", None], pa.binary())}
+    )
+    one, bad, none = read_items(tmp_path, recipe, write(tmp_path / "set.lance", table))
+    assert (one.caption, one.meta, one.fault) == ("é", {}, None)
+    assert bad.fault is not None and bad.fault.name == "read/bad_sidecar"
+    assert (none.caption, none.fault) == (None, None)
