@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, IntegrityError
 from pipeline.export.target import COLUMNS, ExportedSample, ExportTarget
 from pipeline.loader import LatentDataset
 from pipeline.output.unit_metadata import unit_of
+from pipeline.progress.formatting import number
 from pipeline.storage.store import Store
 from stvae.normalization import normalize
 

@@ -1,11 +1,12 @@
 """Opens a video or image file with PyAV, selects its picture stream, and reads what the container says about it.
 
-Runs in decoding children only. PyAV has no attribute for the crop and the Dolby Vision profile of a stream, but FFmpeg
-prints both in its description of the file.
+Runs in decoding children only. PyAV has no attribute for the crop, the Dolby Vision profile and the field order of a
+stream, but FFmpeg prints them in its description of the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ class StreamNotes:
     """Coded pixels to remove at the top, bottom, left and right."""
     dolby_vision: int | None = None
     """Dolby Vision profile; None if the stream has none."""
+    has_fields: bool = False
+    """True if the stream's headers say that its pictures are fields. Its frames may still be progressive."""
 
 
 def open_container(file: BinaryIO) -> Any:
@@ -153,10 +156,11 @@ def holds_stills(container: Any) -> bool:
 def stream_notes(container: Any, stream: Any) -> StreamNotes:
     """The stream's crop and Dolby Vision profile, from FFmpeg's description of the file."""
     _, _, text = _described(container).partition(f"Stream #0:{stream.index}")
+    has_fields = re.search(r"[(,] ?(?:top|bottom) (?:coded )?first\b", text.partition("\n")[0]) is not None
     side_data = text.partition("  Stream #0:")[0].rpartition("    Side data:\n")[2]
     crop = re.search(r"^ *Frame [Cc]ropping: (\d+)/(\d+)/(\d+)/(\d+)$", side_data, re.MULTILINE)
     profile = re.search(r"^ *DOVI configuration record: .*\bprofile: (\d+)", side_data, re.MULTILINE)
-    notes = StreamNotes(dolby_vision=int(profile[1]) if profile else None)
+    notes = StreamNotes(dolby_vision=int(profile[1]) if profile else None, has_fields=has_fields)
     if not crop:
         return notes
     left, right, top, bottom = map(int, crop.groups())
@@ -164,7 +168,7 @@ def stream_notes(container: Any, stream: Any) -> StreamNotes:
         raise Rejected(
             "probe", "bad_crop", f"the container crops the whole picture away ({top}/{bottom}/{left}/{right})"
         )
-    return StreamNotes(crop=(top, bottom, left, right), dolby_vision=notes.dolby_vision)
+    return dataclasses.replace(notes, crop=(top, bottom, left, right))
 
 
 def _described(container: Any) -> str:

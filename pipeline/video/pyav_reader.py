@@ -13,6 +13,7 @@ from pipeline.errors import Rejected
 from pipeline.video.completeness import DistinctTimes, Packets, check_complete, distinct_times, read_packets
 from pipeline.video.containers import (
     HDR_TRANSFERS,
+    StreamNotes,
     best_stream,
     decoded,
     holds_stills,
@@ -23,6 +24,8 @@ from pipeline.video.pictures import heif_grid, webp_animation
 from pipeline.video.pictures.orientation import orientation_of
 from pipeline.video.windows import VideoFacts
 
+FRAMES_FOR_FIELDS = 32
+"""Number of frames of a stream with fields that are looked at to find an interlaced one. The first may be progressive."""
 ANIMATIONS = ("gif", "apng")
 """Containers of pictures that may move. One with a single frame is an image."""
 
@@ -55,7 +58,12 @@ def _probe(file: BinaryIO, max_pixels: int) -> VideoFacts:
             raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")
         packets = read_packets(container, stream)
         check_complete(file, container, stream, packets)
-        return _facts(container, stream, packets, _first_frame(file))
+        frame = next(_frames_from_start(file, 1))
+        notes = stream_notes(container, stream)
+        interlaced = frame.interlaced_frame or (
+            notes.has_fields and any(frame.interlaced_frame for frame in _frames_from_start(file, FRAMES_FOR_FIELDS))
+        )
+        return _facts(container, stream, packets, frame, notes, interlaced=interlaced)
     finally:
         container.close()
 
@@ -94,17 +102,24 @@ def frames(file: BinaryIO, facts: VideoFacts) -> Iterator[tuple[int, Any]]:
         container.close()
 
 
-def _first_frame(file: BinaryIO) -> Any:
+def _frames_from_start(file: BinaryIO, count: int) -> Iterator[Any]:
+    """Yield the first ``count`` frames, or fewer in a shorter video. Raises Rejected if there is none."""
     container = open_container(file)
     try:
-        for frame in decoded(container, best_stream(container)):
-            return frame
+        found = 0
+        for found, frame in enumerate(decoded(container, best_stream(container)), 1):
+            yield frame
+            if found == count:
+                return
     finally:
         container.close()
-    raise Rejected("decode", "no_frames", "no frame could be decoded")
+    if not found:
+        raise Rejected("decode", "no_frames", "no frame could be decoded")
 
 
-def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFacts:
+def _facts(
+    container: Any, stream: Any, packets: Packets, frame: Any, notes: StreamNotes, *, interlaced: bool
+) -> VideoFacts:
     name = container.format.name.partition(",")[0]
     time_base = Fraction(stream.time_base)
     shown = distinct_times(packets, time_base)
@@ -114,7 +129,6 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
     if end_pts <= shown[-1]:  # the last frame has no duration, so it gets the mean of the others
         end_pts = shown[-1] + max(1, (shown[-1] - shown[0]) // max(1, len(shown) - 1))
     rotation, mirrored = orientation_of(frame)
-    notes = stream_notes(container, stream)
     return VideoFacts(
         container=name,
         codec=stream.codec_context.codec.canonical_name,
@@ -128,7 +142,7 @@ def _facts(container: Any, stream: Any, packets: Packets, frame: Any) -> VideoFa
         pts=tuple(shown),
         end_pts=end_pts,
         is_image=name.endswith("_pipe") or (len(shown) == 1 and (name in ANIMATIONS or holds_stills(container))),
-        interlaced=frame.interlaced_frame,
+        interlaced=interlaced,
         hdr=HDR_TRANSFERS.get(int(frame.color_trc or 0)),
         dolby_vision=notes.dolby_vision,
         decord_refusal=_decord_refusal(container, stream, packets, frame)

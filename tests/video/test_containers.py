@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.video import pyav_reader
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip
 from tests.support.clips_maker import make_clip, numbered_frame, read_number
@@ -223,6 +224,32 @@ def test_interlaced_video_is_skipped_kept_or_deinterlaced(read: Decode, tmp_path
     assert [read_number(frame[1::2]) for frame in woven.frames_THWC] == list(range(1, 35, 2)), (
         "the encoder's first field"
     )
+
+
+class Marked:
+    """A frame with another mark of whether it is interlaced."""
+
+    def __init__(self, frame: Any, interlaced: bool) -> None:
+        self._frame = frame
+        self.interlaced_frame = interlaced
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._frame, name)
+
+
+def test_several_frames_tell_whether_a_video_is_interlaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first frames of a stream with fields may be progressive; later ones of a stream without fields are not read."""
+    real = pyav_reader.decoded
+
+    def probe(path: Path, first: int) -> bool:
+        marked = lambda *args: (Marked(frame, number >= first) for number, frame in enumerate(real(*args)))  # noqa: E731
+        monkeypatch.setattr(pyav_reader, "decoded", marked)
+        with path.open("rb") as file:
+            return pyav_reader.probe(file, 1 << 20, 60.0).interlaced
+
+    woven, plain = interlaced_clip(tmp_path / "woven.mp4"), make_clip(tmp_path / "plain.mp4", 20)
+    assert [probe(woven, first) for first in (0, 3, 19, 100)] == [True, True, True, False]
+    assert [probe(plain, first) for first in (0, 3)] == [True, False]
 
 
 def test_progressive_video_is_the_same_under_every_policy(read: Decode, tmp_path: Path) -> None:
