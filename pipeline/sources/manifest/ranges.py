@@ -17,9 +17,10 @@ PAIR_COLUMNS = (
     ("start_s", "end_s"),
     ("start_sec", "end_sec"),
     ("start_timestamp", "end_timestamp"),
+    ("start_timestep", "end_timestep"),
 )
 """Names of two columns that hold the start and the end of a row's piece."""
-FRAME_PAIR_COLUMNS = (*PAIR_COLUMNS, ("start_frame", "end_frame"))
+FRAME_PAIR_COLUMNS = (("start_frame", "end_frame"), *PAIR_COLUMNS)
 LIST_COLUMNS = ("timestamp", "timestamps", "cut", "cuts")
 """Names of a column that holds one pair or a list of pairs."""
 
@@ -118,7 +119,7 @@ def _is_pair(value: Any) -> bool:
 
 def _pair_of_fields(values: dict[str, Any], unit: str) -> Range:
     by_name = {name.lower(): value for name, value in values.items()}
-    for start, end in FRAME_PAIR_COLUMNS:
+    for start, end in FRAME_PAIR_COLUMNS if unit == "frames" else PAIR_COLUMNS:
         if start in by_name and end in by_name:
             return _pair(by_name[start], by_name[end], unit)
     raise BadRange(f"a range has the fields {sorted(values)}, not start and end")

@@ -151,13 +151,13 @@ KOALA = published(
 )
 # https://github.com/mira-space/MiraData
 MIRADATA = published(
-    "clip_id,source,video_url,video_id,timestamp,seconds,short_caption,dense_caption\n"
-    """1.1,youtube,https://www.youtube.com/watch?v=a,1,"['00:00:01.000', '00:01:02.500']",61.5,A game.,A man runs.\n"""
-    """1.2,youtube,https://www.youtube.com/watch?v=a,1,"['00:02:00.000', '00:03:10.000']",70,A town.,A town from above.\n""",
+    "clip_id,source,video_url,video_id,file_path,timestamp,short_caption,dense_caption\n"
+    """1.1,youtube,https://youtube.com/watch?v=a,a,1.mp4,"['00:00:01.000', '00:01:02.500']",A game.,A man runs.\n"""
+    """1.2,youtube,https://youtube.com/watch?v=a,a,2.mp4,"['00:02:00.000', '00:03:10.000']",A town.,A town from above.\n""",
     "miradata_v1_330k.csv",
     "miradata/videos",
-    ["1.mp4"],
-    [("1.mp4", "A man runs.", (1.0, 62.5)), ("1.mp4", "A town from above.", (120.0, 190.0))],
+    ["a.mp4"],
+    [("a.mp4", "A man runs.", (1.0, 62.5)), ("a.mp4", "A town from above.", (120.0, 190.0))],
 )
 # https://huggingface.co/datasets/Fudan-FUXI/VIDGEN-1M
 VIDGEN = published(

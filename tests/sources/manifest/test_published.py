@@ -44,17 +44,25 @@ INTERNVID = [
 ]
 
 # https://huggingface.co/datasets/Koala-36M/Koala-36M-v1
-KOALA_36M = """videoID,url,timestamp,caption,clarity_score,aesthetic_score,motion_score,training_suitability_score
+KOALA_36M = """videoID,url,timestamp,caption,clarity_score,aesthetic_score,motion_score,video_training_suitability_score
 a_0,https://www.youtube.com/watch?v=a,"['0:00:05.533', '0:00:10.900']","The video shows a lake, still.",0.9,4.5,3.2,3.5
 a_1,https://www.youtube.com/watch?v=a,"['0:00:10.900', '0:00:14.000']",The video shows a hill.,0.9,4.5,3.2,3.5
 b_0,https://www.youtube.com/watch?v=b,"['0:01:00.000', '0:01:10.000']",The video shows a town.,0.8,4.4,3.1,3.4
 """
 
-# https://github.com/mira-space/MiraData
-MIRADATA = """clip_id,source,video_url,video_id,timestamp,seconds,short_caption,dense_caption,style_caption
-1.1,youtube,https://www.youtube.com/watch?v=a,1,"['00:00:01.000', '00:01:02.500']",61.5,A game.,A man runs in a game.,Bright
-1.2,youtube,https://www.youtube.com/watch?v=a,1,"['00:02:00.000', '00:03:10.000']",70,A town.,A town from above.,Dark
-2.1,youtube,https://www.youtube.com/watch?v=b,2,"['00:00:00.000', '00:01:00.000']",60,A road.,"A road, and rain.",Dark
+# https://github.com/mira-space/MiraData, version 1: the columns that its download_data.py and the README name
+MIRADATA = """clip_id,source,video_url,video_id,file_path,timestamp,short_caption,dense_caption,style_caption
+1.1,youtube,https://www.youtube.com/watch?v=a,a,0/1.1.mp4,"['00:00:01.000', '00:01:02.500']",A game.,A man runs.,Bright
+1.2,youtube,https://www.youtube.com/watch?v=a,a,0/1.2.mp4,"['00:02:00.000', '00:03:10.000']",A town.,A town from above.,Dark
+2.1,youtube,https://www.youtube.com/watch?v=b,b,0/2.1.mp4,"['00:00:00.000', '00:01:00.000']",A road.,"A road, and rain.",Dark
+"""
+
+# https://github.com/mira-space/MiraData, assets/miradata_v0_100_samples.csv, with its two columns without a name
+MIRADATA_V0 = """index,video_id,start_frame,end_frame,main_object_caption,background_caption,style_caption,camera_caption,\
+short_caption,dense_caption,fps,start_timestep,end_timestep,,
+000000008783_AJp_ANXoGoM-000114,AJp_ANXoGoM,163272,166872,A,B,C,D,People.,A show.,30,1:30:42,1:32:42,,
+000000008003_bFPlCi36RSQ-000623,bFPlCi36RSQ,913907,915766,A,B,C,D,A street.,A busy street.,30,8:27:44,8:28:46,,
+000000008563_wwqUCcOZBT0-000024,wwqUCcOZBT0,66197,69074,A,B,C,D,Scenes.,An old town.,23.97,0:46:01,0:48:01,,
 """
 
 # https://huggingface.co/datasets/TempoFunk/webvid-10M
@@ -157,11 +165,40 @@ WATCH = "https://www.youtube.com/watch"
             MIRADATA,
             {"path_column": "{video_id}.mp4", "caption_column": "dense_caption"},
             [
-                ("1.mp4", (1.0, 62.5), "A man runs in a game."),
-                ("1.mp4", (120.0, 190.0), "A town from above."),
-                ("2.mp4", (0.0, 60.0), "A road, and rain."),
+                ("a.mp4", (1.0, 62.5), "A man runs."),
+                ("a.mp4", (120.0, 190.0), "A town from above."),
+                ("b.mp4", (0.0, 60.0), "A road, and rain."),
             ],
             id="MiraData",
+        ),
+        pytest.param(
+            "miradata_v1_330k.csv",
+            MIRADATA,
+            {"path_column": "file_path", "caption_column": "short_caption", "range_columns": ("none",)},
+            [("0/1.1.mp4", None, "A game."), ("0/1.2.mp4", None, "A town."), ("0/2.1.mp4", None, "A road.")],
+            id="MiraData, cut already",
+        ),
+        pytest.param(
+            "miradata_v0_100_samples.csv",
+            MIRADATA_V0,
+            {"path_column": "{video_id}.mp4", "caption_column": "dense_caption"},
+            [
+                ("AJp_ANXoGoM.mp4", (5442.0, 5562.0), "A show."),
+                ("bFPlCi36RSQ.mp4", (30464.0, 30526.0), "A busy street."),
+                ("wwqUCcOZBT0.mp4", (2761.0, 2881.0), "An old town."),
+            ],
+            id="MiraData, version 0",
+        ),
+        pytest.param(
+            "miradata_v0_100_samples.csv",
+            MIRADATA_V0,
+            {"path_column": "{video_id}.mp4", "caption_column": "short_caption", "range_unit": "frames"},
+            [
+                ("AJp_ANXoGoM.mp4", (163272.0, 166872.0), "People."),
+                ("bFPlCi36RSQ.mp4", (913907.0, 915766.0), "A street."),
+                ("wwqUCcOZBT0.mp4", (66197.0, 69074.0), "Scenes."),
+            ],
+            id="MiraData, version 0, in frames",
         ),
         pytest.param(
             "0322.csv",
