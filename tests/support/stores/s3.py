@@ -108,7 +108,7 @@ def short_412(folder: Path) -> Iterator[StoreServer]:
     """
     with moto(folder) as target:
         (port,) = free_ports(1)
-        command = [sys.executable, "-m", "tests.support.stores.short_412", str(port), target.endpoint]
+        command = [sys.executable, "-m", "tests.support.stores.proxies", "short-412", str(port), target.endpoint]
         with running(command, folder / "proxy-log", lambda: listens(port), {"PYTHONPATH": str(ROOT)}) as pid:
             endpoint = f"http://127.0.0.1:{port}"
             settings = dict(target.settings) | {"AWS_ENDPOINT_URL": endpoint}
