@@ -78,14 +78,16 @@ def parse_arguments(argv: Sequence[str] | None, description: str | None) -> Argu
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError for a wrong command line, which the programs print as one line."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
 
 def _build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser of all flags, whose values stay text; flags that are not given are absent from its result."""
-    parser = _Parser(
+    parser = Parser(
         usage="%(prog)s --source URL --output URL --vae NAME|PATH|URL --buckets HxWxT,... [flags]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

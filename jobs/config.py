@@ -17,6 +17,7 @@ from jobs.flags import FLAGS, GROUPS, Flag, nearest
 from pipeline.errors import ConfigError
 from pipeline.sources.retrying_file import file_facts, read_whole
 from pipeline.storage.urls import canonical
+from pipeline.visible import visible
 
 MAX_BYTES = 1 << 20
 """Largest configuration file in bytes; a larger one is some other file given by mistake."""
@@ -142,6 +143,9 @@ def _print_scalar(flag: Flag, value: Any) -> str:
     if value is None:
         return "null"
     plain = value if isinstance(value, str) else flag.to_plain(value)
+    if isinstance(plain, str) and visible(plain) != plain:  # as escapes, which give the same text when they are read
+        escaped: str = yaml.safe_dump(plain, default_style='"', width=1 << 30)
+        return escaped.rstrip("\n")
     dumped: str = yaml.safe_dump(plain, allow_unicode=True, width=1 << 20)
     return dumped.removesuffix("...\n").rstrip("\n")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +27,7 @@ from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
 from pipeline.run import encode
+from pipeline.visible import make_foreign_text_visible
 from stvae.card import Card, read_card
 
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_command(parse_arguments(argv), terminal)
     except USER_ERRORS as error:
         disconnect_from_ray()
-        terminal.say(f"error: {error}")
+        terminal.say_error(error)
         return exit_code(error)
     except KeyboardInterrupt:
         terminal.say("interrupted; run the same command again to go on")
@@ -53,13 +54,13 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
     if arguments.print_config:
         if arguments.values.get("buckets"):
             arguments.recipe(vae_sha256="")  # refuses values that contradict each other
-        terminal.say(print_config(arguments.values))
+        terminal.say_lines(print_config(arguments.values).split("\n"))
         return 0
     run = arguments.run()
     card = read_card(run.vae)
     recipe = arguments.recipe(card.sha256)
     if arguments.dry_run is not None:
-        _dry_run(arguments, recipe, run, card, terminal.say)
+        _dry_run(arguments, recipe, run, card, terminal)
         return 0
     if arguments.calibrate:
         with report_missing_nodes(run, say=terminal.say):
@@ -76,22 +77,22 @@ def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
     except SystemExit:  # Ray's reaction to SIGTERM while it is connected
         raise KeyboardInterrupt from None
     disconnect_from_ray()
-    terminal.say(f"{summary}\n  report   {summary.output}/{page.PATH}")
+    terminal.say_lines([*summary.lines(), f"  report   {summary.output}/{page.PATH}"])
     return summary.exit_code
 
 
-def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> None:
+def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> None:
     """Print an estimate of the job and its cost. The encoder's speed is given, measured now, or left open."""
     speeds: EncoderSpeeds | None = None
     speeds_origin = "at the speed given"
     if arguments.clips_per_s:
         speeds = parse_speeds(recipe, arguments.clips_per_s)
     max_items = None if arguments.dry_run == "all" else arguments.dry_run
-    result = estimate(recipe, run, card, max_items, say=say)
+    result = estimate(recipe, run, card, max_items, say=terminal.say)
     if speeds is None and arguments.calibrate and result.num_left:
-        speeds = measure_speed(result.recipe, run, result.used_buckets, say=say)
+        speeds = measure_speed(result.recipe, run, result.used_buckets, say=terminal.say)
         speeds_origin = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
-    say(format_estimate(result, speeds, speeds_origin))
+    terminal.say_lines(format_estimate(result, speeds, speeds_origin).split("\n"))
 
 
 def _interrupt(*_: object) -> None:
@@ -99,5 +100,6 @@ def _interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
+    make_foreign_text_visible()
     signal.signal(signal.SIGTERM, _interrupt)  # the signal with which `ray job stop` and schedulers end a job
     sys.exit(main())

@@ -15,15 +15,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, exit_code
 from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.terminal import Terminal
 from pipeline.storage.probe import open_output
+from pipeline.visible import make_foreign_text_visible
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", metavar="URL", help="output of an encode job")
     parser.add_argument("--to", required=True, metavar="TARGET", help="format of the export: parquet")
     parser.add_argument("--output", required=True, metavar="URL", help="folder or prefix of the export")
@@ -38,9 +40,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Export, report; returns the exit code."""
-    arguments = parse_arguments(argv)
     terminal = Terminal(sys.stdout)
     try:
+        arguments = parse_arguments(argv)
         from pipeline.export.exporter import export_dataset
         from pipeline.export.targets import find_target
         from pipeline.loader import LatentDataset
@@ -51,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         try:
             data = LatentDataset(arguments.dataset, where=arguments.where)
         except WhereError as error:
-            terminal.say(f"error: {error}")
+            terminal.say_error(error)
             return 2
         summary = export_dataset(data, target, store, terminal.show if terminal.rewrites else lambda line: None)
     except USER_ERRORS as error:
-        terminal.say(f"error: {error}")
+        terminal.say_error(error)
         return exit_code(error)
     size = byte_size(summary.size_bytes)
     terminal.say(
@@ -65,4 +67,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    make_foreign_text_visible()
     sys.exit(main())

@@ -14,17 +14,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
+from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
 from pipeline.setting import available_cpus
 from pipeline.storage.store import Store
+from pipeline.visible import make_foreign_text_visible
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL", help="folder with the output of an encode job")
     parser.add_argument(
         "--vae", metavar="NAME|PATH|URL", help="make the gallery with this VAE, which must be the one of the output"
@@ -48,23 +51,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the gallery if ``--vae`` is given, then the page; returns the exit code."""
-    arguments = parse_arguments(argv)
+    terminal = Terminal(sys.stdout)
     try:
+        arguments = parse_arguments(argv)
         store = Store(arguments.output)
         require_dataset(store)
         if arguments.vae:
-            _make_gallery(arguments)
+            _make_gallery(arguments, terminal)
         elif arguments.source:
             raise ConfigError("--source is used for the gallery only, which needs --vae")
         write_page(store)
     except USER_ERRORS as error:
-        print(f"error: {error}")
+        terminal.say_error(error)
         return exit_code(error)
-    print(f"{store.url}/{PATH}")
+    terminal.say(f"{store.url}/{PATH}")
     return 0
 
 
-def _make_gallery(arguments: argparse.Namespace) -> None:
+def _make_gallery(arguments: argparse.Namespace, terminal: Terminal) -> None:
     from pipeline.report.gallery import make_gallery
 
     if arguments.samples < 1:
@@ -76,8 +80,9 @@ def _make_gallery(arguments: argparse.Namespace) -> None:
         gpus=arguments.gpus,
         cpus=arguments.cpus,
     )
-    make_gallery(run, arguments.samples, say=print)
+    make_gallery(run, arguments.samples, say=terminal.say)
 
 
 if __name__ == "__main__":
+    make_foreign_text_visible()
     sys.exit(main())

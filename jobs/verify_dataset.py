@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size, number
+from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Run
 from pipeline.setting import available_cpus
 from pipeline.storage.store import Store
+from pipeline.visible import make_foreign_text_visible
 
 MAX_LISTED_PROBLEMS = 20
 MAX_LISTED_STRAYS = 10
@@ -28,7 +32,7 @@ MAX_LISTED_STRAYS = 10
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="URL", help="folder with the output of an encode job")
     parser.add_argument(
         "--sample", type=int, default=0, metavar="N", help="number of samples to encode again (default 0)"
@@ -57,24 +61,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the output, compare samples if asked to, print the result; returns the exit code."""
-    arguments = parse_arguments(argv)
+    terminal = Terminal(sys.stdout)
     try:
+        arguments = parse_arguments(argv)
         if arguments.sample and not arguments.vae:
             raise ConfigError("--sample encodes samples again, which needs --vae")
         store = Store(arguments.output)
         require_dataset(store)
-        verdict = verify(store, say=print)
+        verdict = verify(store, say=terminal.say)
         if arguments.sample:
-            _compare_samples(arguments, verdict)
+            _compare_samples(arguments, verdict, terminal)
         verdict.save(store)
     except USER_ERRORS as error:
-        print(f"error: {error}")
+        terminal.say_error(error)
         return exit_code(error)
-    _print_verdict(verdict, store.url)
+    terminal.say_lines(_verdict_lines(verdict, store.url))
     return verdict.exit_code
 
 
-def _compare_samples(arguments: argparse.Namespace, verdict: Verdict) -> None:
+def _compare_samples(arguments: argparse.Namespace, verdict: Verdict, terminal: Terminal) -> None:
     from pipeline.report.round_trip import compare_samples
 
     run = Run(
@@ -86,7 +91,7 @@ def _compare_samples(arguments: argparse.Namespace, verdict: Verdict) -> None:
     )
     for sample in compare_samples(run, arguments.sample, arguments.seed):
         verdict.compared.append(sample)
-        print(
+        terminal.say(
             f"{sample.id}  max difference {sample.max_abs:.2g}  cosine {sample.cosine:.6f}  "
             f"PSNR {sample.psnr_db:.1f} dB  {sample.key[:60]}"
         )
@@ -96,23 +101,22 @@ def _compare_samples(arguments: argparse.Namespace, verdict: Verdict) -> None:
             )
 
 
-def _print_verdict(verdict: Verdict, url: str) -> None:
+def _verdict_lines(verdict: Verdict, url: str) -> Iterator[str]:
     num_problems = len(verdict.problems)
-    print(
+    yield (
         f"{url}: {number(verdict.units, 'unit')}, {number(verdict.shards, 'shard')}, {number(verdict.samples, 'sample')}, "
         f"{byte_size(verdict.size_bytes)} read; {number(num_problems, 'problem') if num_problems else 'no problems'}"
     )
     for place, problem in verdict.problems[:MAX_LISTED_PROBLEMS]:
-        print(f"  {place}: {problem}")
+        yield f"  {place}: {problem}"
     if num_problems > MAX_LISTED_PROBLEMS:
-        print(f"  ... {num_problems - MAX_LISTED_PROBLEMS} more in {PATH}")
+        yield f"  ... {num_problems - MAX_LISTED_PROBLEMS} more in {PATH}"
     if verdict.strays:
-        print(
-            f"  not written by Latentmill, and passed over: {', '.join(map(ascii, verdict.strays[:MAX_LISTED_STRAYS]))}"
-        )
+        yield f"  not written by Latentmill, and passed over: {', '.join(map(ascii, verdict.strays[:MAX_LISTED_STRAYS]))}"
     if len(verdict.strays) > MAX_LISTED_STRAYS:
-        print(f"  ... {len(verdict.strays) - MAX_LISTED_STRAYS} more in {PATH}")
+        yield f"  ... {len(verdict.strays) - MAX_LISTED_STRAYS} more in {PATH}"
 
 
 if __name__ == "__main__":
+    make_foreign_text_visible()
     sys.exit(main())

@@ -10,6 +10,7 @@ Rejected            one item or window is bad: becomes a row, the job goes on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stvae.card import UnknownVAE
@@ -20,6 +21,11 @@ class LatentmillError(Exception):
     """Ends the job with a message for the user."""
 
     exit_code = 1
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *details]))
+        self.lines = (message, *details)
+        """The message, and lines to print below it. Line breaks inside of them come from others."""
 
 
 class ConfigError(LatentmillError):

@@ -15,6 +15,7 @@ from pipeline.progress.advice import skip_meaning
 from pipeline.progress.formatting import byte_size, duration, number
 from pipeline.recipe import Recipe
 from pipeline.sources.formats import format_of
+from pipeline.visible import visible
 
 MAX_BUCKET_ROWS, MAX_REASON_ROWS = 25, 8
 MAX_EXAMPLES = 3
@@ -26,13 +27,14 @@ WIDTH = 120
 def format_estimate(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str) -> str:
     """Format what would be encoded, left out and written, the time that it would take, and notes.
 
-    ``speeds_origin`` says where the speeds of an encoder come from, for example "as just measured on a GPU".
+    Lines have no invisible characters. ``speeds_origin`` says where the speeds of an encoder come from, for example
+    "as just measured on a GPU".
     """
     lines = [f"{estimate.output}  dry run: nothing was written", *_scope(estimate)]
     if estimate.num_left:
         lines += [*_outcomes(estimate), *_examples(estimate), *_costs(estimate, speeds, speeds_origin)]
-        lines += [_wrapped("note", sentence) for sentence in list_notes(estimate, speeds)]
-    return "\n".join(lines)
+        lines += [line for sentence in list_notes(estimate, speeds) for line in _wrapped("note", sentence)]
+    return "\n".join(map(visible, lines))
 
 
 def _scope(estimate: Estimate) -> Iterator[str]:
@@ -51,7 +53,7 @@ def _scope(estimate: Estimate) -> Iterator[str]:
     notes = "".join(f", {source_format.sampling_note}" for source_format in formats if source_format.sampling_note)
     num_items, is_estimated = sample.num_items
     yield f"  items    {'about ' if is_estimated else ''}{num_items:,.0f}"
-    yield _wrapped(
+    yield from _wrapped(
         "probed",
         f"{number(num_sampled, 'item')} in {number(len(sample.sampled_units), 'unit')}, drawn at random{notes}; ranges are "
         f"95 % confidence intervals; anything that is not listed occurs in less than {3 / max(1, num_sampled):.1%} of the "
@@ -128,10 +130,10 @@ def _format_time(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin
     return f"{cost}{parallel}, {speeds_origin}; decoding is not included"
 
 
-def _wrapped(title: str, sentence: str) -> str:
+def _wrapped(title: str, sentence: str) -> list[str]:
     indent = f"  {title:<8} "
-    return textwrap.fill(
-        sentence, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
+    return textwrap.wrap(
+        visible(sentence), WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
     )
 
 

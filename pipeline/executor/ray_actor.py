@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, IntegrityError, LatentmillError, Source
 from pipeline.executor.heartbeats import EVERY_S, HeartbeatChannel
 from pipeline.executor.metrics import Metrics
 from pipeline.executor.tasks import Task, unpack
+from pipeline.visible import make_foreign_text_visible, visible
 from stvae.memory import is_device_fault
 
 ERROR_CLASSES: dict[str, type[LatentmillError]] = {
@@ -32,6 +33,7 @@ class EncoderActor:
 
     def __init__(self, settings: EncoderSettings) -> None:
         self.failure: LatentmillError | None = None
+        make_foreign_text_visible()
         try:
             self.encoder = ShardEncoder(settings)
         except LatentmillError as error:
@@ -85,7 +87,7 @@ def read_report(text: str) -> UnitReport:
 
 def _kill_process(error: RuntimeError) -> NoReturn:
     """End this process. Ray starts another encoder, which finds in the records of attempts what was in the VAE."""
-    sys.stderr.write(f"the GPU cannot be used any more: {error}\n")
+    sys.stderr.write(f"the GPU cannot be used any more: {visible(error)}\n")
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
     raise error

@@ -63,7 +63,8 @@ def check_recipe(store: Store, recipe: Recipe) -> Dataset:
         fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())
         raise ConfigError(
             f"{store.url} was made with recipe {recorded.recipe.fingerprint}, this is {recipe.fingerprint}; "
-            "give another --output, or the recorded settings. They differ in:\n  " + "\n  ".join(fields)
+            "give another --output, or the recorded settings. They differ in:",
+            fields,
         )
     return recorded
 

@@ -26,6 +26,7 @@ from pipeline.sources.units import Source
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
 from pipeline.storage.store import Store
+from pipeline.visible import visible
 
 MAX_EXAMPLES = 8
 """Number of rejects whose messages are listed."""
@@ -72,6 +73,10 @@ class Summary:
 
     def __str__(self) -> str:
         """Format the summary as a table for people."""
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return the lines of the table, without invisible characters."""
         counts = self.counts
         lines = [
             f"{self.output}  {self._state}",
@@ -91,7 +96,7 @@ class Summary:
             lines.append(f"  {advice}")
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
         lines += [f"  note     {note}" for note in self.notes]
-        return "\n".join(lines)
+        return [visible(line) for line in lines]
 
 
 def summarize(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-import unicodedata
 
 from pipeline.storage.urls import without_secrets
+from pipeline.visible import visible
 
 MAX_CHARACTERS = 200
-BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction of the text around them."""
 
 
 def display_text(value: object, length: int = MAX_CHARACTERS) -> str:
@@ -23,15 +21,9 @@ def display_text(value: object, length: int = MAX_CHARACTERS) -> str:
         text = without_secrets(text)  # before the text is cut: half a signature would no longer be recognized
     if len(text) > length:
         text = f"{text[: length * 2 // 3]} … {text[-length // 3 :]}"
-    return "".join(_visible(character) for character in text)
+    return visible(text)
 
 
 def format_time(unix_s: float | None) -> str:
     """Format a Unix time in UTC."""
     return "unknown" if unix_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
-
-
-def _visible(character: str) -> str:
-    if character in BIDI_CONTROLS or unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs"):
-        return " " if character in "\n\t\r" else f"\\u{ord(character):04x}"
-    return character
