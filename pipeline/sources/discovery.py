@@ -6,6 +6,7 @@ the NAME in ``NAME=URL``. A path that exists is not taken for ``NAME=URL``, even
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -22,7 +23,10 @@ from pipeline.sources.layouts.contents import not_read
 from pipeline.sources.retrying_file import file_facts, open_source, retry_call
 from pipeline.sources.units import Source
 from pipeline.storage.concurrency import map_concurrently
+from pipeline.storage.links import LinkPolicy
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, scheme_of
+
+WILDCARDS = r"[*?\[]"
 
 
 def find_sources(specs: Sequence[str]) -> list[Source]:
@@ -41,7 +45,7 @@ def _find(spec: str) -> list[Source]:
     match = None if _is_path(spec) else re.fullmatch(r"([\w.-]+)=(.+)", spec)
     name, url = match.groups() if match else (None, spec)
     scheme_of(url)
-    parts = _group_by_source(url)
+    parts, notes = _group_by_source(url)
 
     def open_one(key: tuple[str, str]) -> Source:
         format_name, source_url = key
@@ -50,7 +54,8 @@ def _find(spec: str) -> list[Source]:
             source_name = f"{name}/{PurePosixPath(source_name).name}" if len(parts) > 1 else name
         return FORMATS[format_name].open(source_name, source_url, parts[key])
 
-    return list(map_concurrently(open_one, parts))
+    first, *others = map_concurrently(open_one, parts)
+    return [dataclasses.replace(first, notes=(*first.notes, *notes)), *others]
 
 
 def _is_path(spec: str) -> bool:
@@ -61,18 +66,18 @@ def _is_path(spec: str) -> bool:
         return os.path.lexists(spec)
 
 
-def _group_by_source(url: str) -> dict[tuple[str, str], list[str]]:
-    """The URLs that ``url`` stands for, grouped by (name of the format, URL of the source that they belong to)."""
+def _group_by_source(url: str) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
+    """The URLs that ``url`` stands for, by (name of the format, URL of the source that they belong to); and notes."""
     parts: dict[tuple[str, str], list[str]] = {}
-    paths = dict.fromkeys(_expand(url))
-    for path in paths:
+    paths, notes = _expand(url)
+    for path in dict.fromkeys(paths):
         source_format = recognize(path)
         if source_format is None:
             raise ConfigError(_why_unreadable(path))
         parts.setdefault((source_format.name, source_format.source_url(path)), []).append(path)
     if not paths:
-        raise ConfigError(f"no videos, tars, manifests or folder at '{canonical(url)}'")
-    return parts
+        raise ConfigError("; ".join([f"no videos, tars, manifests or folder at '{canonical(url)}'", *notes]))
+    return parts, notes
 
 
 def _why_unreadable(url: str) -> str:
@@ -86,23 +91,51 @@ def _why_unreadable(url: str) -> str:
     )
 
 
-def _expand(url: str) -> list[str]:
-    """The URLs that a pattern with braces or wildcards stands for. A local path that exists stands for itself."""
+def _expand(url: str) -> tuple[list[str], list[str]]:
+    """The URLs that a pattern with braces or wildcards stands for, and notes about what was passed over.
+
+    A local path that exists stands for itself.
+    """
     local = scheme_of(url) == "file"
     if local and os.path.exists(url.removeprefix("file://")):
-        return [url]
+        return [url], []
     try:
         expanded = list(braceexpand.braceexpand(url))
     except ValueError:
         raise ConfigError(f"source '{canonical(url)}' has a brace without its partner; expected {{00..99}}") from None
     if scheme_of(url) in HTTP_SCHEMES:
-        return expanded
+        return expanded, []
+    folder = _folder_of_pattern(url)
+    links = LinkPolicy(folder) if local else None
     paths = []
     for pattern in expanded:
-        if re.search(r"[*?\[]", pattern):
-            fs, path = open_source(pattern)
-            matches = [name for name in sorted(retry_call(pattern, partial(fs.glob, path))) if not is_system_file(name)]
-            paths += [str(match) if local else fs.unstrip_protocol(match) for match in matches]
-        else:
+        if not re.search(WILDCARDS, pattern):
+            if links is not None and pattern != url and _leads_out(pattern, folder, links):
+                raise ConfigError(
+                    f"'{canonical(pattern)}' is a link that leads out of '{folder}', which a pattern does not follow; "
+                    "name it in a --source of its own"
+                )
             paths.append(pattern)
-    return paths
+            continue
+        fs, path = open_source(pattern)
+        matches = [name for name in sorted(retry_call(pattern, partial(fs.glob, path))) if not is_system_file(name)]
+        if links is None:
+            paths += [fs.unstrip_protocol(match) for match in matches]
+        else:
+            paths += [str(match) for match in matches if not _leads_out(match, folder, links)]
+    outside = links.outside if links else 0
+    return paths, [f"{outside} links lead out of '{folder}' and are passed over"] if outside else []
+
+
+def _folder_of_pattern(url: str) -> str:
+    """The local folder in which a pattern with braces or wildcards searches."""
+    path = url.removeprefix("file://")
+    folder, slash, _ = re.split(rf"{WILDCARDS}|{{", path, maxsplit=1)[0].rpartition("/")
+    return folder or slash or "."
+
+
+def _leads_out(path: str, folder: str, links: LinkPolicy) -> bool:
+    """Return whether a link leads out of the folder of a pattern. A ``..`` that the user wrote may."""
+    path = path.removeprefix("file://")
+    is_below = PurePosixPath(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+    return is_below and links.leads_out(path)

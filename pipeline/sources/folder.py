@@ -83,9 +83,7 @@ class FolderFormat(SourceFormat):
             start = len(known) + first
             header = encode_tables(tables_of(files, tables))
             units.append(new_unit(source, generation, start=start, stop=start + len(files), files=files, header=header))
-        return NewUnits(
-            units=units, columns=self._columns(source.url, tables, recipe), notes=list(source.notes) if units else []
-        )
+        return NewUnits(units=units, columns=self._columns(source.url, tables, recipe))
 
     def _columns(self, url: str, tables: list[MetadataTable], recipe: Recipe) -> pa.Schema:
         """The columns of the folder's tables, and the column for the names of its folders."""

@@ -71,7 +71,7 @@ def plan_units(
         units += new.units
         _add_columns(columns, new, source, fixed, untyped)
         if say is not None:
-            for note in new.notes:
+            for note in (*(source.notes if new.units else ()), *new.notes):
                 say(f"note: {note}")
     if not units and not plan.units:
         raise ConfigError("there is nothing to encode: the sources have no rows and no files")

@@ -37,7 +37,7 @@ def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
     try:
         if root is not None and _is_relative(target):
             return _below(root, target)
-        if "://" in target or "::" in target:
+        if "://" in target:
             location = target
             if scheme_of(target) in HTTP_SCHEMES and parse_url(target).raw_user is not None:
                 raise Rejected("fetch", "forbidden_url", "a URL in a manifest may not have a user name or password")
@@ -56,7 +56,7 @@ def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
 
 
 def _is_relative(target: str) -> bool:
-    return "://" not in target and "::" not in target and not target.startswith("/")
+    return "://" not in target and not target.startswith("/")
 
 
 def _below(root: str, path: str) -> str:

@@ -34,6 +34,11 @@ class LinkPolicy:
         target = self.target(path)
         if target is not None:
             return Path(target).suffix.lower() != suffix or not target.is_relative_to(self._folders[0])
-        if not any(map(Path(os.path.realpath(path)).is_relative_to, self._folders)):
-            self.outside += 1
+        self.leads_out(path)
         return False
+
+    def leads_out(self, path: str) -> bool:
+        """Return whether a link, or a folder on the way to a file, leads out of the folder; counts it if it does."""
+        outside = not any(map(Path(os.path.realpath(path)).is_relative_to, self._folders))
+        self.outside += outside
+        return outside

@@ -33,11 +33,14 @@ def suffix_of(path: str) -> str:
 
 
 def scheme_of(url: str) -> str:
-    """The scheme of a URL; ``file`` for a plain path. ConfigError if the URL may not be opened."""
-    if "::" in url:
-        raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
+    """The scheme of a URL; ``file`` for a plain path. ConfigError if the URL may not be opened.
+
+    ``::`` before the scheme chains file systems for fsspec, which is refused. Anywhere else it is a part of a name.
+    """
     scheme, separator, _ = url.partition("://")
     scheme = scheme if separator else "file"
+    if "::" in scheme:
+        raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
     if scheme not in SCHEMES:
         raise ConfigError(f"'{scheme}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
     return scheme
@@ -52,7 +55,10 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     options: dict[str, Any] = {"auto_mkdir": False} if scheme == "file" else {}
     if scheme in HTTP_SCHEMES:  # a range of compressed bytes cannot be read
         options = {"headers": {"Accept-Encoding": "identity"}}
-    fs, path = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
+    # not fsspec's url_to_fs, which splits names at "::"
+    driver = fsspec.get_filesystem_class(scheme)
+    options = {**driver._get_kwargs_from_urls(url), **options, "use_listings_cache": False, "skip_instance_cache": True}
+    fs, path = driver(**options), driver._strip_protocol(url)
     if fs.async_impl:
         # a client reads these variables when it is made, and it does not survive a fork
         settings = sorted((n, value) for n, value in os.environ.items() if n.startswith("AWS_") or "PROXY" in n.upper())
