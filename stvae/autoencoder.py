@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stvae import conventions, weights
 from stvae.card import Card, UnknownVAE
+from stvae.checkpoints.bounded_build import build_bounded
 
 PICTURES_PER_CALL = 8
 """Number of frames that an image VAE takes at once; bounds memory."""
@@ -24,12 +25,17 @@ PICTURES_PER_CALL = 8
 
 def build_untrained(config: dict[str, Any]) -> Any:
     """Build the model of a diffusers configuration. Raises UnknownVAE if this diffusers does not have its class."""
+    return find_class(config).from_config(config)
+
+
+def find_class(config: dict[str, Any]) -> Any:
+    """Return the class of a diffusers configuration. Raises UnknownVAE if this diffusers does not have it."""
     model_class = getattr(diffusers, config["_class_name"], None)
-    if model_class is None:
+    if not isinstance(model_class, type) or not issubclass(model_class, diffusers.ModelMixin):
         raise UnknownVAE(
-            f"diffusers {diffusers.__version__} has no class {config['_class_name']}; install one that does"
+            f"diffusers {diffusers.__version__} has no model {config['_class_name']}; install one that does"
         )
-    return model_class.from_config(config)
+    return model_class
 
 
 def load_autoencoder(folder: Path, card: Card, unused: tuple[str, ...]) -> Autoencoder:
@@ -38,8 +44,10 @@ def load_autoencoder(folder: Path, card: Card, unused: tuple[str, ...]) -> Autoe
     Raises WeightsError as ``weights.load_weights`` does.
     """
     config = weights.read_config(folder)
+    find_class(config)
+    num_tensors, name = len(weights.read_headers(folder)), f"'{folder / 'config.json'}'"
     with torch.device("meta"):
-        model = build_untrained(config)
+        model = build_bounded(lambda: build_untrained(config), num_tensors, name)
     dropped = tuple(name for name in unused if getattr(model, name, None) is not None)
     weights.load_weights(model, folder, dropped)
     for name in dropped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from stvae import conventions, weights
+from stvae.checkpoints.files import describe, read_json
 from stvae.conventions import Statistics
-from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry
+from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry, power_of_two
 
 OPEN_SORA_CLASS = "VideoAutoencoderPipeline"
 """``model_type`` of Open-Sora 1.2's published VAE."""
 PROBE_TIMEOUT_S = 600.0
 """Time for the subprocess that finds out about a class without a row in our table."""
+WRONG_CONFIG = (ArithmeticError, AttributeError, LookupError, MemoryError, StopIteration, TypeError, ValueError)
+"""Errors that a configuration with missing fields or fields of other types causes where it is read."""
+MAX_STRIDE, MAX_CHANNELS, MAX_SIZE = 1 << 12, 1 << 14, 1 << 20
+"""Largest stride and number of channels of a latent, and largest size in a rule. Published ones are far below."""
+FLOAT32_MAX, FLOAT32_MIN = 3.4028234e38, 1.1754944e-38
 
 
 class UnknownVAE(ValueError):
@@ -74,14 +81,54 @@ def read_card(vae: str) -> Card:
     """
     folder = weights.find_folder(vae)
     config = weights.read_config(folder)
-    if config.get("model_type") == OPEN_SORA_CLASS:
-        return _open_sora_card(folder, config)
-    if "Autoencoder" not in str(config.get("_class_name")):
+    class_name = config.get("_class_name")
+    is_open_sora = config.get("model_type") == OPEN_SORA_CLASS
+    if not is_open_sora and not (isinstance(class_name, str) and re.fullmatch(r"\w*Autoencoder\w*", class_name)):
         raise UnknownVAE(
-            f"the VAE at '{vae}' has the class {config.get('_class_name') or config.get('model_type')}; "
+            f"the VAE at '{vae}' has the class {str(class_name or config.get('model_type'))[:100]}; "
             f"expected {OPEN_SORA_CLASS} or an Autoencoder class of diffusers"
         )
-    return _diffusers_card(folder, conventions.with_defaults(config))
+    name = f"'{folder / 'config.json'}'"
+    try:
+        card = _open_sora_card(folder, config) if is_open_sora else _diffusers_card(folder, config)
+    except (weights.WeightsError, UnknownVAE):
+        raise
+    except WRONG_CONFIG as error:
+        raise weights.WeightsError(
+            f"{name} cannot be used for {class_name or OPEN_SORA_CLASS}: {describe(error)}"
+        ) from None
+    check_card(card, name)
+    return card
+
+
+def check_card(card: Card, name: str) -> None:
+    """Raise WeightsError, which begins with ``name``, if sizes or statistics are not those of any VAE."""
+    geometry = card.geometry
+    rules = (geometry.frames, geometry.height, geometry.width)
+    sizes: dict[str, tuple[Any, int]] = {
+        "spatial stride": (geometry.spatial_stride, MAX_STRIDE),
+        "temporal stride": (geometry.temporal_stride, MAX_STRIDE),
+        "number of latent channels": (card.latent_channels, MAX_CHANNELS),
+        "number of frames per chunk": (1 if geometry.chunk_frames is None else geometry.chunk_frames, MAX_SIZE),
+        **{f"{part} of a size": (getattr(rule, part), MAX_SIZE) for rule in rules for part in ("start", "step")},
+    }
+    for label, (value, largest) in sizes.items():
+        if type(value) is not int or not 1 <= value <= largest:
+            raise weights.WeightsError(f"{name} gives the {label} {str(value)[:100]}; expected 1 to {largest}")
+    for label, values in (("shift", card.shift), ("scale", card.scale)):
+        rows = [row if isinstance(row, tuple) else (row,) for row in values]
+        if len(rows) != card.latent_channels or len({len(row) for row in rows}) != 1:
+            raise weights.WeightsError(
+                f"{name} and the weights give the {label} of {len(rows)} channels; expected {card.latent_channels}, with "
+                "equally many values"
+            )
+        for value in (value for row in rows for value in row):
+            is_number = type(value) in (int, float) and abs(value) <= FLOAT32_MAX  # false for NaN
+            if not is_number or (label == "scale" and abs(value) < FLOAT32_MIN):
+                raise weights.WeightsError(
+                    f"{name} or the weights give latents the {label} {str(value)[:100]}; expected a finite number"
+                    f"{', not 0' if label == 'scale' else ''}: correct scaling_factor, latents_mean and latents_std"
+                )
 
 
 def temporal_sizes(config: dict[str, Any]) -> dict[str, Any]:
@@ -103,8 +150,8 @@ def temporal_sizes(config: dict[str, Any]) -> dict[str, Any]:
 def open_sora_geometry(config: dict[str, Any]) -> Geometry:
     """Return the geometry of an Open-Sora configuration. Missing levels and strides have their published values."""
     levels = len(config["vae_2d"].get("config", {}).get("block_out_channels", [128, 256, 512, 512]))
-    temporal_stride = 2 ** sum(temporal_sizes(config).get("temporal_downsample", (False, True, True)))
-    return plain_geometry(2 ** (levels - 1), temporal_stride, multiples(1), config["micro_frame_size"])
+    temporal_stride = power_of_two(sum(temporal_sizes(config).get("temporal_downsample", (False, True, True))))
+    return plain_geometry(power_of_two(levels - 1), temporal_stride, multiples(1), config["micro_frame_size"])
 
 
 def _open_sora_card(folder: Path, config: dict[str, Any]) -> Card:
@@ -122,6 +169,7 @@ def _open_sora_card(folder: Path, config: dict[str, Any]) -> Card:
 
 
 def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
+    config = conventions.with_defaults(config)
     class_name = config["_class_name"]
     convention = conventions.TABLE.get(class_name)
     if convention is None:
@@ -147,19 +195,24 @@ def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
 
 def _probe_class(folder: Path, class_name: str) -> tuple[Geometry, bool]:
     """Return geometry and ``has_moments`` of a class that is not in the table. A subprocess encodes shapes only."""
-    completed = subprocess.run(
-        [sys.executable, "-m", "stvae.probe", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=PROBE_TIMEOUT_S,
-        check=False,
-        cwd=Path(__file__).parents[1],
+    failed = (
+        f"diffusers' {class_name} has no row in stvae/conventions.py, and probing it failed; add a row, as "
+        "stvae/README.md explains"
     )
-    if completed.returncode != 0:
-        raise UnknownVAE(
-            f"diffusers' {class_name} has no row in stvae/conventions.py, and probing it failed; add a row, as "
-            f"stvae/README.md explains: {completed.stderr[-1000:]}"
+    try:
+        completed = subprocess.run(
+            [sys.executable, "-m", "stvae.probe", str(folder.absolute())],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+            cwd=Path(__file__).parents[1],
         )
+    except subprocess.TimeoutExpired:
+        raise UnknownVAE(f"{failed}: it took more than {PROBE_TIMEOUT_S:.0f} s") from None
+    if completed.returncode != 0:
+        last_line = (completed.stderr.strip().splitlines() or [f"exit {completed.returncode}"])[-1]
+        raise UnknownVAE(f"{failed}: {last_line[:500]}")
     facts = json.loads(completed.stdout)
     frames = SizeRule(**facts["frames"])
     geometry = plain_geometry(facts["spatial_stride"], facts["temporal_stride"], frames, facts["chunk_frames"])
@@ -172,7 +225,7 @@ def _sigma_data(folder: Path, class_name: str) -> float | None:
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     if published is None or not scheduler.is_file():
         return published
-    return float(json.loads(scheduler.read_text(encoding="utf-8")).get("sigma_data", published))
+    return float(read_json(scheduler).get("sigma_data", published))
 
 
 def _as_tuples(values: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry
+from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry, power_of_two
 
 Config = Mapping[str, Any]
 Statistics = tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -58,7 +58,7 @@ class Convention:
 
 def _stride_of_levels(key: str) -> Callable[[Config], int]:
     """Return the stride of a model that halves its input between each two of the levels under ``key``."""
-    return lambda config: 2 ** (len(config[key]) - 1)
+    return lambda config: power_of_two(len(config[key]) - 1)
 
 
 def _number_at(key: str) -> Callable[[Config], int]:
@@ -72,15 +72,15 @@ def _product_of(key: str) -> Callable[[Config], int]:
 
 
 def _wan_spatial(config: Config) -> int:
-    return int(2 ** len(config["temperal_downsample"]) * (config.get("patch_size") or 1))
+    return int(power_of_two(len(config["temperal_downsample"])) * (config.get("patch_size") or 1))
 
 
 def _wan_temporal(config: Config) -> int:
-    return int(2 ** sum(config["temperal_downsample"]))
+    return power_of_two(sum(config["temperal_downsample"]))
 
 
 def _ltx_stride(key: str, patch: str) -> Callable[[Config], int]:
-    return lambda config: int(config.get(key) or config[patch] * 2 ** sum(config["spatio_temporal_scaling"]))
+    return lambda config: int(config.get(key) or config[patch] * power_of_two(sum(config["spatio_temporal_scaling"])))
 
 
 def _ltx2_stride(key: str, patch: str, block_types: tuple[str, ...]) -> Callable[[Config], int]:
@@ -89,7 +89,7 @@ def _ltx2_stride(key: str, patch: str, block_types: tuple[str, ...]) -> Callable
         scaled = [scaled] * len(config["downsample_type"]) if isinstance(scaled, bool) else scaled
         blocks = zip(config["downsample_type"], scaled, strict=False)
         halvings = sum(block_type in block_types for block_type, is_scaled in blocks if is_scaled)
-        return int(config.get(key) or config[patch] * 2**halvings)
+        return int(config.get(key) or config[patch] * power_of_two(halvings))
 
     return stride
 
@@ -144,7 +144,7 @@ TABLE: dict[str, Convention] = {
     ),
     "AutoencoderKLMagvit": Convention(
         spatial_stride=_stride_of_levels("block_out_channels"),
-        temporal_stride=lambda config: 2 ** (len(config["block_out_channels"]) - 2),
+        temporal_stride=lambda config: power_of_two(len(config["block_out_channels"]) - 2),
         defaults={"scaling_factor": 0.7125},
     ),
     "AutoencoderKLCogVideoX": Convention(
@@ -205,11 +205,13 @@ TABLE: dict[str, Convention] = {
         defaults={"spatial_compression_ratio": 8, "temporal_compression_ratio": 8},
     ),
     "AutoencoderVidTok": Convention(
-        spatial_stride=lambda config: 2 ** _vidtok_levels(config, "spatial_ds"),
-        temporal_stride=lambda config: 2 ** _vidtok_levels(config, "tempo_ds"),
+        spatial_stride=lambda config: power_of_two(_vidtok_levels(config, "spatial_ds")),
+        temporal_stride=lambda config: power_of_two(_vidtok_levels(config, "tempo_ds")),
         frame_rule=_vidtok_frame_rule,
         has_moments=lambda config: config.get("regularizer") != "fsq",
-        first_frame_copies=lambda config: 2 ** _vidtok_levels(config, "tempo_ds") - 1 if config["is_causal"] else 0,
+        first_frame_copies=lambda config: (
+            power_of_two(_vidtok_levels(config, "tempo_ds")) - 1 if config["is_causal"] else 0
+        ),
         defaults={"is_causal": True, "ch_mult": [1, 2, 4, 4]},
     ),
 }
@@ -258,7 +260,8 @@ def normalization(
     transformer works in the scale of its scheduler (Cosmos), else None.
     """
     channels = latent_channels(config)
-    factor = float(config.get("scaling_factor") or 1.0)
+    given = config.get("scaling_factor")
+    factor = 1.0 if given is None else float(given)  # 0 is not taken for "no factor"
     if "bn.running_mean" in constants:
         eps = float(config["batch_norm_eps"])
         return (
@@ -272,6 +275,8 @@ def normalization(
     if sigma_data is not None:
         factor = sigma_data
     scale = [factor / value for value in std]
+    if len(mean) != len(std) or len(mean) % channels:
+        raise ValueError(f"{len(mean)} latents_mean and {len(std)} latents_std do not fit {channels} channels")
     if len(mean) == channels:
         return tuple(mean), tuple(scale)
     return _split_by_channel(mean, channels), _split_by_channel(scale, channels)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+MAX_HALVINGS = 12
+"""Largest number of times that a model halves its input."""
+
 
 class ShapeError(ValueError):
     """A clip's number of frames, height or width does not fit the VAE."""
@@ -114,6 +117,13 @@ class Geometry:
         if self.chunk_frames is not None:
             return max_frames - max_frames % self.chunk_frames
         return self.frames.largest_up_to(max_frames)
+
+
+def power_of_two(exponent: int) -> int:
+    """Return the stride of a model that halves its input ``exponent`` times. ValueError if no model does."""
+    if not 0 <= exponent <= MAX_HALVINGS:
+        raise ValueError(f"it halves its input {exponent} times; expected 0 to {MAX_HALVINGS}")
+    return 1 << exponent
 
 
 def multiples(step: int) -> SizeRule:

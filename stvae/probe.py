@@ -14,20 +14,25 @@ import torch
 from torch import Tensor
 
 from stvae import weights
-from stvae.autoencoder import build_untrained, clear_cached_frames, mean_and_logvar
+from stvae.autoencoder import build_untrained, clear_cached_frames, find_class, mean_and_logvar
+from stvae.card import UnknownVAE
+from stvae.checkpoints.bounded_build import build_bounded
 
 SIDE = 128
 """Height and width, in pixels, of the inputs that are tried."""
 LENGTHS = (*range(1, 18), 32, 33)
 """Numbers of frames of the clips that are tried."""
+PUBLISHED_TENSORS = 4096
+"""More tensors than a published VAE has."""
 STRIDES = (1, 2, 4, 6, 8, 16)
 """Temporal strides that are compared with the lengths of the latents."""
 
 
-def probe(config: dict[str, Any]) -> dict[str, Any]:
+def probe(config: dict[str, Any], num_tensors: int = PUBLISHED_TENSORS) -> dict[str, Any]:
     """Return strides, frame rule and ``has_moments`` of a class. RuntimeError if they follow no rule that we know."""
+    find_class(config)
     with torch.device("meta"):
-        model = build_untrained(config)
+        model = build_bounded(lambda: build_untrained(config), num_tensors, "the configuration")
         picture = _try_encode(model, torch.empty(1, 3, SIDE, SIDE))
         if picture is not None:
             return _facts(picture, temporal_stride=1, frames={"start": 1, "step": 1}, chunk_frames=1)
@@ -61,4 +66,8 @@ def _facts(encoded: tuple[Tensor, Tensor | None], **facts: Any) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(weights.read_config(Path(sys.argv[1])))))
+    checkpoint = Path(sys.argv[1])
+    try:
+        print(json.dumps(probe(weights.read_config(checkpoint), len(weights.read_headers(checkpoint)))))
+    except (RuntimeError, UnknownVAE, weights.WeightsError) as error:
+        sys.exit(str(error))

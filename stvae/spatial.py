@@ -36,6 +36,8 @@ class SpatialVAE(nn.Module):
 
     def __init__(self, config: dict[str, Any] | None = None, *, frames_per_batch: int = 4) -> None:
         super().__init__()
+        if frames_per_batch < 1:
+            raise ValueError(f"micro_batch_size is {frames_per_batch}; expected at least 1")
         self.module = AutoencoderKL(**(config or SDXL_CONFIG))
         self.frames_per_batch = frames_per_batch
 

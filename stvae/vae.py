@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stvae import weights
 from stvae.autoencoder import Autoencoder, load_autoencoder
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry, read_card, temporal_sizes
+from stvae.checkpoints.bounded_build import build_bounded
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
 from stvae.normalization import denormalize, normalize
@@ -62,8 +63,9 @@ def load_vae(
 def _load_model(folder: Path, card: Card, only: Half | None) -> Model:
     if card.class_name != OPEN_SORA_CLASS:
         return load_autoencoder(folder, card, _UNUSED[only])
+    config, num_tensors = weights.read_config(folder), len(weights.read_headers(folder))
     with torch.device("meta"):
-        model = build_open_sora(weights.read_config(folder))
+        model = build_bounded(lambda: build_open_sora(config), num_tensors, f"'{folder / 'config.json'}'")
     parents = ("spatial_vae.module", "temporal_vae")
     weights.load_weights(model, folder, tuple(f"{parent}.{name}" for parent in parents for name in _UNUSED[only]))
     return model

@@ -32,6 +32,7 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
+from stvae.card import UnknownVAE
 from stvae.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class ShardEncoder:
                 only="encoder",
                 compiled=recipe.compile,
             )
-        except WeightsError as error:
+        except (WeightsError, UnknownVAE) as error:
             raise ConfigError(f"an encoder cannot load the VAE that the driver read: {error}") from error
         if vae.card.sha256 != recipe.vae:
             raise ConfigError(

@@ -234,13 +234,37 @@ def test_a_standard_name_decides_between_two_checkpoints(tmp_path: Path) -> None
         read_card(str(tmp_path))
 
 
-def test_a_checkpoint_in_parts_is_read_through_its_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_checkpoint_in_parts_is_read_through_its_index(tmp_path: Path, variant: str | None) -> None:
     model = tiny_vaes.make("AutoencoderKL")
-    model.save_pretrained(tmp_path, max_shard_size="40kB")
+    model.save_pretrained(tmp_path, max_shard_size="40kB", variant=variant)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     pixels = random_clips((1, 16, 16))
     expected = _joined(model.encode(pixels[:, :, 0].float() / 127.5 - 1))
     assert torch.allclose(load_vae(tmp_path).encode(pixels)[:, :, 0], expected, atol=EXACT)
+
+
+def test_full_precision_comes_before_a_variant_in_parts(tmp_path: Path) -> None:
+    model = tiny_vaes.make("AutoencoderKL")
+    model.save_pretrained(tmp_path)
+    expected = read_card(str(tmp_path))
+    model.half().save_pretrained(tmp_path, max_shard_size="40kB", variant="fp16")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2 and read_card(str(tmp_path)) == expected
+
+
+def test_a_whole_pipeline_behind_a_url_is_its_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    tiny_vaes.save("AutoencoderKLCosmos", tmp_path / "pipe" / "vae")
+    (tmp_path / "pipe" / "scheduler").mkdir()
+    (tmp_path / "pipe" / "scheduler" / "scheduler_config.json").write_text('{"sigma_data": 1.0}')
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    for folder in ("transformer", "text_encoder"):
+        (tmp_path / "pipe" / folder).mkdir()
+        (tmp_path / "pipe" / folder / "large.safetensors").write_bytes(b"not wanted")
+    for _ in range(2):
+        assert read_card(f"file://{tmp_path}/pipe") == read_card(str(tmp_path / "pipe"))
+    copies = list((tmp_path / "home" / ".cache" / "latentmill").iterdir())
+    assert len(copies) == 1 and not list(copies[0].rglob("large.safetensors"))
 
 
 def test_attention_tensors_may_have_their_old_names(tmp_path: Path) -> None:
