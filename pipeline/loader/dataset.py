@@ -7,6 +7,7 @@ index, so nothing here needs a video library, diffusers or Ray.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import adopt_version, announce_schedule
@@ -46,8 +48,8 @@ class LatentDataset:
 
     def __init__(
         self,
-        url: str,
-        where: str | None = None,
+        url: str | os.PathLike[str],
+        where: str | pc.Expression | None = None,
         *,
         join: Sequence[str | pa.Table] = (),
         frames: int | None = None,
@@ -58,7 +60,7 @@ class LatentDataset:
         """Open an output.
 
         url: a local folder or a URL.
-        where: a filter of samples; see ``pipeline.loader.filters``.
+        where: a filter of samples, as text (see ``pipeline.loader.filters``) or as an Arrow expression.
         join: tables, or URLs of Parquet files, with further columns by ``id``. ``where`` and ``captions`` may name them.
         frames: cut clips into windows of this number of frames, which start every ``frames_stride`` frames (default:
         ``frames``). A window equals what encoding its frames alone gives, so it must consist of whole chunks of the VAE.
@@ -66,14 +68,13 @@ class LatentDataset:
         cache_bytes: keep up to this many bytes of a remote output's latents in the cache.
         Raises ConfigError, or WhereError for a wrong filter.
         """
-        self.url = url
-        self.store = Store(url)
+        self.url = os.fspath(url)
+        self.store = Store(self.url)
         dataset = require_dataset(self.store)
         if cache_bytes and cache is None:
             raise ConfigError("cache_bytes needs a folder; give cache= too")
         self.card: Card = dataset.card
         self.recipe: Recipe = dataset.recipe
-        self.where = where
         folder = None if cache is None else Path(cache)
         newest = find_newest_version(self.store)
         self.version = OutputVersion.from_json(adopt_version(self.store.url, newest.to_json()))

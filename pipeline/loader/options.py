@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, overload
@@ -97,6 +98,9 @@ class BatchOptions:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ConfigError(f"{name} must be at least 1, got {number}")
+        object.__setattr__(
+            self, "seed", operator.index(self.seed)
+        )  # an integer of NumPy would make a state that JSON refuses
         if self.batch_size is not None and self.tokens_per_batch is not None:
             raise ConfigError("give either batch_size or tokens_per_batch, not both")
         if self.shapes == "pack" and (self.tokens_per_batch is None or self.tail == "pad"):

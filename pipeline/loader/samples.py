@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.loader.catalog import CODE, KEY, BucketShape, Catalog
-from pipeline.loader.filters import parse_where
+from pipeline.loader.filters import make_filter
 from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from stvae.card import Card
 
@@ -87,7 +88,7 @@ class Samples:
 
 
 def select_samples(
-    catalog: Catalog, card: Card, where: str | None, frames: int | None, frames_stride: int | None
+    catalog: Catalog, card: Card, where: str | pc.Expression | None, frames: int | None, frames_stride: int | None
 ) -> Samples:
     """Return the samples that pass a filter, whole or as windows of ``frames`` frames.
 
@@ -123,7 +124,7 @@ def select_samples(
         buckets=buckets,
         digest=digest,
         folder=catalog.folder,
-        where=where,
+        where=None if where is None else str(where),
     )
 
 
@@ -133,13 +134,10 @@ def latents_before(card: Card, frame: int) -> int:
     return frame // chunk * card.geometry.latents_per_chunk(frame) if chunk else 0
 
 
-def _matching_rows(table: pa.Table, where: str) -> Indices:
-    """Return the rows that pass a filter. Only the columns that it names are read."""
+def _matching_rows(table: pa.Table, where: str | pc.Expression) -> Indices:
+    """Return the rows that pass a filter."""
     visible = table.drop_columns([KEY, CODE])
-    condition = parse_where(where, visible.schema)
-    named = visible.select(condition.columns).append_column(KEY, pa.array(np.arange(len(table))))
-    rows: Indices = named.filter(condition.expression)[KEY].to_numpy()
-    return rows
+    return make_filter(where, visible.schema).matching_rows(visible)
 
 
 def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -> tuple[Indices, Indices]:

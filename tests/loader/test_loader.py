@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -259,3 +260,10 @@ def test_a_diffusion_transformer_learns_from_the_batches(output: Path) -> None:
             losses.append(float(loss.detach()))
     assert len(losses) == 45
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_paths_and_numpys_integers_are_arguments_too(output: Path) -> None:
+    data = LatentDataset(output, where=pc.field("meta_aesthetic") > 1)
+    assert len(data) == len(LatentDataset(str(output), where="meta_aesthetic > 1")) < 27
+    batches = data.batches(np.int64(3), seed=np.int64(5), rank=np.int64(0), world_size=np.int64(1))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(batches.state_dict())) == data.batches(3, seed=5).state_dict()
