@@ -38,6 +38,8 @@ class Batch(TypedDict, total=False):
     key: list[str]
     start_frame: Tensor
     """int64 [B], first frame of the window in its clip. Present if clips are cut into windows."""
+    replaced: list[str | None]
+    """Id of the damaged sample whose place a sample has, None for others. Present with ``on_damage="replace"``."""
     first_latents: Tensor
     """[B,C,1,h,w], the first frame encoded alone. Present with ``conditioning``."""
     last_latents: Tensor

@@ -5,10 +5,9 @@ B batch · C latent channels (twice as many for moments) · t, h, w latent grid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, cast
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from pipeline.errors import IntegrityError
 from pipeline.loader.batch import Batch, pack_tokens, pad_latents, sample_posterior
+from pipeline.loader.damage import find_damage
 from pipeline.loader.options import BatchOptions
+from pipeline.loader.pending import BatchBuffer, MemberLayout, PendingBatch
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK
@@ -26,73 +27,23 @@ from pipeline.recipe import Bucket, Recipe
 from stvae.card import Card
 from stvae.normalization import normalize_
 
+MAX_REPLACEMENTS = 16
+"""Number of samples to try in place of a damaged one."""
 METADATA = ("fps", "height", "width", "num_frames", "id", "key")
-
-
-class BatchBuffer:
-    """Memory for the bytes of one batch, used again for later batches. It is pinned if tensors go to a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._copy_done: Any = None
-        self.bytes = torch.empty(0, dtype=torch.uint8)
-
-    def reserve(self, num_bytes: int) -> memoryview:
-        """Return ``num_bytes`` to write into, once the copies of the previous batch to the GPU are complete."""
-        if self._copy_done is not None:
-            self._copy_done.synchronize()
-            self._copy_done = None
-        if self.bytes.numel() < num_bytes:
-            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_gpu)
-        return self.bytes.numpy().data[:num_bytes]
-
-    def protect_until_copied(self) -> None:
-        """Make the next ``reserve`` wait for the copies to the GPU that have been started so far."""
-        if self._on_gpu:
-            self._copy_done = torch.cuda.Event()
-            self._copy_done.record()
-
-
-@dataclass(slots=True)
-class MemberLayout:
-    """Where one member of every sample is in the buffer."""
-
-    member: Member
-    sizes_thw: list[tuple[int, int, int]]
-    """Latent size of each sample."""
-    pad_thw: tuple[int, int, int]
-    """Largest size on each axis in the step, over all ranks."""
-    offsets: list[int]
-    """Byte offset of each sample in the buffer. Samples are adjacent."""
-
-
-@dataclass(slots=True)
-class PendingBatch:
-    """A batch whose bytes are being read."""
-
-    samples: Indices
-    """int64 [B]: the samples, ``BLANK`` for blanks."""
-    rows: dict[str, Any]
-    """Columns of the catalog, [B] each."""
-    buffer: BatchBuffer
-    layouts: list[MemberLayout] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    """Where to read, and where in the buffer the bytes go."""
-    checks: list[tuple[int, Member, memoryview]] = field(default_factory=list)
-    """Tensors to verify: place in the batch, member, and the whole stored tensor."""
-    copies: list[tuple[memoryview, Any]] = field(default_factory=list)
-    """Copies to make after verification: place in the buffer, and the wanted part of a whole stored tensor."""
 
 
 class Collator:
     """Prepares the reads of batches and finishes batches that have been read. Safe to call from several threads."""
 
-    def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions) -> None:
+    def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions, *, remote: bool) -> None:
+        """remote: the shards are read from a store, where checking whole tensors costs next to nothing."""
         self._samples = samples
         self._card = card
         self._dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._options = options
         self._device = torch.device(options.device)
+        whole = samples.start_frames is None and (recipe.store == "mean" or options.latent == "sample")
+        self._verify = remote and whole if options.verify is None else options.verify
         self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
         members = options.members(recipe)
         self._sizes_thw = {member: _latent_sizes(member, samples, card) for member in members}
@@ -118,7 +69,7 @@ class Collator:
         in_step = global_batch[global_batch != BLANK]
         filled = np.where(blank, in_step[0], samples)  # blanks have their bucket's shape
         codes = self._samples.codes[filled]
-        pending = PendingBatch(samples, self._samples.take(filled, self._columns), buffer)
+        pending = PendingBatch(samples.copy(), self._samples.take(filled, self._columns), buffer)
         starts = self._starts(filled)
         num_bytes = 0
         for member, sizes_thw in self._sizes_thw.items():
@@ -128,6 +79,7 @@ class Collator:
             for size in layout.sizes_thw:
                 layout.offsets.append(num_bytes)
                 num_bytes += self._num_bytes(size, member)
+            layout.end = num_bytes
             pending.layouts.append(layout)
         content = buffer.reserve(num_bytes)
         for layout in pending.layouts:
@@ -139,12 +91,49 @@ class Collator:
                     self._add_spans(pending, i, layout.member, size, latents_before(self._card, starts[i]), into)
         return pending
 
-    def finish(self, pending: PendingBatch, epoch: int) -> Batch:
-        """Make the batch, whose spans have been filled. Raises IntegrityError for bytes that are not as recorded."""
-        for i, member, content in pending.checks:
-            self._check(pending.rows, i, member, content)
-        for into, content in pending.copies:
-            np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
+    def finish(self, pending: PendingBatch, epoch: int, read: Callable[[list[Span]], None]) -> Batch:
+        """Make the batch, whose spans have been filled.
+
+        read: reads further spans, to replace damaged samples. Raises IntegrityError for bytes that are not as recorded.
+        """
+        _copy_parts(pending)
+        damaged = find_damage(pending, self._dtype)
+        replaced: dict[int, str] = {}
+        for i, message in damaged.items():
+            if self._options.on_damage == "raise":
+                raise IntegrityError(message)
+            replaced[i] = pending.rows["id"][i]
+            self._replace(pending, i, epoch, read, message)
+        batch = self._make(pending, epoch)
+        if self._options.on_damage == "replace":
+            batch["replaced"] = [replaced.get(i) for i in range(len(pending.samples))]
+        return batch
+
+    def _replace(
+        self, pending: PendingBatch, i: int, epoch: int, read: Callable[[list[Span]], None], message: str
+    ) -> None:
+        """Put another sample of the same bucket in place ``i``. The choice follows from seed, epoch and damaged sample."""
+        same_bucket = np.flatnonzero(self._samples.codes == self._samples.codes[pending.samples[i]])
+        for attempt in range(MAX_REPLACEMENTS):
+            chosen = derive_seed(self._options.seed, epoch, "damage", str(pending.rows["id"][i]), attempt)
+            row = same_bucket[[int(chosen % np.uint64(len(same_bucket)))]]
+            other = self.prepare(row, row, self.new_buffer())
+            read(other.spans)
+            _copy_parts(other)
+            if not find_damage(other, self._dtype):
+                break
+        else:
+            raise IntegrityError(f"{message} (so are {MAX_REPLACEMENTS} samples that were to replace it)")
+        pending.samples[i] = row[0]
+        for name, values in other.rows.items():
+            pending.rows[name][i] = values[0]
+        for ours, theirs in zip(pending.layouts, other.layouts, strict=True):
+            size = theirs.end - theirs.offsets[0]
+            pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + size] = other.buffer.bytes[
+                theirs.offsets[0] : theirs.end
+            ]
+
+    def _make(self, pending: PendingBatch, epoch: int) -> Batch:
         options, rows = self._options, pending.rows
         blank = pending.samples == BLANK
         starts = self._starts(pending.samples)
@@ -200,7 +189,7 @@ class Collator:
             rows[name][i] for name in ("shard", member.column("tensor_offset"), member.column("tensor_nbytes"))
         )
         stored_t = rows["latent_t"][i] if member.is_clip else size_thw[0]
-        if self._options.verify:
+        if self._verify:
             whole = into if len(into) == nbytes else memoryview(bytearray(nbytes))
             pending.spans.append(Span(shard, offset, whole))
             pending.checks.append((i, member, whole))
@@ -216,15 +205,6 @@ class Collator:
             for channel, target in enumerate(range(0, len(into), length)):
                 start = offset + (channel * stored_t + latent_start) * plane
                 pending.spans.append(Span(shard, start, into[target : target + length]))
-
-    def _check(self, rows: dict[str, Any], i: int, member: Member, content: memoryview) -> None:
-        expected, got = rows[member.column(CHECKSUM)][i], google_crc32c.value(bytes(content))
-        if got != expected:
-            raise IntegrityError(
-                f"{rows['shard'][i]}: the tensor of {rows['id'][i]} ({rows['key'][i]}) at byte "
-                f"{rows[member.column('tensor_offset')][i]} is damaged: crc32c {got}, expected {expected}; "
-                "run jobs/verify_dataset.py to find all damaged samples"
-            )
 
     def _member_tensors(
         self, layout: MemberLayout, pending: PendingBatch, seeds: list[int] | None, blank: npt.NDArray[np.bool_]
@@ -278,6 +258,12 @@ class Collator:
         weights = np.cumsum([self._options.captions[name] for name in texts])
         chosen = list(texts.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
         return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)
+
+
+def _copy_parts(pending: PendingBatch) -> None:
+    """Copy the wanted parts of whole tensors, which were read for their checksums, to their places in the buffer."""
+    for into, content in pending.copies:
+        np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
 
 
 def _latent_sizes(member: Member, samples: Samples, card: Card) -> Indices:

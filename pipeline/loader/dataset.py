@@ -108,7 +108,7 @@ class LatentDataset:
         state = LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
         return Batches(
             state,
-            Collator(self.samples, self.card, self.recipe, options),
+            Collator(self.samples, self.card, self.recipe, options, remote=self.store.folder is None),
             partial(open_reader, self.store, mapped=options.mapped, cache=self.range_cache),
             rank=rank,
             world_size=world_size,

@@ -6,15 +6,17 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.loader.batch import Batch
-from pipeline.loader.collate import BatchBuffer, Collator, PendingBatch
+from pipeline.loader.collate import Collator
 from pipeline.loader.options import Loop
-from pipeline.loader.readers import Reader, Wait
+from pipeline.loader.pending import BatchBuffer, PendingBatch
+from pipeline.loader.readers import Reader, Wait, read_now
 from pipeline.loader.schedule.epoch import EpochSchedule
-from pipeline.loader.state import LoaderState
+from pipeline.loader.state import LoaderState, Replacement
 
 BLOCKS_AHEAD = 3
 """Number of ``Reader.begin`` calls to start ahead, where one call covers several batches."""
@@ -86,6 +88,11 @@ class Batches:
         """Number of places in this epoch, over all ranks, that hold a sample for the second time."""
         return self.schedule().repeated
 
+    @property
+    def replacements(self) -> list[Replacement]:
+        """The damaged samples that this rank has replaced so far (``on_damage="replace"``)."""
+        return list(self._state.replacements)
+
     def schedule(self) -> EpochSchedule:
         """Return the batches of the current epoch on all ranks, as rows of the samples."""
         return self._state.schedule()
@@ -95,7 +102,7 @@ class Batches:
         self._state.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the next batch as five values that JSON can hold."""
+        """Return the position of the next batch as five values that JSON can hold, and ``replacements`` if there are any."""
         return self._state.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,6 +140,7 @@ class Batches:
             while (following := ahead.next_batch()) is not None:
                 self._check_latest(iteration, epoch, step)
                 batch, buffer = following
+                state.note_replacements(batch.get("replaced", []), batch["id"])
                 step += 1
                 state.step = step
                 if step == len(ahead):
@@ -219,4 +227,4 @@ class _ReadAhead:
 
     def _finish(self, batch: PendingBatch, wait: Wait) -> Batch:
         wait()
-        return self._collator.finish(batch, self._epoch)
+        return self._collator.finish(batch, self._epoch, partial(read_now, self._reader))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Latent = Literal["mean", "sample"]
 Loop = Literal["forever", "once"]
+OnDamage = Literal["raise", "replace"]
 
 P = ParamSpec("P")
 Owner = TypeVar("Owner")
@@ -78,8 +79,12 @@ class BatchOptions:
     """Device that the tensors are on. For a GPU, the CPU memory that they are copied from is pinned."""
     copy: bool = False
     """Copy latents that are returned exactly as stored. Otherwise their memory is reused for the next batch."""
-    verify: bool = False
-    """Check the crc32c of every tensor."""
+    verify: bool | None = None
+    """Check the crc32c of every tensor. Default: for remote outputs, if whole tensors are read anyway. Values that are not
+    finite are always found."""
+    on_damage: OnDamage = "raise"
+    """What to do with a damaged sample. ``raise`` an IntegrityError, or ``replace`` it by another sample of its bucket,
+    which ``batch["replaced"]`` marks. The choice follows from seed, epoch and the damaged sample's id."""
     mapped: bool = False
     """Read local shards through memory maps: faster for sets that fit in memory."""
     threads: int = 2
@@ -91,6 +96,7 @@ class BatchOptions:
             ("shapes", self.shapes, get_args(Shapes)),
             ("latent", self.latent, get_args(Latent)),
             ("loop", self.loop, get_args(Loop)),
+            ("on_damage", self.on_damage, get_args(OnDamage)),
         ):
             if value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")

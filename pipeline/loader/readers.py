@@ -66,6 +66,12 @@ def open_reader(store: Store, *, mapped: bool, cache: RangeCache | None) -> Read
     return MappedReader(store.folder) if mapped else LocalReader(store.folder)
 
 
+def read_now(reader: Reader, spans: list[Span]) -> None:
+    """Read one batch and wait for it."""
+    (wait,) = reader.begin([spans])
+    wait()
+
+
 class _OpenShards:
     """The shards that were used last, open. A shard that is dropped is closed when its last reader is done with it."""
 

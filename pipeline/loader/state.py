@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,17 @@ STATE_VERSION = 3
 """Version of what ``state_dict`` returns. A state of another version is refused."""
 
 
+class Replacement(TypedDict):
+    """A damaged sample and the sample that a batch held in its place."""
+
+    epoch: int
+    step: int
+    damaged: str
+    """Id of the damaged sample."""
+    used: str
+    """Id of the sample in its place."""
+
+
 class LoaderState:
     """The position of one training run: the epoch, the step in it, and the schedule that they refer to."""
 
@@ -27,6 +38,8 @@ class LoaderState:
         self.step = 0
         """Number of batches of this epoch that have been handed out."""
         self.seed = seed
+        self.replacements: list[Replacement] = []
+        """The damaged samples that were replaced, in the order of the batches."""
         self._samples = samples
         self._policy = policy
         cells = np.array([bucket.latent_thw for bucket in samples.buckets], dtype=np.int64).reshape(-1, 3)
@@ -96,9 +109,16 @@ class LoaderState:
         s = self._samples
         return schedule_epoch(s.keys, s.codes, self._tokens, self._policy, self.seed, self.epoch)
 
+    def note_replacements(self, damaged: list[str | None], used: list[str]) -> None:
+        """Note the damaged samples of the next batch. damaged: their ids, None in the places of other samples."""
+        for name, other in zip(damaged, used, strict=bool(damaged)):
+            if name is not None:
+                self.replacements.append({"epoch": self.epoch, "step": self.step, "damaged": name, "used": other})
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the next batch as five values."""
-        return {
+        """Return the position of the next batch as five values, and the replacements if there are any."""
+        replacements = {"replacements": list(self.replacements)} if self.replacements else {}
+        return replacements | {
             "version": STATE_VERSION,
             "seed": self.seed,
             "epoch": self.epoch,
@@ -130,6 +150,7 @@ class LoaderState:
                 "same output, filter, seed and global batch, or start without the state"
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self.replacements = list(state.get("replacements", []))
 
     def _schedule_hash(self) -> str:
         """Return everything that the schedule depends on, with a name for each part, so that a message can name it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.loader.collate import Collator
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
 from pipeline.loader.ranks import resolve_rank
-from pipeline.loader.readers import Reader, open_reader
+from pipeline.loader.readers import Reader, open_reader, read_now
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState
 from pipeline.storage.store import Store
@@ -44,7 +45,7 @@ class SampleDataset(Dataset[Sample]):
         options.check(data.samples, data.recipe, data.card)
         self.data = data
         self._mapped = options.mapped
-        self._collator = Collator(data.samples, data.card, data.recipe, options)
+        self._collator = Collator(data.samples, data.card, data.recipe, options, remote=data.store.folder is None)
         self._reader: tuple[int, Reader] | None = None
 
     def __len__(self) -> int:
@@ -62,9 +63,9 @@ class SampleDataset(Dataset[Sample]):
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
         pending = self._collator.prepare(rows, rows, self._collator.new_buffer())
-        (wait,) = self._process_reader().begin([pending.spans])
-        wait()
-        batch = self._collator.finish(pending, int(epochs[0]))
+        reader = self._process_reader()
+        read_now(reader, pending.spans)
+        batch = self._collator.finish(pending, int(epochs[0]), partial(read_now, reader))
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
         return [{name: _without_none(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 
