@@ -1,7 +1,7 @@
 """Committed latents as batches for training a diffusion transformer.
 
 A batch passes through these modules: ``catalog`` (all samples) -> ``samples`` (the selected ones) -> ``schedule`` (their
-order) -> ``readers`` (their bytes) -> ``collate`` (tensors). To read a latent takes one ranged read at an offset from the
+order) -> ``readers`` (their bytes) -> ``collation`` (tensors). To read a latent takes one ranged read at an offset from the
 index, so nothing here needs a video library, diffusers or Ray.
 """
 
@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import adopt_version, announce_schedule
-from pipeline.loader.batch import Batch
 from pipeline.loader.catalog import OutputVersion, find_newest_version, open_catalog, read_table
-from pipeline.loader.collate import Collator
+from pipeline.loader.collation.batch import Batch
+from pipeline.loader.collation.collator import Collator
 from pipeline.loader.iterator import Batches
 from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent
 from pipeline.loader.range_cache import RangeCache

@@ -42,7 +42,7 @@ class Filter:
     text: str
     expression: pc.Expression
     divisors: tuple[tuple[str, pc.Expression], ...] = ()
-    """What the condition divides by, with its text."""
+    """Divisors in the condition, each with its text."""
 
     def matching_rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
         """Return the numbers of the rows that pass, in order. Only the columns that the condition names are read.

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.loader.batch import Batch
-from pipeline.loader.collate import Collator
+from pipeline.loader.collation.batch import Batch
+from pipeline.loader.collation.collator import Collator
+from pipeline.loader.collation.pending import BatchBuffer, PendingBatch
 from pipeline.loader.options import Loop
-from pipeline.loader.pending import BatchBuffer, PendingBatch
 from pipeline.loader.readers import Reader, Wait, read_now
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState, Replacement

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.loader.batch import Batch
+from pipeline.loader.collation.batch import Batch
 
 IMAGE_FPS = 120.0
 """Frame rate that Open-Sora gives images. Source: opensora/datasets/utils.py."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.loader.batch import check_patch
+from pipeline.loader.collation.batch import check_patch
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, Shapes, Tail, TokenBudget
 from pipeline.output.members import LATENT, Member, members_of
@@ -83,8 +83,8 @@ class BatchOptions:
     """Check the crc32c of every tensor. Default: for remote outputs, if whole tensors are read anyway. Values that are not
     finite are always found."""
     on_damage: OnDamage = "raise"
-    """What to do with a damaged sample. ``raise`` an IntegrityError, or ``replace`` it by another sample of its bucket,
-    which ``batch["replaced"]`` marks. The choice follows from seed, epoch and the damaged sample's id."""
+    """``raise``: a damaged sample raises IntegrityError. ``replace``: another sample of its bucket takes its place, and
+    ``batch["replaced"]`` marks it. The choice follows from seed, epoch and the damaged sample's id."""
     mapped: bool = False
     """Read local shards through memory maps: faster for sets that fit in memory."""
     threads: int = 2

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import announce_schedule
-from pipeline.loader.collate import Collator
+from pipeline.loader.collation.collator import Collator
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
 from pipeline.loader.ranks import resolve_rank

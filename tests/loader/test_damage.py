@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.errors import IntegrityError
 from pipeline.loader import LatentDataset
-from pipeline.loader.damage import has_non_finite
+from pipeline.loader.collation.damage import has_non_finite
 from pipeline.loader.torch_data import SampleDataset, StepSampler
 from pipeline.recipe import Bucket
 from tests.bench.range_server import range_server
@@ -34,7 +34,8 @@ def damage(output: Path, folder: Path, sample: int, content: bytes = NAN) -> str
     """Overwrite some bytes within a sample's mean, in a copy of an output. Returns the sample's id."""
     if not folder.exists():
         shutil.copytree(output, folder)
-    found = LatentDataset(folder).samples.take(np.array([sample]), ["shard", "tensor_offset", "id"])
+    samples = LatentDataset(folder, where=f"key == '{sample}'").samples
+    found = samples.take(np.array([0]), ["shard", "tensor_offset", "id"])
     with (folder / found["shard"][0]).open("r+b") as shard:
         shard.seek(int(found["tensor_offset"][0]) + 100)
         shard.write(content)

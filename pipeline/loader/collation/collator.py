@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import IntegrityError
-from pipeline.loader.batch import Batch, pack_tokens, pad_latents, sample_posterior
-from pipeline.loader.damage import find_damage
+from pipeline.loader.collation.batch import Batch, pack_tokens, pad_latents, sample_posterior
+from pipeline.loader.collation.damage import find_damage
+from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch
 from pipeline.loader.options import BatchOptions
-from pipeline.loader.pending import BatchBuffer, MemberLayout, PendingBatch
 from pipeline.loader.readers import Span
 from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK

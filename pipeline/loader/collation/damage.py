@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.loader.pending import MemberLayout, PendingBatch
+from pipeline.loader.collation.pending import MemberLayout, PendingBatch
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.output.members import CHECKSUM, Member
 

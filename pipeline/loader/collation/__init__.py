@@ -1,0 +1,1 @@
+"""Collation: one batch from the bytes of its samples."""
