@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, overload
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.loader.collation.batch import check_patch
+from pipeline.loader.collation.batch import METADATA, Batch, check_patch
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, Shapes, Tail, TokenBudget
 from pipeline.output.members import LATENT, Member, members_of
@@ -73,6 +73,9 @@ class BatchOptions:
     """Weights by text column. Each sample takes one of these captions per epoch; the name ``""`` is an empty caption.
 
     A sample takes one element of a list. A sample without a list in ``captions`` takes its ``caption`` there."""
+    columns: Sequence[str] = ()
+    """Names of further columns that a batch holds under their names, joined ones too. Numbers become tensors (NaN where
+    there is none), everything else lists."""
     dtype: torch.dtype | None = torch.float32
     """Data type of the latents; None for the stored type."""
     device: str | torch.device = "cpu"
@@ -142,6 +145,7 @@ class BatchOptions:
             raise ConfigError("conditioning frames need whole clips; leave out frames= and shapes='pack'")
         check_latent(self.latent, recipe, card)
         check_captions(self.captions, samples.table.schema)
+        check_columns(self.columns, samples)
         if self.shapes == "pack":
             check_patch(samples, self.patch)
 
@@ -163,6 +167,18 @@ def check_captions(captions: Mapping[str, float] | None, schema: pa.Schema) -> N
         raise ConfigError(f"captions: there is no text column '{unknown[0]}'; there are {', '.join(known)}")
     if not captions or min(captions.values()) < 0 or sum(captions.values()) <= 0:
         raise ConfigError(f"captions: weights must not be negative, nor all zero, got {dict(captions)}")
+
+
+def check_columns(columns: Sequence[str], samples: Samples) -> None:
+    """Raise ConfigError unless every name is a column that a batch may hold beside its other entries."""
+    if isinstance(columns, str):
+        raise ConfigError(f"columns must be a list of names, got the text '{columns}'")
+    known = samples.column_names
+    for name in columns:
+        if name not in known:
+            raise ConfigError(f"columns: there is no column '{name}'; there are {', '.join(known)}")
+        if name in Batch.__annotations__ and name not in METADATA:
+            raise ConfigError(f"columns: '{name}' is the name of another entry of a batch; join it under another name")
 
 
 def check_data_loader(options: BatchOptions) -> None:

@@ -18,6 +18,9 @@ from pipeline.loader.filters import make_filter
 from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from stvae.card import Card
 
+WINDOW_COLUMNS = ("start_s", "end_s", "num_frames")
+"""Columns of a clip that those of its windows follow from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
@@ -63,28 +66,44 @@ class Samples:
             self._views[name] = column.chunk(0) if column.num_chunks == 1 else column
         return self._views[name]
 
-    def columns(self) -> pa.Table:
-        """Return all columns, one row per sample. This copies the table if there is a filter or there are windows."""
-        table = self.table.drop_columns([KEY, CODE])
-        if len(self.rows) != table.num_rows or self.start_frames is not None:
-            table = table.take(pa.array(self.rows))
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns that ``columns`` returns."""
+        names = [name for name in self.table.column_names if name not in (KEY, CODE)]
+        return names if self.start_frames is None else [*names, "start_frame"]
+
+    def columns(self, names: list[str] | None = None, samples: Indices | None = None) -> pa.Table:
+        """Return some or all columns of some or all samples, one row per sample.
+
+        Windows have their own times and sizes. This copies the table if there is a filter or there are windows.
+        """
+        names = self.column_names if names is None else names
+        if samples is None and self.start_frames is None and len(self.rows) == self.table.num_rows:
+            return self.table.select(names)
+        chosen = slice(None) if samples is None else samples
+        rows = pa.array(self.rows[chosen])
         if self.start_frames is None:
-            return table
-        starts, bucket = self.start_frames, [self.buckets[code] for code in self.codes]
+            return self.table.select(names).take(rows)
+        stored = [name for name in names if name != "start_frame"]
+        table = self.table.select(list(dict.fromkeys([*stored, *WINDOW_COLUMNS]))).take(rows)
+        changed = self._window_columns(table, self.start_frames[chosen], self.codes[chosen])
+        return pa.table({name: changed.get(name, table[name] if name in stored else None) for name in names})
+
+    def _window_columns(self, table: pa.Table, starts: Indices, codes: BucketCodes) -> dict[str, pa.Array]:
+        """Return the columns in which windows differ from their clips. table: the clips' ``WINDOW_COLUMNS``."""
+        bucket = [self.buckets[code] for code in codes]
         frames = np.array([shape.num_frames for shape in bucket], dtype=np.int32)
         clip_s = table["end_s"].to_numpy() - table["start_s"].to_numpy()
         frame_s = clip_s / table["num_frames"].to_numpy()
         start_s = table["start_s"].to_numpy() + starts * frame_s
-        changed = {
+        return {
             "num_frames": pa.array(frames),
             "latent_t": pa.array(np.array([shape.latent_thw[0] for shape in bucket], dtype=np.int32)),
             "bucket": pa.array([str(shape) for shape in bucket], pa.string()),
             "start_s": pa.array(start_s),
             "end_s": pa.array(start_s + frames * frame_s),
+            "start_frame": pa.array(starts),
         }
-        for name, values in changed.items():
-            table = table.set_column(table.column_names.index(name), name, values)
-        return table.append_column("start_frame", pa.array(starts))
 
 
 def select_samples(

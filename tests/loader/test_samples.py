@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -257,3 +258,47 @@ def test_a_filter_that_nothing_passes_gives_an_error_and_not_an_empty_epoch(outp
 def test_a_token_budget_gives_small_clips_larger_batches(output: Path) -> None:
     sizes = {b["latents"].shape[2]: len(b["id"]) for b in LatentDataset(str(output)).batches(tokens_per_batch=960)}
     assert sizes[30] == 2 and sizes[15] == 2 and 5 not in sizes, "12 of the smallest would fit, 6 there are"
+
+
+def test_a_batch_holds_the_columns_that_are_asked_for(output: Path) -> None:
+    extra = pa.table(
+        {
+            "id": LatentDataset(output).columns["id"],
+            "clip_score": [0.5, None] * 9,
+            "views": pa.array([7] * 18, pa.uint64()),
+        }
+    )
+    data = LatentDataset(output, join=[extra])
+    names = ["meta_score", "clip_score", "views", "source", "start_s", "key", "height", "captions"]
+    rows = {row["id"]: row for row in data.columns.to_pylist()}
+    for batch in data.batches(4, columns=names, tail="pad"):
+        values: dict[str, Any] = dict(batch)
+        for i, name in enumerate(batch["id"]):
+            if not batch["valid"][i]:
+                assert np.isnan(values["meta_score"][i]) and values["source"][i] is None
+                continue
+            row = rows[name]
+            assert values["meta_score"][i] == row["meta_score"] and values["start_s"][i] == row["start_s"]
+            assert values["source"][i] == row["source"] and values["key"][i] == row["key"] and values["views"][i] == 7
+            assert values["clip_score"][i] == row["clip_score"] or (
+                row["clip_score"] is None and np.isnan(values["clip_score"][i])
+            )
+    with pytest.raises(ConfigError, match=r"there is no column 'sorce'; there are id, "):
+        data.batches(4, columns=["sorce"])
+    with pytest.raises(ConfigError, match="must be a list of names, got the text 'source'"):
+        data.batches(4, columns="source")
+    joined = LatentDataset(output, join=[extra.rename_columns(["id", "latents", "views"])])
+    with pytest.raises(ConfigError, match="'latents' is the name of another entry of a batch"):
+        joined.batches(4, columns=["latents"])
+
+
+def test_windows_have_times_of_their_own(output: Path) -> None:
+    data = LatentDataset(output, frames=17)
+    rows = {(row["id"], row["start_frame"]): row for row in data.columns.to_pylist()}
+    batches = data.batches(2, columns=["start_s", "end_s", "bucket"], tail="repeat")
+    for batch in batches:
+        values: dict[str, Any] = dict(batch)
+        for i, name in enumerate(zip(batch["id"], batch["start_frame"].tolist(), strict=True)):
+            assert [values[column][i] for column in ("start_s", "end_s", "bucket")] == [
+                rows[name][column] for column in ("start_s", "end_s", "bucket")
+            ]

@@ -18,6 +18,12 @@ LOGVAR_RANGE = (-30.0, 20.0)
 """Range of log-variances before sampling. Source: diffusers, models/autoencoders/vae.py."""
 
 
+SIZES = ("height", "width", "num_frames")
+"""Sizes of a sample that every batch has."""
+METADATA = ("fps", *SIZES, "id", "key")
+"""Columns that every batch has."""
+
+
 class Batch(TypedDict, total=False):
     """The batch of one rank. Tensors are on the device that the options name."""
 

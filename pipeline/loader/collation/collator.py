@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import IntegrityError
-from pipeline.loader.collation.batch import Batch, pack_tokens, pad_latents, sample_posterior
+from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens, pad_latents, sample_posterior
 from pipeline.loader.collation.damage import find_damage
+from pipeline.loader.collation.metadata import choose_caption, further_columns
 from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch
 from pipeline.loader.options import BatchOptions
 from pipeline.loader.readers import Span
@@ -29,7 +30,6 @@ from stvae.normalization import normalize_
 
 MAX_REPLACEMENTS = 16
 """Number of samples to try in place of a damaged one."""
-METADATA = ("fps", "height", "width", "num_frames", "id", "key")
 
 
 class Collator:
@@ -128,10 +128,8 @@ class Collator:
         for name, values in other.rows.items():
             pending.rows[name][i] = values[0]
         for ours, theirs in zip(pending.layouts, other.layouts, strict=True):
-            size = theirs.end - theirs.offsets[0]
-            pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + size] = other.buffer.bytes[
-                theirs.offsets[0] : theirs.end
-            ]
+            content = other.buffer.bytes[theirs.offsets[0] : theirs.end]
+            pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + len(content)] = content
 
     def _make(self, pending: PendingBatch, epoch: int) -> Batch:
         options, rows = self._options, pending.rows
@@ -146,20 +144,23 @@ class Collator:
             sampled = options.latent == "sample" and layout.member.is_clip
             values |= self._member_tensors(layout, pending, seeds if sampled else None, blank)
         pending.buffer.protect_until_copied()
-        numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width", "num_frames")}
+        numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in SIZES}
         numbers["fps"] = torch.from_numpy(rows["fps"].astype(np.float32))
         if self._samples.start_frames is not None:
             numbers["start_frame"] = torch.tensor(starts)
             numbers["num_frames"] = torch.tensor([self._samples.buckets[0].num_frames] * len(starts))
         if options.tail == "pad":
             numbers["valid"] = torch.from_numpy(~blank)
+        weights = options.captions
         captions = (
-            [self._caption(rows, i, seed) for i, seed in enumerate(seeds)] if options.captions else rows["caption"]
+            [choose_caption(rows, i, seed, weights) for i, seed in enumerate(seeds)] if weights else rows["caption"]
         )
         values |= {"caption": captions, "id": rows["id"], "key": rows["key"]}
         if blank.any():
             for name in ("caption", "id", "key"):
                 values[name] = ["" if b else text for text, b in zip(values[name], blank, strict=True)]
+        for name, column in further_columns(self._samples, pending.samples, options.columns).items():
+            values[name] = column.to(self._device) if isinstance(column, Tensor) else column
         return cast(Batch, values | {name: tensor.to(self._device) for name, tensor in numbers.items()})
 
     def _starts(self, samples: Indices) -> list[int]:
@@ -244,20 +245,6 @@ class Collator:
             x = x.to(options.dtype)
         may_share_buffer = options.dtype is None and not options.copy
         return x.clone() if x.data_ptr() == stored.data_ptr() and not may_share_buffer else x
-
-    def _caption(self, rows: dict[str, Any], i: int, seed: int) -> str | None:
-        """Choose one of a sample's captions by weight; None if it has none of them."""
-        assert self._options.captions is not None
-        texts = {name: rows[name][i] if name else "" for name in self._options.captions}
-        if "captions" in texts and texts["captions"] is None:  # null for samples with one caption
-            texts["captions"] = rows["caption"][i]
-        texts = {name: text for name, text in texts.items() if text is not None and text != []}
-        if not texts:
-            return None
-        rng = np.random.default_rng(seed)
-        weights = np.cumsum([self._options.captions[name] for name in texts])
-        chosen = list(texts.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
-        return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)
 
 
 def _copy_parts(pending: PendingBatch) -> None:
