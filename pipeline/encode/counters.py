@@ -60,7 +60,7 @@ class EncoderCounters:
         self.encoder = encoder
         """Name of the encoder, different from the names of all others."""
         self.confinement = confinement
-        """What confines its decoders."""
+        """Confinement of its decoders, as text."""
         self._is_confinement_reported = False
         self._lock = threading.Lock()
         self._ended = EncoderTotals()

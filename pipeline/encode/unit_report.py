@@ -34,7 +34,7 @@ class UnitReport:
     encoder_s: float = 0.0
     """Seconds since that encoder became ready."""
     confinement: str = ""
-    """What confines that encoder's decoders, and what they can do in spite of it. Only its first report has it."""
+    """Measures against that encoder's decoders, and attacks that are possible in spite of them; empty after the first report."""
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which no unit was in the VAE, by cause: an activity, or ``unit`` if it had no unit."""
 
@@ -67,7 +67,7 @@ class Heartbeat(TypedDict):
     encoder: str
     """Name of the encoder."""
     confinement: str
-    """What confines its decoders, and what they can do in spite of it."""
+    """Confinement of its decoders, with the attacks that are possible in spite of it."""
     encoder_s: float
     """Seconds since it became ready."""
     idle_s: dict[str, float]

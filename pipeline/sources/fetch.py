@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ def _remote_facts(url: str) -> FileFacts:
 def _fetch_http(item: Item, recipe: Recipe) -> int:
     from pipeline.sources.http_download import download  # aiohttp takes a quarter of a driver's start-up time
 
-    fd = os.memfd_create("item")
+    fd = _memory_file()
     try:
         hosts = None if item.trusted else recipe.private_hosts
         _set_facts(item, download(item.location, fd, recipe.max_item_bytes, hosts), recipe)
@@ -111,6 +112,7 @@ def _fetch_http(item: Item, recipe: Recipe) -> int:
             raise StoreError(f"{item.uri} could not be read: {describe_error(error)}") from None
         message = f"the server did not send the file: {describe_error(error)}"
         raise Rejected("fetch", "http_error", message) from None
+    _seal(fd)
     return fd
 
 
@@ -127,7 +129,17 @@ def _set_facts(item: Item, facts: FileFacts, recipe: Recipe) -> None:
 
 def _in_memory(content: bytes) -> int:
     """A file descriptor of a file in memory."""
-    fd = os.memfd_create("item")
+    fd = _memory_file()
     with open(fd, "wb", closefd=False) as file:
         file.write(content)
+    _seal(fd)
     return fd
+
+
+def _memory_file() -> int:
+    return os.memfd_create("item", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _seal(fd: int) -> None:
+    """Keep a memory file as it is: a decoder that runs its code must not change what the next one gets."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -11,16 +11,14 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from itertools import pairwise
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
-from pipeline.video.decode_process import DecodeChild, DecodeServer, reading_reply
+from pipeline.video.decode_process import DecodeChild, DecodeServer, read_facts, reading_reply
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
@@ -47,7 +45,7 @@ class Decoders:
         }
         self._server = DecodeServer(recipe.decoder, recipe.scenes)
         self.confinement = self._server.confinement
-        """What the children can and cannot do on this machine."""
+        """Measures against the children, and the attacks that are possible in spite of them."""
         if run.confine == "require" and not self.confinement.is_complete:
             self._server.close()
             raise ConfigError(f"--confine require is not met here: {self.confinement}")
@@ -119,18 +117,6 @@ class Decoders:
             child.end()
         else:
             self._idle.append(child)
-
-
-def checked_facts(facts: VideoFacts) -> VideoFacts:
-    """Return the facts that a child sent. Raises TypeError or ValueError for what no child of ours sends."""
-    for name, hint in get_type_hints(VideoFacts).items():
-        types = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-        if not isinstance(getattr(facts, name), types):
-            raise TypeError(f"{name} is a {type(getattr(facts, name)).__name__}")
-    sizes = (facts.width, facts.height, facts.coded_width, facts.coded_height)
-    if not facts.pts or min(sizes) <= 0 or facts.time_base <= 0:
-        raise ValueError("a video without frames, time or size")
-    return facts
 
 
 def in_decoding_order(
@@ -250,16 +236,7 @@ class _Video:
 
     def _open(self, child: DecodeChild) -> VideoFacts:
         reply, pts = child.request({"op": "open"} | self.limits, self.fd)
-        with reading_reply("probe"):
-            facts = reply["facts"] | {
-                "pts": tuple(np.frombuffer(pts, dtype=np.int64).tolist()),
-                "sample_aspect": Fraction(reply["facts"]["sample_aspect"]),
-                "time_base": Fraction(reply["facts"]["time_base"]),
-                "crop": tuple(map(int, reply["facts"]["crop"])),
-                "key_frames": (),
-                "scenes": None,
-            }
-            return checked_facts(VideoFacts(**facts))
+        return read_facts(reply, pts)
 
     def _send_windows(self, child: DecodeChild, facts: VideoFacts, windows: list[Window]) -> str:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.

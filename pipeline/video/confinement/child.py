@@ -20,7 +20,7 @@ CAP_KILL, CAP_SETGID, CAP_SETUID = 5, 6, 7
 
 @dataclass(kw_only=True, slots=True)
 class Policy:
-    """What the server prepares once for all of its children."""
+    """The part of the measures that the server prepares once for all of its children."""
 
     reopens_video: bool
     """True if the decoder opens its video by path, as decord does. The child must keep the right to do so."""

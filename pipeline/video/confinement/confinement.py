@@ -29,7 +29,7 @@ ATTACKS = {
     "sockets": "reach local sockets",
     "programs": "start programs and processes",
 }
-"""What a child tries before it gets a video, with how a text says that it was possible."""
+"""Attacks that a child tries before it gets a video, with their names in texts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Confinement:
 
     @property
     def attacks_text(self) -> str:
-        """What decoders can do that they should not."""
+        """The attacks that are possible, as text."""
         return ", ".join(ATTACKS[name] for name in self.possible)
 
     @property

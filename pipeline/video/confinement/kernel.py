@@ -30,9 +30,10 @@ def system_call(number: int, *arguments: object) -> int:
     return check(_libc.syscall(ctypes.c_long(number), *arguments))
 
 
-def prctl(option: int, *arguments: object) -> int:
+def prctl(option: int, *arguments: int) -> int:
     """Set or read an attribute of this process. The kernel wants zeros for the arguments that an option does not have."""
-    return check(_libc.prctl(option, *arguments, *[ctypes.c_ulong(0)] * (4 - len(arguments))))
+    values = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
+    return check(_libc.prctl(option, *values))
 
 
 def is_dumpable() -> bool:
@@ -42,12 +43,12 @@ def is_dumpable() -> bool:
 
 def make_undumpable() -> None:
     """Close this process's memory, environment and descriptors to other processes of its user, and to core dumps."""
-    prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
+    prctl(PR_SET_DUMPABLE, 0)
 
 
 def end_with_parent(parent: int) -> None:
     """Make the kernel kill this process when ``parent`` ends. A change of user or capabilities undoes it."""
-    prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before
         os._exit(0)
 

@@ -50,7 +50,8 @@ def _python_folders() -> Iterator[str]:
 
 
 def _module_paths() -> Iterator[str]:
-    """Folders of the packages that are loaded, and files of single modules."""
+    """Folders of the packages that are loaded, files of single modules, and archives with modules."""
+    yield from filter(os.path.isfile, sys.path)
     for name, module in list(sys.modules.items()):
         if "." not in name:
             folders = getattr(module, "__path__", None)
