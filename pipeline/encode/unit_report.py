@@ -34,7 +34,7 @@ class UnitReport:
     encoder_s: float = 0.0
     """Seconds since that encoder became ready."""
     confinement: str = ""
-    """Measures against that encoder's decoders, and attacks that are possible in spite of them; empty after the first report."""
+    """Measures against that encoder's decoders, and attacks that remain possible; empty after its first report."""
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which no unit was in the VAE, by cause: an activity, or ``unit`` if it had no unit."""
 

@@ -77,6 +77,9 @@ def undisturbed_tree(videos: Path, output: Path, *more: str) -> dict[str, str]:
 class PaintingDecoders:
     """Decoders that paint each video's number on moving pictures. A file that is no painted video is a reject."""
 
+    confinement = ""
+    """No text: there are no children to confine."""
+
     def __init__(self, *_: Any) -> None:
         pass
 
