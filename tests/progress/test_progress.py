@@ -157,6 +157,22 @@ def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(
     assert "25 clips" in job_progress.line(), "a reported unit is no longer in flight"
 
 
+def test_what_confines_decoders_is_said_once_for_all_machines_where_it_is_the_same(run: Run, clock: Clock) -> None:
+    lines: list[str] = []
+    job_progress = make_progress(units_of(10, 10, 10), run, lines)
+    same, other = "decoders are confined by Landlock 7", "decoders can read other files: they are confined by nothing"
+    beats = [("node1-1", same), ("node1-2", same), ("node2-1", other)]
+    heartbeats: list[Heartbeat] = [
+        {"encoder": encoder, "confinement": text, "encoder_s": 1.0, "idle_s": {}, "units": {}}
+        for encoder, text in beats
+    ]
+    job_progress.heartbeats.connect(lambda: heartbeats)
+    job_progress.poll()
+    job_progress.poll()
+    job_progress.add(report(units_of(10)[0], 2.0, confinement=same))
+    assert [line for line in lines if "confined" in line] == [f"node node1: {same}", f"node node2: {other}"]
+
+
 def test_a_log_gets_a_line_first_and_last_and_every_ten_seconds_and_a_terminal_one_a_second(
     run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 
 from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.run import encode
 from pipeline.video import decode_process
 from pipeline.video.confinement import landlock, system_calls
 from pipeline.video.confinement.confinement import ATTACKS
 from pipeline.video.confinement.readable_paths import readable_paths
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import RejectedWindow
+from stvae.card import Card
 from tests.support.clips_maker import make_clip
 from tests.support.other_user import as_nobody, in_readable_environment
 from tests.support.paths import ROOT
@@ -248,6 +251,24 @@ def test_a_reply_that_makes_no_sense_is_a_reject(decoders: Decoders, lie: str) -
         assert len(os.listdir("/proc/self/fd")) <= before
     assert isinstance(outcome, RejectedWindow)
     assert (outcome.reject.stage, outcome.reject.reason) == ("probe", "crash"), outcome.reject
+
+
+def test_the_log_and_the_record_of_a_run_say_what_holds(
+    recipe: Recipe, run: Run, tiny_card: Card, decoders: Decoders, tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_clip(folder / name, 20)
+    lines: list[str] = []
+    recipe = dataclasses.replace(recipe, unit_clips=1)
+    run = dataclasses.replace(run, sources=(str(folder),), local=True)
+    encode(recipe, run, tiny_card, lines.append)
+    reports = [
+        json.loads(line) for path in Path(run.output, "runs").iterdir() for line in path.read_text().splitlines()
+    ]
+    assert [report["confinement"] for report in reports] == [str(decoders.confinement), ""]
+    assert lines.count(str(decoders.confinement)) == 1
 
 
 def test_names_of_system_calls_have_the_numbers_of_the_kernels_headers() -> None:
