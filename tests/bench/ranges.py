@@ -2,12 +2,13 @@
 
 Makes a video of two hours and low resolution, and 50 ranges of it. Decodes the ranges in one pass, as a unit does, and
 compares that with decoding as many frames from 50 files that hold nothing else; with ``--whole`` also with decoding the
-whole video. Prints the wall time of each, and their ratios.
+whole video, and with ``--job`` the same with whole jobs, which also encode. Prints the wall time of each, and their ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import tempfile
@@ -18,9 +19,11 @@ from pathlib import Path
 import av
 
 from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.run import encode
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip
 from pipeline.video.ranges import select_in_range
+from stvae import read_card
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip
 
@@ -53,12 +56,28 @@ def decode(path: Path, ranges: list[tuple[float, float | None] | None], decoders
         return sum(isinstance(o, Clip) for _, (_, o) in decoders.clips_of_ranges(file.fileno(), ranges, select))
 
 
+def run_job(folder: Path, rows: list[tuple[Path, tuple[float, float] | None]]) -> float:
+    """Encode the rows of a manifest, files or ranges of them, with the demo VAE. Returns the seconds of the whole job."""
+    folder.mkdir()
+    lines = [
+        {"path": str(path)} | ({"start": r[0], "end": r[1]} if r else {"clip": n}) for n, (path, r) in enumerate(rows)
+    ]
+    (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = read_card("demo")
+    recipe = Recipe(vae=card.sha256, buckets=(Bucket(17, 64, 112),), micro_batch=(1,), windows="all")
+    run = Run(output=str(folder / "out"), vae="demo", sources=(str(folder / "m.jsonl"),), local=True, cpus=1)
+    begin = time.monotonic()
+    encode(recipe, run, card, say=lambda line: None)
+    return time.monotonic() - begin
+
+
 def main() -> None:
     """Make the videos, decode them and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=2.0, help="duration of the video (default: 2)")
     parser.add_argument("--ranges", type=int, default=50, help="number of ranges (default: 50)")
     parser.add_argument("--range-s", type=float, default=4.0, help="seconds of a range (default: 4)")
+    parser.add_argument("--job", action="store_true", help="also compare whole jobs with the demo VAE")
     parser.add_argument("--whole", action="store_true", help="also decode the whole video")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -87,6 +106,13 @@ def main() -> None:
         probe_s = timed("one range", [(whole, [(starts[0], starts[0] + args.range_s)])])
         together_s = timed("all ranges of the long video, one pass", [(whole, [(s, s + args.range_s) for s in starts])])
         print(f"ratio of ranges to files of their own: {together_s / alone_s:.2f} (reading the index: {probe_s:.2f} s)")
+        if args.job:
+            rows = [(whole, (s, s + args.range_s)) for s in starts]
+            alone_s = run_job(folder / "alone", [(short, None)] * args.ranges)
+            together_s = run_job(folder / "together", rows)
+            print(
+                f"job of files of their own {alone_s:.1f} s, of the ranges {together_s:.1f} s: {together_s / alone_s:.2f}"
+            )
         if args.whole:
             whole_s = timed("the whole video", [(whole, [None])])
             print(f"ratio of the whole video to the ranges: {whole_s / together_s:.1f}")
