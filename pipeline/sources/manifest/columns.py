@@ -97,11 +97,11 @@ def pattern_fields(path: str) -> list[str]:
 
 
 def find_names(names: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """The columns with one of the wanted names. Upper and lower case count only where a name is there twice."""
+    """The columns with one of the wanted names. Case and spaces around a name count only where it is there twice."""
     wanted = list(wanted)
     exact = [name for name in wanted if name in names]
     lower = {name.lower() for name in wanted}
-    return exact or [name for name in names if name.lower() in lower]
+    return exact or [name for name in names if name.strip().lower() in lower]
 
 
 def _path_column(schema: pa.Schema, recipe: Recipe, url: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.manifest.captions import is_binary, named_caption_columns
+from pipeline.sources.manifest.captions import is_binary, is_list, named_caption_columns
 from pipeline.sources.manifest.columns import (
     OTHER_PATH_COLUMNS,
     PATH_COLUMNS,
@@ -24,7 +24,7 @@ from pipeline.sources.manifest.columns import (
 )
 from pipeline.sources.manifest.layout import arrow_errors, known_layout, layout_of
 from pipeline.sources.manifest.parquet_rows import check_text, column_tables, column_values
-from pipeline.sources.manifest.ranges import count_ranges
+from pipeline.sources.manifest.ranges import SpelledLists, count_ranges, range_names
 from pipeline.sources.manifest.records import Slice
 from pipeline.sources.manifest.repeats import MAX_ROWS, Repeats
 from pipeline.sources.manifest.row_items import range_cells, row_items
@@ -52,10 +52,18 @@ class ManifestFormat(SourceFormat):
             check_facts_as_planned(source, planned[0])
             return NewUnits()
         repeats = Repeats([recipe.path_column] if recipe.path_column else _usual_paths())
-        surveyed = survey(source.url, recipe.unit_clips, repeats.add)
+        lists = SpelledLists()
+
+        def watch(table: pa.Table) -> None:
+            repeats.add(table)
+            lists.add(
+                table.select([name for name in table.schema.names if name.strip().lower() in range_names(recipe)])
+            )
+
+        surveyed = survey(source.url, recipe.unit_clips, watch)
         columns = _columns(surveyed, source, recipe)
         slices = surveyed.slices
-        if len(columns.ranges) == 1:
+        if _may_name_several(columns, lists, source):
             slices = _slices_of_items(source, surveyed, columns, recipe)
         details = columns.to_text()
         return NewUnits(
@@ -154,6 +162,23 @@ def _user_columns(columns: Columns) -> pa.Schema:
     if columns.caption is not None and columns.caption in columns.types.names:
         fields += named_caption_columns(columns.caption, columns.types.field(columns.caption).type)
     return pa.schema(fields)
+
+
+def _may_name_several(columns: Columns, lists: SpelledLists, source: Source) -> bool:
+    """Return whether a row may name several ranges: in one column of pairs, or in two of lists, perhaps spelled as text.
+
+    lists: what was seen of a manifest of text.
+    """
+    if not columns.ranges:
+        return False
+    if len(columns.ranges) == 1 or any(is_list(columns.types.field(name).type) for name in columns.ranges):
+        return True
+    texts = [name for name in columns.ranges if not pa.types.is_primitive(columns.types.field(name).type)]
+    if known_layout(source.url).name == "parquet" and texts:
+        with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
+            for table in column_tables(pq.ParquetFile(f, pre_buffer=False), texts):
+                lists.add(table)
+    return bool(lists.names & set(columns.ranges))
 
 
 def _slices_of_items(source: Source, surveyed: Survey, columns: Columns, recipe: Recipe) -> list[Slice]:

@@ -8,6 +8,11 @@ import math
 import re
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.recipe import Recipe
+
 Range = tuple[float, float | None]
 """Start and end; an end of None is the end of the video."""
 
@@ -38,15 +43,16 @@ class BadRange(ValueError):
 
 
 def parse_ranges(cells: list[Any], unit: str) -> list[Range | None]:
-    """The pieces that a row names: one cell with pairs, or two cells with a start and an end. None is the whole video.
+    """The pieces that a row names: one cell with pairs, or two cells with starts and ends. None is the whole video.
 
     unit: ``seconds`` or ``frames``. BadRange if a cell is not a time, or an end is not after its start.
     """
     if all(cell is None or cell == "" for cell in cells):
         return [None]
-    if len(cells) == 2:
+    lists = [_as_list(cell) for cell in cells]
+    if len(cells) == 2 and lists == [None, None]:
         return [_pair(cells[0], cells[1], unit)]
-    pairs = _pairs(cells[0], unit)
+    pairs = _pairs(cells[0], unit) if len(cells) == 1 else _zipped(*lists, unit=unit)
     if not pairs:
         raise BadRange("the row has an empty list of ranges")
     if len(pairs) > MAX_RANGES:
@@ -60,6 +66,29 @@ def count_ranges(cells: list[Any], unit: str) -> int:
         return len(parse_ranges(cells, unit))
     except BadRange:
         return 1
+
+
+def range_names(recipe: Recipe) -> set[str]:
+    """Names that a column of ranges may have, in lower case."""
+    names = {name for pair in FRAME_PAIR_COLUMNS for name in pair} | set(LIST_COLUMNS) | set(recipe.range_columns)
+    return {name.lower() for name in names}
+
+
+class SpelledLists:
+    """Notices text columns in which a value looks like a list."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def add(self, table: pa.Table) -> None:
+        """Look at more rows."""
+        for name in set(table.schema.names) - self.names:
+            column = table[name]
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            if is_text and pc.any(pc.match_substring_regex(column, r"^\s*[\[(]")).as_py():
+                self.names.add(name)
 
 
 def holds_pairs(cell: Any) -> bool:
@@ -109,6 +138,19 @@ def _pairs(cell: Any, unit: str) -> list[Range]:
         if not _is_pair(value):
             raise BadRange(f"{_shown(value)} is not a pair of a start and an end")
     return [pair for value in cell for pair in _pairs(value, unit)]
+
+
+def _as_list(cell: Any) -> list[Any] | None:
+    """The list in a cell, perhaps spelled as text; None if it holds none."""
+    return text_list(cell) if isinstance(cell, str) else list(cell) if isinstance(cell, list | tuple) else None
+
+
+def _zipped(starts: list[Any] | None, ends: list[Any] | None, *, unit: str) -> list[Range]:
+    """The pairs of a list of starts and a list of ends."""
+    if starts is None or ends is None or len(starts) != len(ends):
+        counts = ["no list" if times is None else f"a list of {len(times)}" for times in (starts, ends)]
+        raise BadRange(f"the row has {counts[0]} as starts and {counts[1]} as ends; expected lists of one length")
+    return [_pair(start, end, unit) for start, end in zip(starts, ends, strict=True)]
 
 
 def _is_pair(value: Any) -> bool:

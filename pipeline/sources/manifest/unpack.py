@@ -109,7 +109,7 @@ def _objects(url: str, characters: IO[str]) -> Iterator[dict[str, Any]]:
                 if ended or len(text) - position > MAX_ROW_CHARS:
                     raise ConfigError(f"{name}: row {row} is not strict JSON, or the file ends in it") from None
             else:
-                if row == 1 and isinstance(next(iter(value.values()), None), dict | list) and len(value) == 1:
+                if row == 1 and value and all(isinstance(field, dict | list) for field in value.values()):
                     raise ConfigError(
                         f"{name} is one object with the field '{next(iter(value))}'; expected an array of objects"
                     )

@@ -175,6 +175,33 @@ def test_a_list_gives_several_items_with_their_own_captions(tmp_path: Path, reci
     assert all(item.captions is None for item in found)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "text.parquet"])
+def test_two_columns_of_lists_give_several_items(tmp_path: Path, recipe: Recipe, suffix: str) -> None:
+    rows = [
+        {
+            "path": f"{n}.mp4",
+            "Start ": list(range(n)),
+            "end": [i + 0.5 for i in range(n)],
+            "caption": [f"{n} {i}" for i in range(n)],
+        }
+        for n in (1, 2, 5)
+    ] + [{"path": "x.mp4", "Start ": [0, 1], "end": [1.0], "caption": ["a"]}]
+    cells = [{name: str(value) for name, value in row.items()} for row in rows]
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "csv":
+        pa.csv.write_csv(pa.Table.from_pylist(cells), path)
+    elif suffix == "jsonl":
+        jsonl(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(cells if suffix == "text.parquet" else rows), path)
+    *found, bad = read_items(tmp_path, recipe, str(path))
+    assert [item.ordinal for item in found] == list(range(8)) and bad.ordinal == 8
+    assert [(item.key, item.range) for item in found] == [
+        (f"{n}.mp4", (float(i), i + 0.5)) for n in (1, 2, 5) for i in range(n)
+    ]
+    assert bad.fault is not None and "a list of 2 as starts and a list of 1 as ends" in bad.fault.message
+
+
 def test_one_caption_stands_for_every_range_and_a_wrong_number_for_none(tmp_path: Path, recipe: Recipe) -> None:
     rows = [
         {"path": "a.mp4", "cut": [[0, 1], [1, 2]], "caption": ["both"]},

@@ -59,6 +59,7 @@ ROWS = b"path,caption\na.mp4,one\n"
         ),
         ("m.jsonl", b'{"path": "a"}\n3\n', "from row 2 on: it is not an object"),
         ("m.json", b'{"data": [{"path": "a"}]}', "is one object with the field 'data'"),
+        ("m.json", b'{"a.mp4": {"caption": "x"}, "b.mp4": {"caption": "y"}}', "is one object with the field 'a.mp4'"),
         ("m.json", b'[{"path": "a"}, {"path": ', "row 2 is not strict JSON, or the file ends in it"),
         ("m.json", b'["a.mp4", "b.mp4"]', "row 1 is not an object"),
         (
