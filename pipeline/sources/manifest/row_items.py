@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from pipeline.errors import Reject
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.manifest.captions import texts_of
-from pipeline.sources.manifest.columns import Columns, pattern_fields
+from pipeline.sources.manifest.columns import Columns
 from pipeline.sources.manifest.layout import known_layout
 from pipeline.sources.manifest.ranges import BadRange, Range, parse_ranges
 from pipeline.sources.units import Unit
@@ -75,8 +76,24 @@ def _target(row: Row, columns: Columns) -> str | None:
     """The path or URL of a row, perhaps made of several columns; None if one of them is empty."""
     if columns.path in row:
         return _as_text(row[columns.path])
-    values = {name: _as_text(row.get(name)) for name in pattern_fields(columns.path)}
-    return None if None in values.values() else columns.path.format_map(values)
+    return _filled(columns.path, row)
+
+
+def _filled(pattern: str, row: Row) -> str | None:
+    """A pattern with the values of a row, such as ``{episode:06d}.mp4``; None if one is empty or does not fit its format."""
+    parts = []
+    for text, name, format_spec, _ in string.Formatter().parse(pattern):
+        parts.append(text)
+        if name is None:
+            continue
+        value = _as_text(row.get(name))
+        if value is None:
+            return None
+        try:
+            parts.append(format(int(value), format_spec) if format_spec else value)
+        except ValueError:
+            return None
+    return "".join(parts)
 
 
 def _as_text(value: Any) -> str | None:

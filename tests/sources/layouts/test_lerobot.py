@@ -125,3 +125,17 @@ def test_a_folder_of_version_2_is_a_folder_of_videos(tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "tasks": ["pick"], "length": 1}\n')
     assert [source.format for source in find_sources([str(tmp_path)])] == ["folder"]
+
+
+def test_the_tasks_of_version_2_are_captions_of_a_manifest(tmp_path: Path, recipe: Recipe) -> None:
+    """Version 2.1 has ``meta/episodes.jsonl`` with a line per episode, and a file per episode and camera."""
+    lines = [{"episode_index": n, "tasks": [task], "length": 10} for n, task in enumerate(TASKS)]
+    (tmp_path / "set" / "meta").mkdir(parents=True)
+    (tmp_path / "set" / "meta" / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pattern = f"videos/chunk-000/{CAMERAS[0]}/episode_{{episode_index:06d}}.mp4"
+    recipe = dataclasses.replace(recipe, path_column=pattern, caption_column="tasks", root=str(tmp_path / "set"))
+    found = read_items(tmp_path, recipe, str(tmp_path / "set" / "meta" / "episodes.jsonl"))
+    assert [(item.uri.rpartition("/")[2], item.caption) for item in found] == [
+        (f"episode_{n:06d}.mp4", task) for n, task in enumerate(TASKS)
+    ]
+    assert found[0].uri == f"file://{tmp_path}/set/videos/chunk-000/{CAMERAS[0]}/episode_000000.mp4"

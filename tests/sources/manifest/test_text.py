@@ -263,6 +263,21 @@ def test_names_of_columns_count_in_any_case_but_not_twice(tmp_path: Path, recipe
     assert notes(tmp_path / "a.jsonl", recipe) == []
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_pattern_may_say_how_numbers_are_written(tmp_path: Path, recipe: Recipe, suffix: str) -> None:
+    text = "n,x\n7,a\n,b\n12,c\n" if suffix == "csv" else '{"n": 7, "x": "a"}\n{"x": "b"}\n{"n": 12, "x": "c"}\n'
+    (tmp_path / f"m.{suffix}").write_text(text)
+    for pattern, keys in (
+        ("v/episode_{n:06d}.mp4", ["v/episode_000007.mp4", "", "v/episode_000012.mp4"]),
+        ("{{{n}}}-{x}.mp4", ["{7}-a.mp4", "", "{12}-c.mp4"]),
+        ("{x:03d}.mp4", ["", "", ""]),
+    ):
+        recipe = dataclasses.replace(recipe, path_column=pattern)
+        found = read_items(tmp_path / str(len(pattern)), recipe, f"{tmp_path}/m.{suffix}")
+        assert [item.key for item in found] == keys
+        assert [item.fault and item.fault.name for item in found] == [None if key else "read/no_path" for key in keys]
+
+
 def test_manifests_are_recognized_by_their_endings() -> None:
     manifest = FORMATS["manifest"]
     for name in "m.csv M.CSV m.tsv m.json m.jsonl m.ndjson m.parquet m.csv.gz m.JSON.GZ http://x/m.csv?token=1".split():
