@@ -127,7 +127,7 @@ def _summarize(job: Job, progress: Progress) -> Summary:
     index = _finish(job)
     problems = clean_up(job.store, {unit.name for unit in job.plan.units}, index)
     summary = summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
-    summary.notes += problems
+    summary.notes += [*sorted(job.store.notes), *problems]
     return summary
 
 

@@ -84,6 +84,9 @@ class Index:
         """The index that ``to_json`` wrote. IntegrityError, which begins with ``where``, if it cannot be understood."""
         values = parse_record(content, where, ["format_version", *(f.name for f in dataclasses.fields(cls))])
         del values["format_version"]
+        lists = [values["samples"], values["rejects"], values["skips"], [values["shards"]]]
+        if not all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in lists):
+            raise damaged(where, "its paths are not text")
         try:
             return cls(**values | {"totals": OutputTotals(**values["totals"])})
         except TypeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import LatentDataset
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import unit_of
@@ -57,7 +57,9 @@ class SourceFrameReader:
         Raises LatentmillError or Rejected if the source is gone, changed or damaged.
         """
         sample = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
-        unit = self._units[unit_of(sample["shard"])]
+        unit = self._units.get(unit_of(sample["shard"]))
+        if unit is None:
+            raise IntegrityError(f"{self._data.store.url}: the plan has no unit for {sample['shard']!a}")
         for item in items(unit, self._url(unit.source), self._data.recipe, self._columns[unit.generation]):
             if item.ordinal == sample["ordinal"]:
                 return self._decode(item, sample).frames_THWC

@@ -25,6 +25,14 @@ class NoHardLinks(OSError):
     """The file system cannot link a file to a second name."""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing. NotADirectoryError if a file has the name of one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file has the name of this folder", str(path)) from error
+
+
 def link(file: Path, target: Path) -> None:
     """Give a file a second name, which must be free: FileExistsError if it is not. NoHardLinks says what to do."""
     try:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.concurrency import run_at_once
 from pipeline.storage.retry import is_transient
 from pipeline.storage.store import Store
+from pipeline.storage.uploads import SINGLE_REQUEST_BYTES
 from pipeline.storage.urls import canonical
 
 CONDITIONAL_DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -28,6 +29,11 @@ PROBE_BYTES = 16 << 10
 """Size of such a file: sending it takes a moment, in which a store that only looks first sees no file."""
 NOT_IMPLEMENTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 ADVICE = "give --single-writer if no other job writes there"
+REPLACES = f"lets a second writer replace a file; {ADVICE}"
+REPLACES_BY_PARTS = (
+    "this store lets an upload in parts replace a file; only files of more than "
+    f"{SINGLE_REQUEST_BYTES >> 20} MiB are uploaded in this way, and their names are hashes of their content"
+)
 
 
 def open_output(url: str, *, single_writer: bool = False) -> Store:
@@ -95,17 +101,12 @@ def _find_problem(store: Store) -> str | None:
         created_once = _creates(store, path) if store.single_writer else _creates_once(store, other, path)
         if not created_once:
             store.delete(path)
-            return "does not keep what is written to it" if store.single_writer else _replaced()
+            return "does not keep what is written to it" if store.single_writer else REPLACES
     if not store.single_writer and store.replaces_by_parts(paths[0]):
-        store.delete(paths[0])
-        return f"{_replaced(' by an upload in parts')}"
+        store.notes.add(REPLACES_BY_PARTS)
     for path in paths:
         store.delete(path)
     return None
-
-
-def _replaced(how: str = "") -> str:
-    return f"lets a second writer replace a file{how}; {ADVICE}"
 
 
 def _creates(store: Store, path: str) -> bool:

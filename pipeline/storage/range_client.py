@@ -94,7 +94,12 @@ def _through_obstore(client: Any, url: str) -> ReadRange:
         except (BaseError, OSError) as error:
             # the server's page comes after the colon, and the client's own structures after the empty line
             problem = without_secrets(str(error).partition(": <")[0].partition("\n\n")[0])
-            raise StoreError(f"{url}/{path}: {problem}; {VARIABLE}=fsspec reads without obstore") from error
+            advice = f"{VARIABLE}=fsspec reads without obstore"
+            if "InvalidCertificate" in str(error):
+                advice = (
+                    f"its certificate is not trusted ({'AWS_CA_BUNDLE' if url.startswith('s3') else 'SSL_CERT_FILE'})"
+                )
+            raise StoreError(f"{url}/{path}: {problem}; {advice}") from error
 
     return request
 

@@ -31,6 +31,7 @@ from pipeline.storage.local_files import (
     fsync_folder,
     is_left_by_dead_writer,
     link,
+    make_folder,
     scratch_name,
 )
 from pipeline.storage.retry import advice_on_settings, check_length, check_range, remote_errors, retried
@@ -157,7 +158,7 @@ class Store:
         """
         folder = f"{self._root}/{PARTIAL}" if self._local else tempfile.gettempdir()
         if self._local:
-            self._retry(PARTIAL, lambda: os.makedirs(folder, exist_ok=True))
+            self._retry(PARTIAL, lambda: make_folder(Path(folder)))
         path = Path(folder) / scratch_name(secrets.token_hex(8))
         try:
             yield path
@@ -203,7 +204,7 @@ class Store:
 
         def replace() -> None:
             target = Path(self._full_path(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             with self.scratch() as scratch:
                 scratch.write_bytes(content)
                 scratch.replace(target)
@@ -219,7 +220,7 @@ class Store:
         After a failed ``fsync`` Linux takes the lost pages for written, and the next ``fsync`` succeeds.
         """
         target = Path(self._full_path(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with self.scratch() as scratch:
             if isinstance(content, bytes):
                 scratch.write_bytes(content)

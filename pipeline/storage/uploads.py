@@ -10,6 +10,12 @@ from typing import Any
 
 PRECONDITION_FAILED = 412
 """HTTP status with which a store refuses to create what is there."""
+SINGLE_REQUEST_BYTES = 256 << 20
+"""Largest file that is created by one request, which every store with conditional requests does all or nothing.
+
+Some stores check the condition of an upload in parts only when it begins, or never. s3fs would use parts from 100 MB on, and
+holds ten of 50 MB in memory at a time.
+"""
 MAX_CAUSES = 5
 """Number of errors behind an error to look at."""
 
@@ -20,7 +26,11 @@ def create_object(fs: Any, path: str, content: bytes | Path) -> None:
     FileExistsError if it is there. FileNotFoundError if somebody aborted the upload in the meantime: try again.
     """
     try:
-        put_object(fs, path, content, mode="create")
+        if isinstance(content, Path) and content.stat().st_size <= SINGLE_REQUEST_BYTES:
+            content = content.read_bytes()
+        # a larger chunk, so that the driver does not cut it
+        one_request = {} if isinstance(content, Path) else _one_request(fs)
+        put_object(fs, path, content, mode="create", **one_request)
     except Exception as error:
         if not isinstance(error, FileExistsError) and is_there(error):
             raise FileExistsError(path) from error
@@ -30,12 +40,17 @@ def create_object(fs: Any, path: str, content: bytes | Path) -> None:
         raise
 
 
-def put_object(fs: Any, path: str, content: bytes | Path, **mode: str) -> None:
+def put_object(fs: Any, path: str, content: bytes | Path, **options: Any) -> None:
     """Upload bytes or a local file."""
     if isinstance(content, Path):
-        fs.put_file(str(content), path, **mode)
+        fs.put_file(str(content), path, **options)
     else:
-        fs.pipe_file(path, content, **mode)
+        fs.pipe_file(path, content, **options)
+
+
+def _one_request(fs: Any) -> dict[str, Any]:
+    """Options with which a driver uploads bytes in one request."""
+    return {"chunksize": SINGLE_REQUEST_BYTES + 1} if {"s3", "gs"} & set(fs.protocol) else {}
 
 
 def is_there(error: BaseException) -> bool:

@@ -223,6 +223,14 @@ def test_paths_of_an_index_that_lead_out_are_refused(field: str, outside: str, o
     assert field == "shards" or any("leads out of the output" in what for _, what in problems)
 
 
+@pytest.mark.parametrize(("field", "value"), [("samples", [1]), ("skips", None), ("shards", ["a"])])
+def test_an_index_whose_paths_are_not_text_is_damaged(field: str, value: Any, output: Path) -> None:
+    path = output / "index" / "0000.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(IntegrityError, match=r"index/0000\.json is damaged"):
+        LatentDataset(str(output))
+
+
 def test_verify_names_a_shard_outside_of_the_output(output: Path) -> None:
     path = max((output / "metadata").iterdir(), key=lambda path: path.stat().st_size)
     rename_shards(path, lambda shard: "../secret-00000000.tar")

@@ -91,6 +91,15 @@ def test_a_listing_tries_again(number: int, tmp_path: Path, monkeypatch: pytest.
     assert store.list_files("shards") == {"shards/a.tar": 3}
 
 
+@pytest.mark.parametrize("folder", [PARTIAL, "metadata"])
+def test_a_file_with_the_name_of_a_folder_is_not_taken_for_the_file_to_create(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).write_bytes(b"")
+    store = Store(str(tmp_path))
+    for write in (store.put_new, store.put):
+        with pytest.raises(StoreError, match=rf"a file has the name of this folder.*{folder}'"):
+            write("metadata/a", b"")
+
+
 def test_a_scratch_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(StoreError, match=rf"out/{PARTIAL}: "), Store(str(tmp_path / "out")).scratch():

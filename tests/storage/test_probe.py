@@ -12,7 +12,7 @@ import tenacity.nap
 
 from pipeline.errors import ConfigError
 from pipeline.storage import store as store_module
-from pipeline.storage.probe import open_output
+from pipeline.storage.probe import REPLACES_BY_PARTS, open_output
 from pipeline.storage.store import Store
 from tests.support.s3_habits import (
     Habit,
@@ -48,7 +48,6 @@ def test_a_conflict_of_conditional_requests_is_tried_again(s3: str, monkeypatch:
     ("habit", "message"),
     [
         (looks_first, "lets a second writer replace a file; give --single-writer"),
-        (replaces_by_parts, "replace a file by an upload in parts; give --single-writer"),
         (knows_no_conditions, "functionality that is not implemented.*; give --single-writer"),
     ],
 )
@@ -59,6 +58,15 @@ def test_a_store_that_creates_a_file_twice_is_refused_unless_there_is_one_writer
         with pytest.raises(ConfigError, match=message):
             open_output(f"{s3}/out")
         assert open_output(f"{s3}/out", single_writer=True).put_new("a", b"")
+
+
+def test_a_store_whose_uploads_in_parts_replace_files_gets_one_request_per_file(s3: str, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(bytes(110 << 20))  # s3fs would upload it in parts
+    with s3_with(replaces_by_parts):
+        store = open_output(f"{s3}/out")
+        assert store.notes == {REPLACES_BY_PARTS} and store.list_files("") == {}
+        assert store.put_new("big", big) and not store.put_new("big", big)
 
 
 def test_a_driver_that_looks_first_is_refused_although_no_race_shows_it(

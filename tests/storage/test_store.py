@@ -10,6 +10,7 @@ import pytest
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage import uploads
 from pipeline.storage.probe import probe
 from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
 from pipeline.storage.store import PARTIAL, Store
@@ -56,7 +57,10 @@ def test_a_file_on_disk_is_put_under_its_name(store: Store) -> None:
     assert store.get("shards/x.tar") == b"tar"
 
 
-def test_an_upload_large_enough_for_many_parts_is_exclusive_too(s3: str, tmp_path: Path) -> None:
+def test_an_upload_large_enough_for_many_parts_is_exclusive_too(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "SINGLE_REQUEST_BYTES", 1 << 20)
     store = Store(s3 + "/out")
     big = tmp_path / "big"
     big.write_bytes(os.urandom(1 << 20) * 110)
