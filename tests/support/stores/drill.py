@@ -26,6 +26,7 @@ from jobs import verify_dataset
 from pipeline.loader import LatentDataset
 from pipeline.recipe import Bucket
 from pipeline.storage.failpoints import Failpoint
+from pipeline.storage.probe import open_output
 from pipeline.storage.store import Store
 from tests.end_to_end.crash import Scene, add_reference, in_child, survive
 from tests.support.clips_maker import make_clip
@@ -124,7 +125,7 @@ class StoreDrill:
             store.put_new(str(path.relative_to(self.folder)), path)
 
     def _output(self) -> None:
-        assert in_child(lambda: Store(self.finished, single_writer=self.single_writer).probe()) == 0
+        assert in_child(lambda: open_output(self.finished, single_writer=self.single_writer)) == 0
         assert in_child(lambda: self.scene.encode(self.finished)) == 0
         assert in_child(lambda: self.scene.check(self.finished)) == 0
 
