@@ -136,6 +136,8 @@ class Recipe:
 
     Part of the recipe because it decides which items become samples and which become rejects.
     """
+    trust_proxy: bool = False
+    """Fetch what manifests name through the proxy in HTTPS_PROXY, which must refuse private addresses itself."""
     max_pixels: int = 8192 * 8192
     """Largest size of a frame in pixels (height times width); larger videos become rejects."""
     max_duration_s: float = 6 * 3600.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipeline.storage.urls import without_secrets
+from pipeline.storage.drivers.errors import without_secrets
 from pipeline.visible import visible
 
 MAX_CHARACTERS = 200

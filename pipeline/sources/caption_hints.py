@@ -7,10 +7,10 @@ from collections import Counter
 from functools import partial
 
 from pipeline.sources.item import MEDIA_SUFFIXES, is_system_file
-from pipeline.sources.retrying_file import open_source, retry_call
+from pipeline.sources.retrying_file import retry_call
 from pipeline.sources.sidecars import SUFFIXES, TEXT
 from pipeline.storage.listing import iter_files, list_folder
-from pipeline.storage.urls import HTTP_SCHEMES, canonical, scheme_of, suffix_of
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, open_filesystem, scheme_of, suffix_of
 
 MAX_FILES = 100_000
 """Number of files below the folder that are looked at."""
@@ -34,7 +34,7 @@ def caption_hint(url: str, num_media: int) -> str:
 
 def _below(url: str) -> tuple[list[str], Counter[str]]:
     """Tables whose name or place suggests captions, and the number of text files by folder without videos."""
-    fs, root = open_source(url)
+    fs, root = open_filesystem(url)
     tables: list[str] = []
     texts, media_folders, media_stems = Counter[str](), set[str](), set[str]()
     for path, _ in itertools.islice(iter_files(fs, root, partial(retry_call, url)), MAX_FILES):
@@ -58,7 +58,7 @@ def _below(url: str) -> tuple[list[str], Counter[str]]:
 
 def _beside(url: str) -> Counter[str]:
     """The number of text files in folders with usual names that stand beside the folder."""
-    fs, root = open_source(url)
+    fs, root = open_filesystem(url)
     parent, found = root.rstrip("/").rpartition("/")[0], Counter[str]()
     for name in TEXT_FOLDERS:
         listed = list_folder(fs, f"{parent}/{name}", "", "\U0010ffff", partial(retry_call, url))

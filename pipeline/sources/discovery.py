@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import braceexpand
 
@@ -20,42 +21,83 @@ from pipeline.errors import ConfigError
 from pipeline.sources.formats import FORMATS, recognize
 from pipeline.sources.item import is_system_file
 from pipeline.sources.layouts.contents import not_read
-from pipeline.sources.retrying_file import file_facts, open_source, retry_call
+from pipeline.sources.retrying_file import file_facts, retry_call
 from pipeline.sources.units import Source
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.links import LinkPolicy
-from pipeline.storage.urls import HTTP_SCHEMES, canonical, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, open_filesystem, scheme_of
 
 WILDCARDS = r"[*?\[]"
+_Key = tuple[str, str]
+"""Name of a format, and URL of a source."""
+
+
+class _Found(NamedTuple):
+    """The sources of one argument."""
+
+    name: str | None
+    """The NAME in ``NAME=URL``."""
+    parts: dict[_Key, list[str]]
+    """URLs by the source that they belong to."""
+    notes: list[str]
 
 
 def find_sources(specs: Sequence[str]) -> list[Source]:
-    """Every source that the given URLs, patterns and folders stand for. ConfigError if one of them matches nothing."""
+    """Every source that the given URLs, patterns and folders stand for. ConfigError if one of them matches nothing.
+
+    Files of one folder are one source, also if they are given one by one.
+    """
+    try:
+        return _open_all(_merge([_find(spec) for spec in specs]))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file or folder at '{error}'") from None
+
+
+def _merge(found: list[_Found]) -> list[_Found]:
+    """Move the files of a folder that are given one by one to the first of them. ConfigError for a file given twice."""
+    first: dict[_Key, list[str]] = {}
+    for one in found:
+        for key in [key for key in one.parts if one.name is None]:
+            urls = first.setdefault(key, one.parts[key])
+            if urls is one.parts[key]:
+                continue
+            others = one.parts.pop(key)
+            if set(urls) & set(others) or key[1] in (*urls, *others):  # a file twice, or beside its folder
+                raise ConfigError(f"source '{canonical(key[1])}' is given twice; name one of them with NAME=URL")
+            urls += others
+    return [one for one in found if one.parts]
+
+
+def _open_all(found: list[_Found]) -> list[Source]:
     sources: dict[str, Source] = {}
-    for spec in specs:
-        for source in _find(spec):
+    for one in found:
+        for source in _open(one):
             if source.name in sources:
                 raise ConfigError(f"source '{source.name}' is given twice; name one of them with NAME=URL")
             sources[source.name] = source
     return list(sources.values())
 
 
-def _find(spec: str) -> list[Source]:
+def _find(spec: str) -> _Found:
     """The sources that one ``URL`` or ``NAME=URL`` stands for."""
     match = None if _is_path(spec) else re.fullmatch(r"([\w.-]+)=(.+)", spec)
     name, url = match.groups() if match else (None, spec)
     scheme_of(url)
     parts, notes = _group_by_source(url)
+    return _Found(name, parts, notes)
 
-    def open_one(key: tuple[str, str]) -> Source:
+
+def _open(found: _Found) -> list[Source]:
+    def open_one(key: _Key) -> Source:
         format_name, source_url = key
         source_name = canonical(source_url)
-        if name is not None:
-            source_name = f"{name}/{PurePosixPath(source_name).name}" if len(parts) > 1 else name
-        return FORMATS[format_name].open(source_name, source_url, parts[key])
+        if found.name is not None:
+            several = len(found.parts) > 1
+            source_name = f"{found.name}/{PurePosixPath(source_name).name}" if several else found.name
+        return FORMATS[format_name].open(source_name, source_url, found.parts[key])
 
-    first, *others = map_concurrently(open_one, parts)
-    return [dataclasses.replace(first, notes=(*first.notes, *notes)), *others]
+    first, *others = map_concurrently(open_one, found.parts)
+    return [dataclasses.replace(first, notes=(*first.notes, *found.notes)), *others]
 
 
 def _is_path(spec: str) -> bool:
@@ -66,9 +108,9 @@ def _is_path(spec: str) -> bool:
         return os.path.lexists(spec)
 
 
-def _group_by_source(url: str) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
-    """The URLs that ``url`` stands for, by (name of the format, URL of the source that they belong to); and notes."""
-    parts: dict[tuple[str, str], list[str]] = {}
+def _group_by_source(url: str) -> tuple[dict[_Key, list[str]], list[str]]:
+    """The URLs that ``url`` stands for, by the source that they belong to; and notes."""
+    parts: dict[_Key, list[str]] = {}
     paths, notes = _expand(url)
     for path in dict.fromkeys(paths):
         source_format = recognize(path)
@@ -117,7 +159,7 @@ def _expand(url: str) -> tuple[list[str], list[str]]:
                 )
             paths.append(pattern)
             continue
-        fs, path = open_source(pattern)
+        fs, path = open_filesystem(pattern)
         matches = [name for name in sorted(retry_call(pattern, partial(fs.glob, path))) if not is_system_file(name)]
         if links is None:
             paths += [fs.unstrip_protocol(match) for match in matches]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pipeline.errors import ConfigError, Rejected, SourceChanged, StoreError, StoreRefusal
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import check_readable, describe_error, file_facts, read_whole
-from pipeline.storage.retry import remote_errors
-from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of, without_secrets
+from pipeline.sources.retrying_file import file_facts, read_whole
+from pipeline.sources.url_policy import parse_url
+from pipeline.storage.drivers.errors import describe_error, http_status, is_missing, remote_errors
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of
 
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -75,42 +76,35 @@ def _open_local(item: Item, recipe: Recipe) -> int:
 def _read_remote(item: Item, recipe: Recipe) -> int:
     """Read a file of a store that is not a web server. A refusal rejects an item that a manifest names."""
     try:
-        facts = _remote_facts(item.location)
+        facts = file_facts(item.location, fresh=False)
         _set_facts(item, facts, recipe)
         return _in_memory(read_whole(item.location, facts.size))
     except (ConfigError, StoreRefusal) as error:
         if item.trusted:
             raise
-        no_driver = isinstance(error, ConfigError)
-        message = without_secrets(str(error))[:300]
-        raise Rejected("fetch", "no_driver" if no_driver else "not_readable", message) from None
-
-
-def _remote_facts(url: str) -> FileFacts:
-    """Size and entity tag of a file. The answer of S3 to a request for them has no room for why it refuses."""
-    try:
-        return file_facts(url)
-    except StoreRefusal:
-        check_readable(url)
-        raise
+        reason = "no_driver" if isinstance(error, ConfigError) else "not_readable"
+        raise Rejected("fetch", reason, str(error)) from None
 
 
 def _fetch_http(item: Item, recipe: Recipe) -> int:
-    from pipeline.sources.http_download import download  # aiohttp takes a quarter of a driver's start-up time
+    # aiohttp takes a quarter of a driver's start-up time
+    from pipeline.sources.http_download import Reach, download, proxy_of
 
     fd = _memory_file()
     try:
-        hosts = None if item.trusted else recipe.private_hosts
-        _set_facts(item, download(item.location, fd, recipe.max_item_bytes, hosts), recipe)
+        reach = Reach() if item.trusted else Reach(private_hosts=recipe.private_hosts, proxies=recipe.trust_proxy)
+        _set_facts(item, download(item.location, fd, recipe.max_item_bytes, reach), recipe)
     except BaseException as error:
         os.close(fd)
         if not isinstance(error, remote_errors()):
             raise
-        if getattr(error, "status", None) in (404, 410):
+        if is_missing(error):
             raise FileNotFoundError(item.uri) from None
         if item.trusted:
             raise StoreError(f"{item.uri} could not be read: {describe_error(error)}") from None
         message = f"the server did not send the file: {describe_error(error)}"
+        if not recipe.trust_proxy and http_status(error) is None and proxy_of(parse_url(item.location)) is not None:
+            message += "; rows of manifests use the proxy of this environment only with --trust-proxy"
         raise Rejected("fetch", "http_error", message) from None
     _seal(fd)
     return fd

@@ -26,7 +26,7 @@ from pipeline.sources.layouts.folder_metadata import (
     tables_of,
     usable_tables,
 )
-from pipeline.sources.retrying_file import existing_file_facts, open_source, retry_call
+from pipeline.sources.retrying_file import existing_file_facts, is_folder, retry_call
 from pipeline.sources.sidecar_files import find_sidecars, read_sidecars
 from pipeline.sources.sidecars import add_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
@@ -34,7 +34,7 @@ from pipeline.sources.units import Source, Unit, new_unit
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
-from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, scheme_of, suffix_of
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, open_filesystem, scheme_of, suffix_of
 
 
 class FolderFormat(SourceFormat):
@@ -49,8 +49,7 @@ class FolderFormat(SourceFormat):
             return True
         if scheme_of(url) in HTTP_SCHEMES:  # web servers have no folders
             return False
-        fs, path = open_source(url)
-        return bool(retry_call(url, lambda: fs.isdir(path)))
+        return is_folder(url)
 
     def source_url(self, url: str) -> str:
         """The folder of a media file; a folder itself."""
@@ -145,7 +144,7 @@ def _items(url: str, files: list[tuple[int, File]], tables: list[MetadataTable],
 
 def _list_files(url: str) -> tuple[Files, list[File], tuple[str, ...]]:
     """Media files below a folder, sorted by path, its files with metadata, and notes. ConfigError if it has no media."""
-    fs, root = open_source(url)
+    fs, root = open_filesystem(url)
     links = LinkPolicy(root) if scheme_of(url) == "file" else None
     contents, metadata = Contents(), []
 

@@ -2,6 +2,9 @@
 
 The address of every connection is checked, redirects included. Checking the host's name would not be enough: it may
 resolve to another address each time, and an address can be spelled in many ways.
+
+A proxy resolves names itself, so a row is fetched through one only if the user trusts it (``--trust-proxy``). What the
+user named is fetched through the proxies of the environment anyway.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ import errno
 import ipaddress
 import os
 import socket
+import urllib.request
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from pipeline.errors import Rejected
+from pipeline.errors import ConfigError, Rejected
 from pipeline.sources.url_policy import check_http, parse_url
 from pipeline.storage.retry import retried
-from pipeline.storage.urls import FileFacts
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts
 
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 30.0
@@ -30,23 +35,50 @@ SILENCE_TIMEOUT_S = 60.0
 DOWNLOAD_TIMEOUT_S = 3600.0
 """Time limit of a whole download, against servers that send a file byte by byte."""
 CHUNK_BYTES = 1 << 20
+LOCAL_NAMES = ("localhost", "metadata")
+LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".svc")
+"""Names that are not sent to a proxy, which would find a private address."""
 PRIVATE = "not a public address:"
 """Start of the text of the error that refuses a private address."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that are translated to the IPv4 address in their last 32 bits."""
+SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # the host of a virtual machine on Azure
+        "192.0.0.0/24",  # IETF protocol assignments; 192.0.0.192 is a metadata service
+        "192.88.99.0/24",  # formerly 6to4 relays
+        "64:ff9b:1::/48",  # translation within a network
+        "100:0:0:1::/64",  # dummy addresses
+        "2001::/23",  # IETF protocol assignments
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+    )
+)
+"""Networks that lead to no public server, although Python's tables call some of them global."""
 
 
-def download(url: str, fd: int, max_bytes: int, private_hosts: tuple[str, ...] | None) -> FileFacts:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """Hosts that a download may connect to, and how."""
+
+    private_hosts: tuple[str, ...] | None = None
+    """Hosts that may have private addresses; None allows all hosts."""
+    proxies: bool = True
+    """Use the proxies of the environment. They resolve names, so the addresses of names are not checked."""
+
+
+def download(url: str, fd: int, max_bytes: int, reach: Reach) -> FileFacts:
     """Write the file at ``url`` to the empty file ``fd``, with retries. Returns its size and entity tag.
 
-    ``private_hosts``: hosts that may have private addresses; None allows all hosts. Rejected if the address may not be
-    reached, the file is too large or the download takes too long. Otherwise raises the last attempt's error.
+    Rejected if the address may not be reached, the file is too large or the download takes too long. Otherwise raises
+    the last attempt's error.
     """
 
     def attempt() -> FileFacts:
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
-        return asyncio.run(_follow_redirects(url, fd, max_bytes, private_hosts))
+        return asyncio.run(_follow_redirects(url, fd, max_bytes, reach))
 
     return retried(attempt)
 
@@ -62,17 +94,36 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip.is_site_local:
             return False
+    if any(ip in network for network in SPECIAL):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-async def _follow_redirects(url: str, fd: int, max_bytes: int, private_hosts: tuple[str, ...] | None) -> FileFacts:
+def proxy_of(url: URL) -> URL | None:
+    """The proxy that the environment names for a URL (HTTP_PROXY, HTTPS_PROXY, NO_PROXY); None without one."""
+    proxies = urllib.request.getproxies_environment()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass_environment(url.host or "", proxies):  # type: ignore[attr-defined]
+        return None
+    found = URL(proxy)
+    if found.scheme not in HTTP_SCHEMES:
+        raise ConfigError(f"{url.scheme.upper()}_PROXY is a '{found.scheme}://' URL; expected http:// or https://")
+    return found
+
+
+async def _follow_redirects(url: str, fd: int, max_bytes: int, reach: Reach) -> FileFacts:
     """One attempt at a download, through up to ``MAX_REDIRECTS`` redirects."""
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S) as deadline:
             target = parse_url(url)
             for _ in range(MAX_REDIRECTS + 1):
-                restricted = private_hosts is not None and (target.host or "").lower() not in private_hosts
-                async with _session(restricted) as session, _get(session, target) as response:
+                host = (target.host or "").lower()
+                restricted = reach.private_hosts is not None and host not in reach.private_hosts
+                proxy = proxy_of(target) if reach.proxies else None
+                if proxy is not None and restricted:
+                    _check_literal_address(host)
+                connect = _session(restricted and proxy is None)
+                async with connect as session, _get(session, target, proxy) as response:
                     if response.status not in (301, 302, 303, 307, 308):
                         return await _receive(response, fd, max_bytes)
                     target = target.join(parse_url(response.headers.get("Location", ""), relative=True))
@@ -105,11 +156,27 @@ def _public_socket(address_info: Any) -> socket.socket:
     return socket.socket(family=family, type=socket_type, proto=protocol)
 
 
-@contextlib.asynccontextmanager
-async def _get(session: aiohttp.ClientSession, target: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The server's answer to a GET. Rejected if the URL may not be requested."""
+def _check_literal_address(host: str) -> None:
+    """Raise Rejected if a host is the number of an address that is not public, in any spelling."""
     try:
-        response = await session.get(target, allow_redirects=False)
+        found = socket.getaddrinfo(host.strip("[]"), None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):  # a name
+        if host in LOCAL_NAMES or host.endswith(LOCAL_SUFFIXES):
+            raise Rejected("fetch", "forbidden_url", f"{host} is a name within a network") from None
+        return
+    if not all(is_public(str(address[4][0])) for address in found):
+        raise Rejected("fetch", "forbidden_url", f"{host} is no public address; to allow it, give it to --allow-host")
+
+
+@contextlib.asynccontextmanager
+async def _get(session: aiohttp.ClientSession, target: URL, proxy: URL | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The server's answer to a GET. Rejected if the URL may not be requested."""
+    headers = None
+    if proxy is not None and proxy.user:
+        headers = {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, proxy.password or "")}
+        proxy = proxy.with_user(None)
+    try:
+        response = await session.get(target, allow_redirects=False, proxy=proxy, proxy_headers=headers)
     except (aiohttp.InvalidURL, UnicodeError):  # UnicodeError: a label of the host's name is empty or too long
         raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
     except aiohttp.ClientConnectorError as error:

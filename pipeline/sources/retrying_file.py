@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from pipeline.errors import ConfigError, StoreError, StoreRefusal
-from pipeline.storage.retry import ShortRead, error_code, is_about_keys, is_transient, remote_errors, retried
-from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
+from pipeline.storage.drivers.errors import (
+    ShortRead,
+    describe_error,
+    is_about_keys,
+    is_missing,
+    is_transient,
+    remote_errors,
+)
+from pipeline.storage.retry import retried
+from pipeline.storage.urls import FileFacts, canonical, open_filesystem
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to a store asks for."""
@@ -19,15 +27,38 @@ BUFFER_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-def file_facts(url: str) -> FileFacts:
-    """Size and entity tag of a file. FileNotFoundError if there is none, StoreError if the store does not answer."""
-    fs, path = open_source(url)
+def file_facts(url: str, *, fresh: bool = True) -> FileFacts:
+    """Size and entity tag of a file. FileNotFoundError if there is none, StoreError if the store does not answer.
 
-    def request() -> FileFacts:
-        with _http_status_kept():
-            return FileFacts.of(fs.info(path))
+    ``fresh``: take no facts that are some seconds old.
+    """
+    fs, path = open_filesystem(url)
+    return retry_call(url, lambda: FileFacts.of(_info(fs, path, fresh=fresh)))
 
-    return retry_call(url, request)
+
+def is_folder(url: str, below: str = "") -> bool:
+    """Return whether there is a folder at a URL, or ``below`` it. StoreError if the store does not answer.
+
+    fsspec's ``isdir`` would say no to every error.
+    """
+    fs, path = open_filesystem(f"{url.rstrip('/')}/{below}" if below else url)
+
+    def request() -> bool:
+        try:
+            return bool(_info(fs, path)["type"] == "directory")
+        except NotADirectoryError:
+            return False
+
+    try:
+        return retry_call(url, request)
+    except FileNotFoundError:
+        return False
+
+
+def _info(fs: Any, path: str, *, fresh: bool = True) -> dict[str, Any]:
+    with _http_status_kept():
+        info: dict[str, Any] = getattr(fs, "fresh_info", fs.info)(path) if fresh else fs.info(path)
+        return info
 
 
 def existing_file_facts(url: str) -> FileFacts:
@@ -50,7 +81,7 @@ def open_retrying(url: str, size_bytes: int, block_bytes: int | None = None) -> 
 
 def read_whole(url: str, size_bytes: int) -> bytes:
     """Read a file in one request. Errors are those of ``open_retrying``."""
-    fs, path = open_source(url)
+    fs, path = open_filesystem(url)
 
     def read() -> bytes:
         content: bytes = fs.cat_file(path)
@@ -61,12 +92,6 @@ def read_whole(url: str, size_bytes: int) -> bytes:
     return retry_call(url, read)
 
 
-def check_readable(url: str) -> None:
-    """Read the first byte of a file. Raises like ``retry_call``; unlike ``file_facts``, S3 then says why it refuses."""
-    fs, path = open_source(url)
-    retry_call(url, lambda: fs.cat_file(path, start=0, end=1))
-
-
 def retry_call(url: str, call: Callable[[], T]) -> T:
     """Call the file system of a source, with retries. FileNotFoundError and StoreError name the source.
 
@@ -74,29 +99,11 @@ def retry_call(url: str, call: Callable[[], T]) -> T:
     """
     try:
         return retried(call)
-    except FileNotFoundError:
-        raise FileNotFoundError(canonical(url)) from None
     except remote_errors() as error:
+        if is_missing(error):
+            raise FileNotFoundError(canonical(url)) from None
         kind = StoreError if is_transient(error) or is_about_keys(error) else StoreRefusal
         raise kind(f"{canonical(url)} could not be read: {describe_error(error)}") from None
-
-
-def open_source(url: str) -> tuple[Any, str]:
-    """The file system of a source and the path in it. ConfigError if its driver is not installed."""
-    try:
-        return open_filesystem(url)
-    except ImportError as error:
-        raise ConfigError(f"'{scheme_of(url)}://' URLs need a driver that is not installed: {error}") from None
-
-
-def describe_error(error: Exception) -> str:
-    """Type, HTTP status or code of S3, and text of an error.
-
-    Without the URL that clients quote: its query may be a signature.
-    """
-    text = error.args[0] if isinstance(error, ShortRead) else getattr(error, "strerror", None)
-    status = getattr(error, "status", None) or error_code(error)
-    return f"{type(error).__name__}{f' {status}' if status else ''}{f': {text}' if text else ''}"
 
 
 @contextlib.contextmanager
@@ -106,7 +113,7 @@ def _http_status_kept() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         cause = error.__cause__
-        if isinstance(cause, remote_errors()) and getattr(cause, "status", None) not in (404, 410):
+        if isinstance(cause, remote_errors()) and not is_missing(cause):
             raise cause from None
         raise
 
@@ -118,7 +125,7 @@ class _RetryingFile(io.RawIOBase):
         self._block_bytes = block_bytes
         self._name = canonical(url)
         self._size_bytes = size_bytes
-        self._fs, self._path = open_source(url)
+        self._fs, self._path = open_filesystem(url)
         self._file: Any = None
         self._no_ranges = False
         self._position = 0
@@ -155,9 +162,9 @@ class _RetryingFile(io.RawIOBase):
             return 0
         try:
             data = retried(lambda: self._attempt(length))
-        except FileNotFoundError:
-            raise FileNotFoundError(self._name) from None
         except remote_errors() as error:
+            if is_missing(error):
+                raise FileNotFoundError(self._name) from None
             raise StoreError(
                 f"{self._name} could not be read at byte {self._position}: {describe_error(error)}"
             ) from None

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.errors import Rejected, StoreRefusal
-from pipeline.sources.retrying_file import file_facts, open_source, read_whole, retry_call
+from pipeline.sources.retrying_file import file_facts, read_whole, retry_call
 from pipeline.sources.sidecars import MAX_BYTES, choose_sidecars, is_sidecar, sidecar_suffixes, too_large
 from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import list_folder
-from pipeline.storage.urls import HTTP_SCHEMES, scheme_of, suffix_of
+from pipeline.storage.urls import HTTP_SCHEMES, open_filesystem, scheme_of, suffix_of
 
 LAST_CHARACTER = "\U0010ffff"
 
@@ -58,7 +58,7 @@ def find_sidecars(url: str, paths: Iterable[str], links: LinkPolicy | None = Non
     for path in paths:
         folder, slash, name = path.rpartition("/")
         stems[folder + slash].add(name.rpartition(".")[0])
-    fs, root = open_source(url)
+    fs, root = open_filesystem(url)
     found = SidecarFiles(url=url, links=links)
     for folder, known in stems.items():
         # sidecar files need not sort like their media files: "a-1.mp4" is before "a.mp4", and "a.txt" after "a.b.mp4"

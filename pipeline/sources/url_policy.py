@@ -12,16 +12,21 @@ from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.sources.item import Item
 from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, canonical, scheme_of, without_signature
 
+NO_USER = ("az://", "abfs://", "hf://", "s3://arn:")
+"""Starts of URLs without a user name. Azure's have a container before ``@``, and names of access points have colons."""
+
 
 def key_of(target: Any, manifest_url: str) -> str:
     """The key of a row's item: its path, or its URL without the parts that may be a signature or a password."""
     key = "" if target is None else str(target)
     if "://" not in key and scheme_of(manifest_url) not in HTTP_SCHEMES:
         return key
-    key = re.sub(r"(?<=//)[^/?#]*@", "", key)
-    if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
-        key = re.sub(r"(?<=//).*@", "", key)
-    if key.partition("://")[0] in KEY_SCHEMES:
+    scheme = key.partition("://")[0]
+    if not key.startswith(NO_USER):
+        key = re.sub(r"(?<=//)[^/?#]*@", "", key)
+        if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
+            key = re.sub(r"(?<=//).*@", "", key)
+    if scheme in KEY_SCHEMES:
         return without_signature(key)
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
@@ -48,8 +53,10 @@ def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
             folder = (manifest_url.partition("?")[0] if is_http else manifest_url).rpartition("/")[0]
             location = f"{folder or '.'}/{target}"
         scheme = scheme_of(location)
-    except (ConfigError, ValueError):
-        raise Rejected("fetch", "forbidden_url", "its scheme is unknown, or it chains file systems") from None
+    except ConfigError as error:
+        raise Rejected("fetch", "forbidden_url", str(error)) from None
+    except ValueError:
+        raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
     if scheme == "file" and scheme_of(manifest_url) != "file":
         raise Rejected("fetch", "forbidden_url", "a remote manifest may not point to local files")
     return location

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.errors import StoreError
+from pipeline.storage.drivers.errors import http_status
 from pipeline.storage.store import Store
 
 UNUSED = "no-such-file.json"
@@ -24,7 +25,7 @@ def get_if_present(store: Store, path: str, is_genuine: Callable[[bytes], bool])
     except FileNotFoundError:
         return None
     except StoreError as error:
-        status = _status(error)
+        status = http_status(error)
         is_refusal = status is not None and 400 <= status < 500 and status != RATE_LIMITED
         if is_refusal and status == _status_of_absent(store):
             return None
@@ -39,10 +40,5 @@ def _status_of_absent(store: Store) -> int | None:
     except FileNotFoundError:
         return 404
     except StoreError as error:
-        return _status(error)
+        return http_status(error)
     return None
-
-
-def _status(error: StoreError) -> int | None:
-    status = getattr(error.__cause__, "status", None)
-    return status if isinstance(status, int) else None

@@ -13,7 +13,7 @@ from functools import partial
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.concurrency import run_at_once
-from pipeline.storage.retry import is_transient
+from pipeline.storage.drivers.errors import is_transient
 from pipeline.storage.store import Store
 from pipeline.storage.uploads import SINGLE_REQUEST_BYTES
 from pipeline.storage.urls import canonical

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage.drivers.errors import tidy
 from pipeline.storage.retry import TRIES
 from pipeline.storage.store import Store
-from pipeline.storage.urls import HTTP_SCHEMES, check_inside, without_secrets
+from pipeline.storage.urls import HTTP_SCHEMES, check_inside
 
 ReadRange = Callable[[str, int, int], memoryview]
 VARIABLE = "LATENTMILL_RANGE_CLIENT"
@@ -93,7 +94,7 @@ def _through_obstore(client: Any, url: str) -> ReadRange:
             raise
         except (BaseError, OSError) as error:
             # the server's page comes after the colon, and the client's own structures after the empty line
-            problem = without_secrets(str(error).partition(": <")[0].partition("\n\n")[0])
+            problem = tidy(str(error).partition(": <")[0].partition("\n\n")[0])
             advice = f"{VARIABLE}=fsspec reads without obstore"
             if "InvalidCertificate" in str(error):
                 advice = (

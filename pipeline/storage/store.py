@@ -21,6 +21,7 @@ from typing import TypeVar
 import fsspec
 
 from pipeline.errors import StoreError
+from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
 from pipeline.storage.local_files import (
@@ -34,9 +35,9 @@ from pipeline.storage.local_files import (
     make_folder,
     scratch_name,
 )
-from pipeline.storage.retry import advice_on_settings, check_length, check_range, remote_errors, retried
+from pipeline.storage.retry import check_length, check_range, retried
 from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
-from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of, without_secrets
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
@@ -197,7 +198,7 @@ class Store:
         try:
             return self._retry(path, create, also=(FileNotFoundError,) if parts else ())
         except FileNotFoundError as error:
-            raise StoreError(f"{self.url}/{path} cannot be created: {error}") from error
+            raise StoreError(f"{self.url}/{path} cannot be created: {describe_error(error)}") from error
 
     def put(self, path: str, content: bytes) -> None:
         """Write a whole file, over an old one if there is one. For files without promises, such as the summary."""
@@ -289,7 +290,9 @@ class Store:
         except (FileNotFoundError, FileExistsError):
             raise
         except remote_errors() as error:
-            problem = without_secrets(str(error)) or type(error).__name__
+            if is_missing(error):
+                raise FileNotFoundError(f"{self.url}/{path}") from error
+            problem = describe_error(error)
             if isinstance(error, OSError) and error.errno in NO_SPACE and self._local:
                 problem = describe_full_disk(error, Path(self._root))
-            raise StoreError(f"{self.url}/{path}: {problem}{advice_on_settings(error)}") from error
+            raise StoreError(f"{self.url}/{path}: {problem}") from error

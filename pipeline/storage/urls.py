@@ -12,19 +12,24 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import fsspec
 
 from pipeline.errors import ConfigError, IntegrityError
+from pipeline.storage.drivers.clients import DRIVERS, open_client
+from pipeline.storage.drivers.errors import describe_error, remote_errors, tidy, without_secrets
 from stvae.file_identity import version_tag
 
-SCHEMES = ("file", "s3", "gs", "az", "abfs", "http", "https", "hf")
+SCHEMES = tuple(DRIVERS)
 """Schemes that a URL may have. Others, such as pipes and archives, are refused, and so are chains of schemes."""
+OTHER_SPELLINGS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "wasb": "abfs", "wasbs": "abfs"}
+"""Schemes that other programs use, and ours. One spelling only, since a URL is the name of a source in the plan."""
 HTTP_SCHEMES = ("http", "https")
-KEY_SCHEMES = ("s3", "gs")
+KEY_SCHEMES = ("s3", "gs", "az", "abfs", "hf")
 """Schemes in whose URLs ``?`` and ``#`` are characters of a key."""
+CREDENTIALS_SCHEMES = ("s3", "gs")
+"""Those of them whose URLs may have credentials before the bucket. Azure's have the container there."""
 SIGNATURE = re.compile(
-    r"\?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|token|sig)=.*", re.I | re.S
+    r"\?(?:[^?]*&)?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|token|sig)=.*",
+    re.I | re.S,
 )
 """The query that chooses a version of an object or signs a request; it is not a part of the key."""
-
-_clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 
 
 def suffix_of(path: str) -> str:
@@ -35,48 +40,53 @@ def suffix_of(path: str) -> str:
 def scheme_of(url: str) -> str:
     """The scheme of a URL; ``file`` for a plain path. ConfigError if the URL may not be opened.
 
-    ``::`` before the scheme chains file systems for fsspec, which is refused. Anywhere else it is a part of a name.
+    ``::`` before the scheme chains file systems, which is refused. Elsewhere it is a part of a name.
     """
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     scheme = scheme if separator else "file"
     if "::" in scheme:
-        raise ConfigError(f"'{canonical(url)}' chains file systems, which is not supported")
+        raise ConfigError(f"'{without_secrets(url)}' chains file systems, which is not supported")
+    if scheme in OTHER_SPELLINGS:
+        right = f"{OTHER_SPELLINGS[scheme]}://{rest}"
+        raise ConfigError(
+            f"'{scheme}://' URLs are written '{OTHER_SPELLINGS[scheme]}://' here: give '{canonical(right)}'"
+        )
     if scheme not in SCHEMES:
-        raise ConfigError(f"'{scheme}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
+        raise ConfigError(f"'{tidy(scheme)}://' URLs are not supported; use one of {', '.join(SCHEMES)}")
     return scheme
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. Listings are never cached.
+    """The file system of a URL and the path in it. Listings are never cached, except the Hub's for a short time.
 
-    All threads share the clients of remote stores, because each takes a tenth of a second to connect.
+    All threads share the clients of remote stores. ConfigError if a client is not installed or lacks settings.
     """
     scheme = scheme_of(url)
-    options: dict[str, Any] = {"auto_mkdir": False} if scheme == "file" else {}
-    if scheme in HTTP_SCHEMES:  # a range of compressed bytes cannot be read
-        options = {"headers": {"Accept-Encoding": "identity"}}
-    # not fsspec's url_to_fs, which splits names at "::"
-    driver = fsspec.get_filesystem_class(scheme)
-    options = {**driver._get_kwargs_from_urls(url), **options, "use_listings_cache": False, "skip_instance_cache": True}
-    fs, path = driver(**options), driver._strip_protocol(url)
-    if fs.async_impl:
-        # a client reads these variables when it is made, and it does not survive a fork
-        settings = sorted((n, value) for n, value in os.environ.items() if n.startswith("AWS_") or "PROXY" in n.upper())
-        fs = _clients.setdefault((type(fs), os.getpid(), repr(fs.storage_options), repr(settings)), fs)
-    return fs, path
+    try:
+        return open_client(scheme, url)
+    except ImportError as error:
+        extra = DRIVERS[scheme].extra
+        raise ConfigError(f"'{scheme}://' URLs need the extra '{extra}': pip install '.[{extra}]' ({error})") from None
+    except Exception as error:
+        if not isinstance(error, (ValueError, *remote_errors())):
+            raise
+        raise ConfigError(f"'{canonical(url)}' cannot be opened: {describe_error(error)}") from None
 
 
 def canonical(url: str) -> str:
     """The URL without credentials, query and fragment; a local path as an absolute ``file://`` URL.
 
-    In keys of S3 and Google Cloud Storage ``?`` and ``#`` are characters like others, except before a signature.
+    In keys of object stores ``?`` and ``#`` are characters like others, except before a signature. Container and account
+    of an Azure URL (``abfs://CONTAINER@ACCOUNT...``) are parts of the name.
     """
     if "://" not in url or url.startswith("file://"):
         return "file://" + os.path.abspath(url.removeprefix("file://"))
     scheme, _, rest = url.partition("://")
     if scheme in KEY_SCHEMES:
         bucket, slash, key = rest.partition("/")
-        return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{without_signature(key)}"
+        if scheme in CREDENTIALS_SCHEMES:
+            bucket = bucket.rpartition("@")[2]
+        return f"{scheme}://{bucket}{slash}{without_signature(key)}"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
@@ -99,11 +109,6 @@ class FileFacts:
     def of(cls, info: dict[str, Any]) -> FileFacts:
         """Build the facts of a file from an entry of fsspec's ``info`` or ``find``."""
         return cls(size=int(info.get("size") or 0), etag=version_tag(info))
-
-
-def without_secrets(text: str) -> str:
-    """Remove queries and user names from the URLs in an error's text: they may hold signatures and passwords."""
-    return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))
 
 
 def leads_out(path: str) -> bool:

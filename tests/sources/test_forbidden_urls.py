@@ -137,6 +137,13 @@ def test_a_manifest_reaches_no_private_address_and_nothing_but_files_and_http(
 @pytest.mark.parametrize(
     ("address", "public"),
     [
+        ("168.63.129.16", False),
+        ("192.0.0.192", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("64:ff9b:1::5db8:d822", False),
+        ("::ffff:168.63.129.16", False),
+        ("168.63.129.17", True),
         ("93.184.216.34", True),
         ("2606:2800:220:1::1", True),
         ("64:ff9b::5db8:d822", True),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from pathlib import Path
 from unittest import mock
@@ -10,11 +11,14 @@ import pytest
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.sources.discovery import find_sources
 from pipeline.storage import uploads
+from pipeline.storage.drivers.clients import DRIVERS
+from pipeline.storage.drivers.errors import without_secrets
 from pipeline.storage.probe import probe
 from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
 from pipeline.storage.store import PARTIAL, Store
-from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of, without_secrets
+from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -200,3 +204,80 @@ def test_clients_of_remote_stores_are_shared_until_their_settings_change(
     assert open_filesystem(f"{s3}/b")[0] is first and path == "bucket/a"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     assert open_filesystem(f"{s3}/a")[0] is not first
+
+
+ARN = "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name"
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "path"),
+    [
+        ("abfs://A@acct.dfs.core.windows.net/v/x.tar", None, "A/v/x.tar"),
+        ("abfs://B@acct.dfs.core.windows.net/v/x.tar", None, "B/v/x.tar"),
+        ("abfs://A@other.dfs.core.windows.net/v/x.tar", None, "A/v/x.tar"),
+        ("az://A/v/x#1.tar", None, "A/v/x#1.tar"),
+        ("az://A/v/q?1.tar", None, "A/v/q?1.tar"),
+        ("az://A/x.tar?sv=2026&sig=secret", "az://A/x.tar", None),
+        ("s3://bucket/v/x#1.tar", None, "bucket/v/x#1.tar"),
+        ("s3://bucket/v/q?1.tar", None, "bucket/v/q?1.tar"),
+        ("s3://bucket/v/a::b.mp4", None, "bucket/v/a::b.mp4"),
+        ("s3://bucket/v/zip://a::http://b.mp4", None, "bucket/v/zip://a::http://b.mp4"),
+        ("s3://user:secret@bucket/v/x.tar", "s3://bucket/v/x.tar", None),
+        (f"{ARN}/v/x#1.tar", None, f"{ARN.removeprefix('s3://')}/v/x#1.tar"),
+        ("gs://bucket/v/x#1.tar", None, "bucket/v/x#1.tar"),
+        ("hf://datasets/acme/videos@main/v/x#1 ?.tar", None, "datasets/acme/videos@main/v/x#1 ?.tar"),
+        ("/v/a::b?#.mp4", "file:///v/a::b?#.mp4", "/v/a::b?#.mp4"),
+    ],
+)
+def test_a_url_is_split_by_its_scheme(
+    url: str, name: str | None, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``canonical`` keeps container, account and every character of a key, and the client is given the same key."""
+    for variable, value in {"AZURE_STORAGE_ACCOUNT_NAME": "acct", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}.items():
+        monkeypatch.setenv(variable, value)
+    assert canonical(url) == (name or url)
+    assert canonical(canonical(url)) == canonical(url)
+    if path is not None:
+        fs, found = open_filesystem(url)
+        assert found == path
+        if "@other." in url:
+            assert fs.account_name == "other"
+
+
+def test_the_bucket_of_an_access_point_is_its_whole_name() -> None:
+    fs, path = open_filesystem(f"{ARN}/v/x.tar")
+    assert fs.split_path(path)[:2] == (ARN.removeprefix("s3://"), "v/x.tar")
+
+
+@pytest.mark.parametrize(
+    ("url", "right"),
+    [
+        ("s3a://bucket/x", "s3://bucket/x"),
+        ("gcs://bucket/x", "gs://bucket/x"),
+        ("abfss://C@a.dfs.core.windows.net/x", "abfs://C@a.dfs.core.windows.net/x"),
+    ],
+)
+def test_other_spellings_of_a_scheme_are_refused_with_the_right_one(url: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"give '{right}'"):
+        scheme_of(url)
+
+
+def test_an_account_that_differs_between_url_and_connection_string_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=mine;AccountKey=c2VjcmV0")
+    with pytest.raises(ConfigError, match=r"the URL names the account 'acct', and .* names 'mine'") as failure:
+        open_filesystem("abfs://A@acct.dfs.core.windows.net/v/x.tar")
+    assert "c2VjcmV0" not in str(failure.value)
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("az", "azure"), ("gs", "gcs"), ("hf", "hf")])
+def test_a_missing_client_is_named_with_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"s3": "s3fs", "azure": "adlfs", "gcs": "gcsfs", "hf": "huggingface_hub"}[extra]
+    driver = DRIVERS[scheme].module
+    monkeypatch.delitem(sys.modules, driver, raising=False)
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for use in (find_sources, lambda urls: Store(urls[0])):
+        with pytest.raises(ConfigError, match=rf"pip install '\.\[{extra}\]'"):
+            use([f"{scheme}://bucket/x.tar"])

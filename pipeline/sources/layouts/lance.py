@@ -20,7 +20,8 @@ from pipeline.sources.layouts.captions import caption_column, set_caption
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
 from pipeline.sources.url_policy import key_of, locate
-from pipeline.storage.urls import FileFacts, canonical, scheme_of, without_secrets
+from pipeline.storage.drivers.errors import describe_error
+from pipeline.storage.urls import FileFacts, canonical, scheme_of
 
 PATH_COLUMNS = ("path", "url", "uri", "video", "file")
 BYTES_COLUMNS = ("video", "bytes", "video_bytes", "video_blob", "blob", "mp4", "data")
@@ -90,7 +91,7 @@ def open_table(url: str, version: int | None = None) -> Any:
     try:
         return lance.dataset(url, version=version, storage_options=_storage_options(url))
     except (ValueError, OSError, RuntimeError) as error:
-        text = without_secrets(str(error)).partition("\n")[0][:300]
+        text = describe_error(error)
         if "not found" not in text:
             raise StoreError(f"the Lance table '{canonical(url)}' could not be opened: {text}") from None
         if version is not None:
@@ -184,7 +185,7 @@ def _store_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{canonical(url)} could not be read: {type(error).__name__}") from None
+        raise StoreError(f"{canonical(url)} could not be read: {describe_error(error)}") from None
 
 
 def _is_bytes(field: pa.Field) -> bool:

@@ -20,12 +20,12 @@ from pipeline.recipe import Recipe
 from pipeline.sources.file_table import File, Files
 from pipeline.sources.item import MEDIA_SUFFIXES, Item
 from pipeline.sources.layouts.captions import set_caption
-from pipeline.sources.retrying_file import open_retrying, open_source, read_whole, retry_call
+from pipeline.sources.retrying_file import is_folder, open_retrying, read_whole, retry_call
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
 from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
-from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, scheme_of, suffix_of
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, open_filesystem, scheme_of, suffix_of
 
 EPISODES = "meta/episodes"
 INFO = "meta/info.json"
@@ -58,8 +58,7 @@ class LeRobotFormat(SourceFormat):
         """Return whether ``url`` is a folder with ``meta/episodes``. Asks the store."""
         if suffix_of(canonical(url)) in MEDIA_SUFFIXES or scheme_of(url) in HTTP_SCHEMES:
             return False
-        fs, path = open_source(url)
-        return bool(retry_call(url, lambda: fs.isdir(f"{path.rstrip('/')}/{EPISODES}")))
+        return is_folder(url, EPISODES)
 
     def open(self, name: str, url: str, parts: list[str]) -> Source:
         """The folder's videos and the files that describe them."""
@@ -200,7 +199,7 @@ def _video_path(url: str, info: File | None) -> str:
 
 def _list_files(url: str) -> Files:
     """The videos of a LeRobot folder and the files that describe its episodes."""
-    fs, root = open_source(url)
+    fs, root = open_filesystem(url)
     links = LinkPolicy(root) if scheme_of(url) == "file" else None  # a snapshot in a Hugging Face cache has only links
     found = iter_files(fs, root, partial(retry_call, url), links)
     return Files.of(
