@@ -30,7 +30,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, "a file has the name of this folder", str(path)) from error
+        raise NotADirectoryError(errno.ENOTDIR, f"a file has the name of the folder '{path.name}'") from error
 
 
 def link(file: Path, target: Path) -> None:

@@ -13,16 +13,14 @@ from functools import partial
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.concurrency import run_at_once
-from pipeline.storage.drivers.errors import is_transient
+from pipeline.storage.drivers.errors import is_transient, tidy
 from pipeline.storage.store import Store
 from pipeline.storage.uploads import SINGLE_REQUEST_BYTES
-from pipeline.storage.urls import canonical
+from pipeline.storage.urls import OTHER_SPELLINGS
 
 CONDITIONAL_DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """Packages whose ``mode="create"`` is a conditional request, by scheme."""
 OUTPUT_SCHEMES = ("file", *CONDITIONAL_DRIVERS, "hf")
-OTHER_NAMES = {"gcs": "gs", "s3a": "s3", "s3n": "s3", "abfss": "abfs", "wasb": "az", "wasbs": "az"}
-"""Schemes of other programs, and ours for the same store."""
 ROUNDS = 3
 """Number of files that two writers create at once."""
 PROBE_BYTES = 16 << 10
@@ -69,13 +67,11 @@ def probe(store: Store) -> None:
 
 def _check_scheme(url: str) -> None:
     """Raise ConfigError unless the scheme of a URL is that of a store that can hold an output."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme in OUTPUT_SCHEMES:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme in OUTPUT_SCHEMES or scheme in OTHER_SPELLINGS:
         return
-    advice = f"outputs are folders or {', '.join(f'{known}://' for known in CONDITIONAL_DRIVERS)}"
-    if scheme in OTHER_NAMES:
-        advice = f"write {canonical(f'{OTHER_NAMES[scheme]}://{rest}')}"
-    raise ConfigError(f"{scheme}:// cannot hold an output; {advice}")
+    known = ", ".join(f"{name}://" for name in CONDITIONAL_DRIVERS)
+    raise ConfigError(f"{tidy(scheme)}:// cannot hold an output; outputs are folders or {known}")
 
 
 def _has_conditional_driver(store: Store) -> bool:

@@ -93,8 +93,8 @@ def test_a_driver_that_looks_first_is_refused_although_no_race_shows_it(
         ("webdav://host/out", "webdav:// cannot hold an output"),
         ("sftp://host/out", "sftp:// cannot hold an output"),
         ("memory://out", "memory:// cannot hold an output"),
-        ("gcs://bucket/out", "gcs:// cannot hold an output; write gs://bucket/out"),
-        ("s3a://key:secret@bucket/out", "s3a:// cannot hold an output; write s3://bucket/out"),
+        ("gcs://bucket/out", "written 'gs://' here: give 'gs://bucket/out'"),
+        ("s3a://key:secret@bucket/out", "written 's3://' here: give 's3://bucket/out'"),
     ],
 )
 def test_other_stores_are_refused_by_name(url: str, message: str, single_writer: bool) -> None:
