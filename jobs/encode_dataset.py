@@ -27,6 +27,7 @@ from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
 from pipeline.run import encode
+from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.visible import make_foreign_text_visible
 from stvae.card import Card, read_card
 
@@ -57,7 +58,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
         terminal.say_lines(print_config(arguments.values).split("\n"))
         return 0
     run = arguments.run()
-    card = read_card(run.vae)
+    card = read_card(local_checkpoint(run.vae))
     recipe = arguments.recipe(card.sha256)
     if arguments.dry_run is not None:
         _dry_run(arguments, recipe, run, card, terminal)

@@ -9,8 +9,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from stvae.bfloat16 import from_bfloat16
+from stvae.checkpoints.download import download_folder, file_sha256
 from stvae.checkpoints.files import WeightsError as WeightsError
 from stvae.checkpoints.files import open_file, read_bytes, read_json
 from stvae.checkpoints.tensor_header import FLOATS, StoredTensor, read_header
-from stvae.file_identity import version_tag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,10 +31,6 @@ BUNDLED_FOLDERS = {"demo": Path(__file__).parent / "demo"}
 """Checkpoints that ship with the package, by name."""
 
 
-WANTED_FILES = re.compile(r"config\.json$|\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?$")
-"""Ends of the names of files that a remote checkpoint folder is downloaded for."""
-SCHEDULER = "scheduler/scheduler_config.json"
-"""File of a pipeline that says in which scale its transformer works."""
 MAX_CONSTANT_BYTES = 1 << 20
 """Largest tensor of statistics: a value per channel, or per channel and latent frame."""
 MAX_INTEGER = 1 << 20
@@ -46,7 +41,7 @@ MAX_LISTED = 10
 
 def find_folder(vae: str) -> Path:
     """Return the local folder of a VAE given by name, path or URL. A URL is downloaded into the user's cache."""
-    folder = BUNDLED_FOLDERS.get(vae) or (_download_folder(vae) if "://" in vae else Path(vae))
+    folder = BUNDLED_FOLDERS.get(vae) or (download_folder(vae) if "://" in vae else Path(vae))
     for found in (folder, folder / "vae"):  # the latter in a whole diffusers pipeline
         if _exists(found / "config.json"):
             return found
@@ -63,67 +58,6 @@ def _exists(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # it has a NUL
         return False
-
-
-def _download_folder(url: str) -> Path:
-    """Return a local copy of a remote checkpoint folder, which is never out of date.
-
-    Copies are kept in the user's cache under the names, sizes and version tags of their files. If the store reports no
-    version of a file, every call downloads the folder, and its copy is kept under its content.
-    """
-    import fsspec
-
-    fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-    infos = {
-        path: info if version_tag(info) else {**info, **fs.info(info["name"])} for path, info in _wanted_files(fs, root)
-    }
-    cache = Path.home() / ".cache" / "latentmill"
-    cache.mkdir(parents=True, exist_ok=True)
-    versions = sorted((path, info.get("size"), version_tag(info)) for path, info in infos.items())
-    copy = cache / _short_hash([url, versions]) if all(tag for _, _, tag in versions) else None
-    if copy is not None and copy.exists():
-        return copy
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        partial = Path(temporary) / "checkpoint"
-        partial.mkdir()
-        for path, info in infos.items():
-            (partial / path).parent.mkdir(exist_ok=True)
-            fs.get_file(info["name"], str(partial / path))
-        copy = copy or cache / _short_hash([url, [(path, _file_sha256(partial / path)) for path in sorted(infos)]])
-        try:
-            partial.rename(copy)
-        except OSError:
-            if not copy.exists():  # else another process has finished the same download
-                raise
-    return copy
-
-
-def _wanted_files(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the files of a remote checkpoint by path in it. Those of a pipeline are in ``vae/`` and ``scheduler/``."""
-    entries = {Path(info["name"]).name: info for info in fs.ls(root, detail=True)}
-    prefix = ""
-    if "config.json" not in entries and entries.get("vae", {}).get("type") == "directory":
-        folder, name = SCHEDULER.split("/")
-        if folder in entries:
-            found = {Path(info["name"]).name: info for info in fs.ls(entries[folder]["name"], detail=True)}
-            yield from ((SCHEDULER, info) for info in [found.get(name)] if info is not None)
-        entries = {Path(info["name"]).name: info for info in fs.ls(entries["vae"]["name"], detail=True)}
-        prefix = "vae/"
-    for name, info in entries.items():
-        if info["type"] == "file" and WANTED_FILES.search(name):
-            yield prefix + name, info
-
-
-def _short_hash(values: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        with open_file(path) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -191,7 +125,7 @@ def fingerprint(folder: Path, extra: dict[str, Any] | None = None) -> str:
     """Return the identity of a VAE: a sha256 over the configuration, every weight file and ``extra``."""
     total = hashlib.sha256(json.dumps(read_config(folder) | (extra or {}), sort_keys=True).encode())
     for path in weight_files(folder):
-        total.update(bytes.fromhex(_file_sha256(path)))
+        total.update(bytes.fromhex(file_sha256(path)))
     return total.hexdigest()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.storage.checkpoint import local_checkpoint
 from stvae import Card, load_vae
 from stvae.memory import is_out_of_memory, release_memory
 
@@ -97,7 +98,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     if not run.gpus:
         torch.set_num_threads(run.cpus)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=dtype, only="encoder", compiled=compiled)
+    vae = load_vae(local_checkpoint(run.vae), device=device, dtype=dtype, only="encoder", compiled=compiled)
     trials: dict[int, Trial] = {}
     for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)

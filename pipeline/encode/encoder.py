@@ -29,6 +29,7 @@ from pipeline.output.dataset import PATH, read_dataset
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.sources.units import Unit
+from pipeline.storage.checkpoint import local_checkpoint, shown_vae
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
@@ -140,7 +141,7 @@ class ShardEncoder:
         torch.set_num_threads(run.cpus)
         try:
             vae = load_vae(
-                run.vae,
+                local_checkpoint(run.vae),
                 device="cuda" if run.gpus else "cpu",
                 dtype=recipe.compute_dtype,
                 only="encoder",
@@ -150,8 +151,8 @@ class ShardEncoder:
             raise ConfigError(f"an encoder cannot load the VAE that the driver read: {error}") from error
         if vae.card.sha256 != recipe.vae:
             raise ConfigError(
-                f"the VAE at '{run.vae}' on the encoder's node is not the one that the driver read: check that all nodes "
-                "share this path"
+                f"the VAE at '{shown_vae(run.vae)}' on the encoder's node is not the one that the driver read: "
+                "check that all nodes share this path"
             )
         gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
         return vae

@@ -20,14 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.unit_metadata import newest_unit_metadata
+from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
 from pipeline.storage.local_cache import make_once
 from pipeline.storage.parquet import read_parquet
+from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
-from pipeline.storage.urls import check_inside
+from pipeline.storage.urls import canonical, check_inside, open_filesystem
 
 CACHE_VERSION = 2
 KEY = "_key"
@@ -134,11 +136,17 @@ def open_catalog(store: Store, version: OutputVersion, cache: Path | None) -> Ca
 
 def read_table(url: str) -> pa.Table:
     """Read a Parquet file from a path or from any URL that an output may have."""
-    folder, _, name = url.rpartition("/")
+    name = canonical(url) if "://" in url else url
+    fs, path = open_filesystem(url)
     try:
-        return read_parquet(Store(folder or ".").get(name))
-    except (FileNotFoundError, pa.ArrowException) as error:
-        raise ConfigError(f"'{url}' cannot be joined because it cannot be read as Parquet: {error}") from error
+        return read_parquet(retried(lambda: fs.cat_file(path)))
+    except pa.ArrowException as error:
+        problem = f"it cannot be read as Parquet: {describe_error(error)}"
+    except remote_errors() as error:
+        if not is_missing(error):
+            raise StoreError(f"{name}: {describe_error(error)}") from None
+        problem = "it cannot be read as Parquet: there is no such file"
+    raise ConfigError(f"'{name}' cannot be joined because {problem}")
 
 
 def _in_memory(store: Store, paths: list[str]) -> Catalog:

@@ -18,6 +18,7 @@ from pipeline.loader import LatentDataset
 from pipeline.recipe import Run
 from pipeline.report.pictures import Picture, write_pictures
 from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, source_frames
+from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
 from pipeline.video.outcomes import Frames
@@ -44,7 +45,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(run.vae, device=device, dtype=data.recipe.compute_dtype, only="decoder")
+    vae = load_vae(local_checkpoint(run.vae), device=device, dtype=data.recipe.compute_dtype, only="decoder")
     if vae.card.sha256 != data.recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:
@@ -99,7 +100,7 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     ``path`` is relative to the output. Returns the picture's URL.
     """
     data = LatentDataset(run.output)
-    vae = load_vae(run.vae, only="decoder")
+    vae = load_vae(local_checkpoint(run.vae), only="decoder")
     strips = []
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         decoded = decode_back(vae, data, row)

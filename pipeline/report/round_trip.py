@@ -21,6 +21,7 @@ from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
+from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Frames
 from pipeline.video.ranges import select_in_range
@@ -116,7 +117,7 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     """
     data = LatentDataset(run.output)
     recipe = data.recipe
-    vae = load_vae(run.vae, device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
+    vae = load_vae(local_checkpoint(run.vae), device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
     if vae.card.sha256 != recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.gpus:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import braceexpand
 
@@ -162,11 +162,17 @@ def _expand(url: str) -> tuple[list[str], list[str]]:
         fs, path = open_filesystem(pattern)
         matches = [name for name in sorted(retry_call(pattern, partial(fs.glob, path))) if not is_system_file(name)]
         if links is None:
-            paths += [fs.unstrip_protocol(match) for match in matches]
+            paths += [_url_of_match(pattern, match, fs) for match in matches]
         else:
             paths += [str(match) for match in matches if not _leads_out(match, folder, links)]
     outside = links.outside if links else 0
     return paths, [f"{outside} links lead out of '{folder}' and are passed over"] if outside else []
+
+
+def _url_of_match(pattern: str, match: str, fs: Any) -> str:
+    """The URL of a remote file that a pattern matches, with the account or credentials of the pattern."""
+    host = re.match(r"\w+://[^/]*@[^/]*/", pattern)
+    return host[0] + match.partition("/")[2] if host else str(fs.unstrip_protocol(match))
 
 
 def _folder_of_pattern(url: str) -> str:

@@ -41,7 +41,8 @@ def is_folder(url: str, below: str = "") -> bool:
 
     fsspec's ``isdir`` would say no to every error.
     """
-    fs, path = open_filesystem(f"{url.rstrip('/')}/{below}" if below else url)
+    fs, path = open_filesystem(url)
+    path = f"{path.rstrip('/')}/{below}" if below else path
 
     def request() -> bool:
         try:

@@ -162,7 +162,7 @@ def test_only_the_storage_room_and_the_weights_open_urls() -> None:
     clients = {"fsspec", "obstore", "s3fs", "gcsfs", "adlfs", "huggingface_hub"}
     users = {relative(path) for path in FILES if packages(path) & clients}
     storage = {relative(path) for path in FILES if room_of(module_name(path)) == "storage"}
-    assert users <= {*storage, "stvae/weights.py"}
+    assert users <= {*storage, "stvae/checkpoints/download.py"}
 
 
 def test_nothing_unpickles() -> None:

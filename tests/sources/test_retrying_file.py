@@ -54,7 +54,7 @@ def test_the_end_of_a_file_whose_size_was_not_given_is_found_or_refused(monkeypa
         with open_retrying(f"{server.url}/a.tar", 0) as f:
             assert f.seek(-3, io.SEEK_END) == len(DATA) - 3 and f.read() == DATA[-3:]
         store = SimpleNamespace(info=lambda path: {"size": None})
-        monkeypatch.setattr(retrying_file, "open_source", lambda url: (store, "a.tar"))
+        monkeypatch.setattr(retrying_file, "open_filesystem", lambda url: (store, "a.tar"))
         with open_retrying(f"{server.url}/a.tar", 0) as f, pytest.raises(io.UnsupportedOperation, match=r"a\.tar"):
             f.seek(0, io.SEEK_END)
 

@@ -338,3 +338,17 @@ def test_keys_of_s3_keep_their_question_marks_and_hashes(s3: str, tmp_path: Path
     assert [item.key for item in read_items(tmp_path / "f", recipe, f"{s3}/v")] == sorted(
         f"{name}.mp4" for name in names
     )
+
+
+def test_files_of_one_folder_that_are_given_one_by_one_are_one_source(tmp_path: Path, recipe: Recipe) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(name.encode())
+    (source,) = find_sources([f"{tmp_path}/b.mp4", f"{tmp_path}/a.mp4"])
+    assert source.name == canonical(str(tmp_path)) and [file.path for file in source.files] == ["a.mp4", "b.mp4"]
+    found = read_items(tmp_path, recipe, f"{tmp_path}/b.mp4", f"{tmp_path}/a.mp4")
+    assert [content_of(item, recipe) for item in found] == [b"a.mp4", b"b.mp4"]
+    named = find_sources([f"one={tmp_path}/a.mp4", f"{tmp_path}/b.mp4", f"{tmp_path}/c.mp4"])
+    assert [(source.name, len(source.files)) for source in named] == [("one", 1), (canonical(str(tmp_path)), 2)]
+    for twice in ([f"{tmp_path}/a.mp4"] * 2, [f"{tmp_path}/a.mp4", f"{tmp_path}"]):
+        with pytest.raises(ConfigError, match="given twice; name one of them with NAME=URL"):
+            find_sources(twice)

@@ -1,0 +1,93 @@
+"""Local copies of checkpoint folders behind URLs, which are downloaded again when a file of them changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stvae.checkpoints.files import WeightsError, open_file
+from stvae.file_identity import version_tag
+
+WANTED_FILES = re.compile(r"config\.json$|\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?$")
+"""Ends of the names of files that a remote checkpoint folder is downloaded for."""
+SCHEDULER = "scheduler/scheduler_config.json"
+"""File of a pipeline that says in which scale its transformer works."""
+Request = Callable[[Callable[[], Any]], Any]
+"""Makes one call to a store."""
+
+
+def download_folder(url: str) -> Path:
+    """Return a local copy of the checkpoint folder at a URL, which fsspec opens."""
+    import fsspec
+
+    fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+    return copy_folder(url, fs, root, lambda call: call())
+
+
+def copy_folder(url: str, fs: Any, root: str, request: Request) -> Path:
+    """Return a local copy of the checkpoint folder at ``root`` of a file system, which is never out of date.
+
+    ``request`` makes each call to the store, perhaps with retries. Copies are kept in the user's cache under the names,
+    sizes and version tags of their files. If the store reports no version of a file, every call downloads the folder,
+    and its copy is kept under its content.
+    """
+    infos = {
+        path: info if version_tag(info) else {**info, **request(partial(fs.info, info["name"]))}
+        for path, info in _wanted_files(fs, root, request)
+    }
+    cache = Path.home() / ".cache" / "latentmill"
+    cache.mkdir(parents=True, exist_ok=True)
+    versions = sorted((path, info.get("size"), version_tag(info)) for path, info in infos.items())
+    copy = cache / _short_hash([url, versions]) if all(tag for _, _, tag in versions) else None
+    if copy is not None and copy.exists():
+        return copy
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        unfinished = Path(temporary) / "checkpoint"
+        unfinished.mkdir()
+        for path, info in infos.items():
+            (unfinished / path).parent.mkdir(exist_ok=True)
+            request(partial(fs.get_file, info["name"], str(unfinished / path)))
+        copy = copy or cache / _short_hash([url, [(path, file_sha256(unfinished / path)) for path in sorted(infos)]])
+        try:
+            unfinished.rename(copy)
+        except OSError:
+            if not copy.exists():  # else another process has finished the same download
+                raise
+    return copy
+
+
+def _wanted_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the files of a remote checkpoint by path in it. Those of a pipeline are in ``vae/`` and ``scheduler/``."""
+    entries = {Path(info["name"]).name: info for info in request(partial(fs.ls, root, detail=True))}
+    prefix = ""
+    if "config.json" not in entries and entries.get("vae", {}).get("type") == "directory":
+        folder, name = SCHEDULER.split("/")
+        if folder in entries:
+            files = request(partial(fs.ls, entries[folder]["name"], detail=True))
+            found = {Path(info["name"]).name: info for info in files}
+            yield from ((SCHEDULER, info) for info in [found.get(name)] if info is not None)
+        files = request(partial(fs.ls, entries["vae"]["name"], detail=True))
+        entries = {Path(info["name"]).name: info for info in files}
+        prefix = "vae/"
+    for name, info in entries.items():
+        if info["type"] == "file" and WANTED_FILES.search(name):
+            yield prefix + name, info
+
+
+def _short_hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file. WeightsError if it cannot be read."""
+    try:
+        with open_file(path) as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"'{path}' cannot be read: {error.strerror}") from None
