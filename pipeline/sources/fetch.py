@@ -82,8 +82,8 @@ def _read_remote(item: Item, recipe: Recipe) -> int:
     except (ConfigError, StoreRefusal) as error:
         if item.trusted:
             raise
-        reason = "no_driver" if isinstance(error, ConfigError) else "not_readable"
-        raise Rejected("fetch", reason, str(error)) from None
+        no_driver = isinstance(error, ConfigError)
+        raise Rejected("fetch", "no_driver" if no_driver else "not_readable", str(error)) from None
 
 
 def _fetch_http(item: Item, recipe: Recipe) -> int:
