@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import Run
+from pipeline.setting import available_cpus
+from pipeline.storage.held_file import DEFAULT_SHARE, usable_memory_bytes
 
 PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 """Packages whose version may change the bytes of the output."""
@@ -36,6 +38,17 @@ def installed_scene_detector(method: str) -> str | None:
         raise ConfigError(message) from None
 
 
+def item_memory_bytes(run: Run) -> int:
+    """Memory in bytes for the items that one encoder on this machine has fetched: the run's, or one that suits the machine.
+
+    An encoder's part of the memory is its part of the CPUs.
+    """
+    if run.item_memory_bytes is not None:
+        return run.item_memory_bytes
+    share = min(1.0, run.cpus / available_cpus())
+    return int(usable_memory_bytes() * share * DEFAULT_SHARE)
+
+
 def cpu_model() -> str:
     """Model name of this machine's processor, as ``cpu NAME``."""
     try:
@@ -47,7 +60,16 @@ def cpu_model() -> str:
 
 
 def gpu_model() -> str:
-    """Model name of this process's GPU, as ``cuda NAME``."""
+    """Model name of this process's GPU, as ``cuda NAME``. ConfigError if PyTorch cannot use one."""
     import torch
 
-    return f"cuda {torch.cuda.get_device_name()}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        problem = f"PyTorch {torch.__version__} is built without CUDA: install a build for your GPU's driver"
+    elif not torch.cuda.is_available():
+        problem = f"PyTorch {torch.__version__} finds no GPU: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
+    else:
+        try:
+            return f"cuda {torch.cuda.get_device_name()}"
+        except RuntimeError as error:
+            problem = f"PyTorch {torch.__version__} cannot use the GPU: {str(error).splitlines()[0]}"
+    raise ConfigError(f"--gpus needs a GPU, but {problem}; or encode on CPUs with --gpus 0")

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.setting import Setting, available_cpus, check_positive
+from pipeline.setting import Setting, available_cpus, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
@@ -142,7 +142,7 @@ class Recipe:
     """Largest size of a frame in pixels (height times width); larger videos become rejects."""
     max_duration_s: float = 6 * 3600.0
     """Longest duration of a video in seconds; longer ones become rejects."""
-    max_item_bytes: Annotated[int, Setting("max-item-gb", metavar="GB", unit=1 << 30)] = 8 << 30
+    max_item_bytes: Annotated[int, gigabytes("max-item-gb")] = 8 << 30
     """Largest file of an item, in GB of 2^30 bytes; larger ones become rejects."""
 
     def __post_init__(self) -> None:
@@ -273,10 +273,12 @@ class Run:
     """CPUs per encoder: its decoding processes, and its compute threads if it has no GPU."""
     decode_timeout_s: float = 60.0
     """Seconds that one request to a decoding process may take before the process is killed."""
-    decode_memory_bytes: Annotated[int, Setting("decode-memory-gb", metavar="GB", unit=1 << 30)] = 4 << 30
+    decode_memory_bytes: Annotated[int, gigabytes("decode-memory-gb")] = 4 << 30
     """Memory that a decoding process may allocate after its start, in GB of 2^30 bytes."""
     confine: Literal["auto", "require"] = "auto"
     """Confinement of decoding processes: auto says what a machine cannot take from them; require then ends the job."""
+    item_memory_bytes: Annotated[int | None, gigabytes("item-memory-gb", "auto")] = None
+    """Memory for items an encoder has fetched, in GB of 2^30 bytes; more goes to TMPDIR; auto is a quarter of its memory."""
     max_rejects: float = 0.05
     """Share of rejects above which the job fails with exit code 3.
 
@@ -291,6 +293,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_positive(actors=self.actors, cpus=self.cpus, progress_timeout_s=self.progress_timeout_s)
+        check_positive(item_memory_gb=self.item_memory_bytes)
         check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
 
     @property

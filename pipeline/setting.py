@@ -30,6 +30,11 @@ class Setting:
     """Factor from the flag's unit to the field's, for example bytes per GB."""
 
 
+def gigabytes(flag: str, default_word: str | None = None) -> Setting:
+    """The setting of a size that users write in GB of 2^30 bytes."""
+    return Setting(flag, metavar="GB", unit=1 << 30, default_word=default_word)
+
+
 def available_cpus() -> int:
     """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -146,6 +146,7 @@ OTHER_RUNS: dict[str, object] = {
     "decode_timeout_s": 5.0,
     "decode_memory_bytes": 1 << 30,
     "confine": "require",
+    "item_memory_bytes": 1 << 30,
     "max_rejects": 0.5,
     "retry_rejects": "all",
     "single_writer": True,

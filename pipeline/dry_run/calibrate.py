@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.executor.ray_cluster import connect_to_ray
+from pipeline.environment import gpu_model
+from pipeline.executor.ray_cluster import call_on_gpu_node
 from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.storage.checkpoint import local_checkpoint
@@ -81,11 +82,7 @@ def _try_on_encoder_device(
     """Run ``try_sizes`` in this process, or on Ray if the encoders would be there with a GPU."""
     if run.local or not run.gpus:
         return try_sizes(run, bucket, dtype, compiled, sizes)
-    ray = connect_to_ray(run)
-    trials: dict[int, Trial] = ray.get(
-        ray.remote(num_gpus=run.gpus)(try_sizes).remote(run, bucket, dtype, compiled, sizes)
-    )
-    return trials
+    return call_on_gpu_node(run, try_sizes, run, bucket, dtype, compiled, sizes)
 
 
 def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int] = SIZES) -> dict[int, Trial]:
@@ -95,7 +92,9 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     """
     import torch
 
-    if not run.gpus:
+    if run.gpus:
+        gpu_model()  # says in one sentence if there is none
+    else:
         torch.set_num_threads(run.cpus)
     device = "cuda" if run.gpus else "cpu"
     vae = load_vae(local_checkpoint(run.vae), device=device, dtype=dtype, only="encoder", compiled=compiled)

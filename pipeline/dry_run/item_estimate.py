@@ -67,7 +67,7 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
         return []
 
     try:
-        with open(fetch(item, recipe), "rb", buffering=0) as file:
+        with fetch(item, recipe) as file:
             begin_s = time.monotonic()
             outcomes = [decoded for _, decoded in decoders.clips_of_ranges(file.fileno(), [item.range], plan_nothing)]
             probing_s = time.monotonic() - begin_s

@@ -12,7 +12,7 @@ from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.prefetch import CLIPS_AHEAD
 from pipeline.progress.captions import metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size
-from pipeline.progress.progress import too_many_rejects
+from pipeline.progress.reject_limit import too_many_rejects
 from pipeline.recipe import Bucket
 from pipeline.sources.formats import format_of
 

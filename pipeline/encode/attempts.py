@@ -7,6 +7,7 @@ unless the node was lost.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import LatentmillError
+from pipeline.errors import LatentmillError, StoreError
 from pipeline.output.layout.own_files import ATTEMPT
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
@@ -103,6 +104,11 @@ class Attempts:
         """Remove this job's records of a committed unit, those of attempts 0 to ``number``."""
         for n in range(number + 1):
             self._store.delete(self._path(unit, n))
+
+    def withdraw(self, unit: str, number: int) -> None:
+        """Remove the record of an attempt that ended with an error, which is no crash. It stays if the store fails now."""
+        with contextlib.suppress(StoreError):
+            self._store.delete(self._path(unit, number))
 
     def _read(self, unit: str) -> list[Attempt]:
         """This job's records of the unit, by number."""

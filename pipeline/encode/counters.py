@@ -39,6 +39,7 @@ class UnitInFlight:
             "captions": counts.captions,
             "frames": counts.frames,
             "windows": counts.windows,
+            "rejects": dict(counts.rejects),
             "share": self.share,
         }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,14 @@ from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.shard_attempt import AttemptContext, ShardAttempt
 from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity, Utilization
-from pipeline.environment import cpu_model, describe_environment, gpu_model
-from pipeline.errors import ConfigError
+from pipeline.environment import cpu_model, describe_environment, gpu_model, item_memory_bytes
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.output.dataset import PATH, read_dataset
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint, shown_vae
+from pipeline.storage.held_file import set_memory_budget
 from pipeline.storage.store import Store
 from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
@@ -53,6 +55,7 @@ class ShardEncoder:
         self.settings = settings
         self.store = Store(settings.run.output, single_writer=settings.run.single_writer)
         self.notes = self._check_dataset()
+        self.memory = set_memory_budget(item_memory_bytes(settings.run))
         node = current_node()
         self.attempts = Attempts(self.store, settings.job, node, is_node_alive)
         with ThreadPoolExecutor(1) as pool:
@@ -68,11 +71,16 @@ class ShardEncoder:
         self.counters = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}", str(self.decoders.confinement))
         self.utilization = Utilization()
         self._slots = Slots(UNITS_IN_FLIGHT)
+        self._stopped = threading.Event()
 
     def close(self) -> None:
         """End the decoding children and the VAE's thread."""
         self.decoders.close()
         self.batches.queue.close()
+
+    def stop(self) -> None:
+        """End the units in flight, and all later ones, early: their reports have the outcome ``stopped``."""
+        self._stopped.set()
 
     def heartbeat(self) -> Heartbeat:
         """The encoder's current state."""
@@ -84,7 +92,9 @@ class ShardEncoder:
         ``ignored_attempts``: file names of other jobs' records that do not count.
         """
         with self.utilization.unit() as activities:
-            if self.store.size(unit_metadata_path(unit.name)) is not None:
+            if self._stopped.is_set():
+                report = UnitReport(unit=unit.name, outcome="stopped")
+            elif self.store.size(unit_metadata_path(unit.name)) is not None:
                 report = UnitReport(unit=unit.name, outcome="already")
             elif self.attempts.begun_by_another_job(unit.name, ignored_attempts):
                 report = UnitReport(unit=unit.name, outcome="left")
@@ -105,8 +115,15 @@ class ShardEncoder:
         with self._slots.reserve(UNITS_IN_FLIGHT if history.careful else 1):
             activities.enter(Activity.COMMIT)
             self.attempts.begin(unit.name, history.number)
-            report = self._encode_shard(unit, history, activities)
-            self.attempts.end(unit.name, history.number)
+            try:
+                report = self._encode_shard(unit, history, activities)
+            except LatentmillError:
+                self.attempts.withdraw(unit.name, history.number)
+                raise
+            if report.outcome == "stopped":
+                self.attempts.withdraw(unit.name, history.number)
+            else:
+                self.attempts.end(unit.name, history.number)
         return report
 
     def _encode_shard(self, unit: Unit, history: CrashHistory, activities: UnitActivity) -> UnitReport:
@@ -129,9 +146,11 @@ class ShardEncoder:
                 crash_history=history,
                 activities=activities,
             )
-            attempt.fill()
-            activities.enter(Activity.COMMIT)
-            outcome = shard.commit(self.store, self.notes)
+            if attempt.fill(self._stopped.is_set):
+                activities.enter(Activity.COMMIT)
+                outcome = shard.commit(self.store, self.notes)
+            else:
+                outcome = "stopped"
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
     def _load_vae(self) -> VAE:

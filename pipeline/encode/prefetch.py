@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Full, Queue
 from typing import Generic, TypeVar
@@ -23,8 +23,10 @@ STOP_CHECK_S = 0.2
 class _ItemInFlight(Generic[ItemT, OutcomeT]):
     """An item that a thread decodes, with the outcomes that are ready."""
 
-    def __init__(self, item: ItemT) -> None:
+    def __init__(self, item: ItemT, known: list[OutcomeT] | None) -> None:
         self.item = item
+        self.known = known
+        """Its outcomes, if they are known without work: then no thread decodes it."""
         self.fetched = threading.Event()
         """Set when the item's bytes are there, or when it is known that they never will be."""
         self.outcomes: Queue[OutcomeT | BaseException | None] = Queue(CLIPS_AHEAD)
@@ -36,12 +38,14 @@ def decode_in_order(
     decode: Callable[[ItemT, Callable[[], None]], Iterator[OutcomeT]],
     ahead: int,
     enter: Callable[[Activity], None] = lambda activity: None,
-) -> Iterator[tuple[ItemT, OutcomeT]]:
+    outcomes_without_work: Callable[[ItemT], list[OutcomeT] | None] = lambda item: None,
+) -> Generator[tuple[ItemT, OutcomeT], None, None]:
     """Yield every outcome of every item in order. ``ahead`` items are decoded at once, each by a thread of its own.
 
+    ``outcomes_without_work(item)`` returns the outcomes of an item that needs no thread, else None.
     ``decode(item, fetched)`` yields an item's outcomes. It should call ``fetched`` once it has the item's bytes or knows
     that it will never have them. ``enter`` is called with what the caller waits for: ``FETCH`` or ``DECODE``. An error in
-    ``items`` or ``decode`` is raised here, when its turn comes.
+    ``items`` or ``decode`` is raised here, when its turn comes. Close the iterator early to end its threads.
     """
     stop = threading.Event()
     in_flight: deque[_ItemInFlight[ItemT, OutcomeT]] = deque()
@@ -49,8 +53,13 @@ def decode_in_order(
         enter(Activity.FETCH)
         try:
             for item in items:
-                in_flight.append(_ItemInFlight(item))
-                pool.submit(_decode_item, in_flight[-1], decode, stop)
+                known = outcomes_without_work(item)
+                if known is not None and not in_flight:  # such items come by the million in hostile tars
+                    yield from ((item, outcome) for outcome in known)
+                    continue
+                in_flight.append(_ItemInFlight(item, known))
+                if known is None:
+                    pool.submit(_decode_item, in_flight[-1], decode, stop)
                 if len(in_flight) == ahead:
                     yield from _outcomes(in_flight.popleft(), enter)
             while in_flight:
@@ -89,6 +98,9 @@ def _put(
 def _outcomes(
     in_flight: _ItemInFlight[ItemT, OutcomeT], enter: Callable[[Activity], None]
 ) -> Iterator[tuple[ItemT, OutcomeT]]:
+    if in_flight.known is not None:
+        yield from ((in_flight.item, outcome) for outcome in in_flight.known)
+        return
     in_flight.fetched.wait()
     while True:
         enter(Activity.DECODE)

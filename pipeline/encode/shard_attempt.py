@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ from pipeline.sources.fetch import fetch, share_facts
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
-from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
+from pipeline.video.outcomes import Clip, Decoded, Outcome, RejectedWindow
 from pipeline.video.ranges import select_in_range
-from pipeline.video.windows import Skip
+from pipeline.video.windows import Skip, VideoFacts
 from stvae.geometry import Geometry
 
 
@@ -59,25 +60,36 @@ class ShardAttempt:
     def __post_init__(self) -> None:
         self._retried = {retry.ordinal: retry.windows for retry in self.in_flight.unit.retries}
 
-    def fill(self) -> None:
-        """Write one outcome to the shard for every window of the unit's items."""
+    def fill(self, is_stopped: Callable[[], bool]) -> bool:
+        """Write one outcome to the shard for every window of the unit's items. Returns False if it was stopped before."""
         items_ahead = self.context.settings.run.cpus + 1
         files = items_by_file(self._items())
-        for _, (item, (facts, outcome)) in decode_in_order(files, self._decode, items_ahead, self.activities.enter):
-            self.activities.enter(Activity.PACK)
-            self.in_flight.begun.add(item.ordinal)
-            if isinstance(outcome, Skip):
-                self.shard.add_skip(item, facts, outcome)
-            elif isinstance(outcome, RejectedWindow):
-                self.shard.add_reject(item, facts, outcome)
-            else:
-                assert facts is not None
-                id = sample_id(self.in_flight.unit, item, outcome.window.index)
-                self._add_clip(DecodedClip(item, facts, outcome, id))
+        decoded_ahead = decode_in_order(
+            files, self._decode, items_ahead, self.activities.enter, self._outcomes_of_fault
+        )
+        with contextlib.closing(decoded_ahead):  # its threads would wait for ever if an error left it open
+            for _, (item, (facts, outcome)) in decoded_ahead:
+                if is_stopped():
+                    return False
+                self.activities.enter(Activity.PACK)
+                self.in_flight.begun.add(item.ordinal)
+                self._add_outcome(item, facts, outcome)
         self.activities.enter(Activity.PACK)
         for micro_batch in self._waiting.values():
             self._encode(micro_batch)
         self._store()
+        return True
+
+    def _add_outcome(self, item: Item, facts: VideoFacts | None, outcome: Outcome) -> None:
+        """Write a skip or a reject to the shard, or add a clip to the micro-batch of its size."""
+        if isinstance(outcome, Skip):
+            self.shard.add_skip(item, facts, outcome)
+        elif isinstance(outcome, RejectedWindow):
+            self.shard.add_reject(item, facts, outcome)
+        else:
+            assert facts is not None
+            id = sample_id(self.in_flight.unit, item, outcome.window.index)
+            self._add_clip(DecodedClip(item, facts, outcome, id))
 
     def _items(self) -> Iterator[Item]:
         """The unit's items; only the items to retry, if the unit retries rejects."""
@@ -85,6 +97,11 @@ class ShardAttempt:
         url = settings.source_urls.get(unit.source, unit.source)
         found = items(unit, url, settings.recipe, settings.columns[unit.generation])
         return (item for item in found if item.ordinal in self._retried) if self._retried else found
+
+    def _outcomes_of_fault(self, items: list[Item]) -> list[tuple[Item, Decoded]] | None:
+        """The outcomes of an item that cannot be opened, or of an empty one; None for others."""
+        cannot_be_read = items[0].fault is not None or items[0].content == b""
+        return list(self._decode(items, lambda: None)) if cannot_be_read else None
 
     def _decode(self, items: list[Item], fetched: Callable[[], None]) -> Iterator[tuple[Item, Decoded]]:
         """Outcomes of the items of one file; only those of the windows to retry, if the unit retries rejects."""
@@ -103,7 +120,7 @@ class ShardAttempt:
         """
         recipe = self.context.settings.recipe
         try:
-            fd = fetch(items[0], recipe)
+            file = fetch(items[0], recipe)
         except Rejected as rejected:
             fetched()
             for number in range(len(items)):
@@ -112,9 +129,11 @@ class ShardAttempt:
         fetched()
         select = partial(select_in_range, recipe=recipe, geometry=self.context.geometry)
         ranges = [item.range for item in items]
-        with open(fd, "rb", buffering=0):
+        with file:
             share_facts(items[0], items[1:])
-            yield from self.context.decoders.clips_of_ranges(fd, ranges, select)
+            for item in items:
+                item.content = None  # it is in the file now, and clips keep their items while they wait
+            yield from self.context.decoders.clips_of_ranges(file.fileno(), ranges, select)
 
     def _add_clip(self, decoded: DecodedClip) -> None:
         """Keep a clip until the micro-batch of its size is full, then encode that."""

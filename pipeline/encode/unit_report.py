@@ -18,7 +18,7 @@ class UnitReport:
     """Name of the unit."""
     outcome: str
     """``committed``; ``lost``: another attempt committed first; ``already``: it was committed before; ``left``: another
-    job is working on it."""
+    job is working on it; ``stopped``: it was given up, because the job has too many rejects."""
     counts: Counts = field(default_factory=Counts)
     """Outcomes of the unit's windows in this job."""
     ended_s: float = 0.0
@@ -57,6 +57,8 @@ class UnitHeartbeat(TypedDict):
     captions: int
     frames: int
     windows: int
+    rejects: dict[str, int]
+    """Number of rejects by ``stage/reason``."""
     share: float | None
     """Share of the unit's items that are done, 0 to 1; None if their number is not known."""
 
@@ -77,14 +79,24 @@ class Heartbeat(TypedDict):
 
 
 class Heartbeats:
-    """Access to the newest heartbeat of every encoder of a job. An executor connects it; progress reads it."""
+    """The link between a job's executor and its progress: newest heartbeats one way, a request to stop the other way.
 
-    def __init__(self) -> None:
+    An executor connects it; progress reads it. ``say`` prints a line for the user.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self._read: Callable[[], list[Heartbeat]] = list
+        self._stop: Callable[[], None] = lambda: None
+        self.say = say
 
-    def connect(self, read: Callable[[], list[Heartbeat]]) -> None:
-        """Get heartbeats from ``read`` from now on."""
+    def connect(self, read: Callable[[], list[Heartbeat]], stop: Callable[[], None]) -> None:
+        """Get heartbeats from ``read`` from now on. ``stop`` asks all encoders to end their units early."""
         self._read = read
+        self._stop = stop
+
+    def stop(self) -> None:
+        """Ask all encoders to end their units early, because too many items are rejected. They may take seconds."""
+        self._stop()
 
     def latest(self) -> list[Heartbeat]:
         """The newest heartbeat of every running encoder; empty until an executor has connected."""

@@ -1,4 +1,7 @@
-"""Heartbeats of encoders on Ray: encoders send them to a small actor, and the driver reads the newest from it."""
+"""Heartbeats of encoders on Ray: encoders send them to a small actor, and the driver reads the newest from it.
+
+The answer to a heartbeat tells the encoder whether the job has been stopped.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,14 @@ class _LatestHeartbeats:
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
+        self._stopped = False
 
-    def put(self, encoder: str, heartbeat: str) -> None:
+    def put(self, encoder: str, heartbeat: str) -> bool:
         self._latest[encoder] = time.monotonic(), heartbeat
+        return self._stopped
+
+    def stop(self) -> None:
+        self._stopped = True
 
     def fresh(self) -> list[str]:
         oldest_s = time.monotonic() - STALE_AFTER_S
@@ -61,12 +69,19 @@ class HeartbeatChannel:
         self._received = [json.loads(heartbeat) for heartbeat in heartbeats]
         return self._received
 
-    def send(self, heartbeat: Heartbeat) -> None:
-        """In an encoder: replace this encoder's heartbeat."""
+    def stop(self) -> None:
+        """In the driver: let every encoder know, with its next heartbeat, that it should end its units early."""
+        if self._actor is not None:
+            self._actor.stop.remote()
+
+    def send(self, heartbeat: Heartbeat) -> bool:
+        """In an encoder: replace this encoder's heartbeat. Returns whether the driver asks it to end its units early."""
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(ValueError, RayError):  # ValueError: the actor has not been started
             if self._actor is None:
                 self._actor = ray.get_actor(self._name)
-            self._actor.put.remote(heartbeat["encoder"], json.dumps(heartbeat))
+            answer = self._actor.put.remote(heartbeat["encoder"], json.dumps(heartbeat))
+            return bool(ray.get(answer, timeout=ANSWER_TIMEOUT_S))
+        return False

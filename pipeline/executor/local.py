@@ -14,10 +14,11 @@ from pipeline.executor.tasks import Task
 def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Encode every task with one encoder in this process. Yields each report as soon as its unit has ended."""
     encoder = ShardEncoder(settings)
-    heartbeats.connect(lambda: [encoder.heartbeat()])
+    heartbeats.connect(lambda: [encoder.heartbeat()], encoder.stop)
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
     try:
-        for done in as_completed([pool.submit(encoder.encode_unit, *task) for task in tasks]):
+        futures = [pool.submit(encoder.encode_unit, *task) for task in tasks]
+        for done in as_completed(futures):
             yield done.result()
     finally:
         encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once

@@ -10,79 +10,95 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
-from pipeline.encode.unit_report import UnitReport
-from pipeline.errors import ConfigError, IntegrityError, LatentmillError, SourceChanged, StoreError
+from pipeline.errors import LatentmillError
 from pipeline.executor.heartbeats import EVERY_S, HeartbeatChannel
 from pipeline.executor.metrics import Metrics
+from pipeline.executor.node_errors import START_ERRORS, NodeError, this_place
 from pipeline.executor.tasks import Task, unpack
 from pipeline.visible import make_foreign_text_visible, visible
 from stvae.memory import is_device_fault
 
-ERROR_CLASSES: dict[str, type[LatentmillError]] = {
-    error.__name__: error for error in (LatentmillError, ConfigError, StoreError, SourceChanged, IntegrityError)
-}
-"""Errors that an actor can report, by name."""
+START_EVERY_S = 20.0
+"""Seconds after which an encoder that could not start tries again. Its tasks wait, so that other nodes get more."""
 
 
 class EncoderActor:
     """A ``ShardEncoder`` that returns its errors in rows. If it raised them, users would see pages of Ray's traceback."""
 
+    start_every_s: ClassVar[float] = START_EVERY_S
+
     def __init__(self, settings: EncoderSettings) -> None:
-        self.failure: LatentmillError | None = None
         make_foreign_text_visible()
-        try:
-            self.encoder = ShardEncoder(settings)
-        except LatentmillError as error:
-            self.failure = error
-            return
+        self.settings = settings
+        self.encoder: ShardEncoder | None = None
+        self._failure: Exception | None = None
+        self._start_lock = threading.Lock()
         self._metrics_lock = threading.Lock()
-        self.metrics = Metrics(settings.job, self.encoder.counters.encoder)
-        channel = HeartbeatChannel(settings.job)
-        threading.Thread(target=self._send_heartbeats, args=[channel], name="heartbeat", daemon=True).start()
+        self._is_reported = False
+        self._start()
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Encode packed tasks. Yields a row for ``read_report`` per task. Ends this process if its GPU has failed."""
+        """Encode packed tasks. Yields a row for ``read_row`` per task. Ends this process if its GPU has failed."""
         for packed in batch["tasks"]:
             for task in unpack(packed):
                 yield {"report": [self._report(task)]}
 
+    def _start(self) -> None:
+        """Make the encoder. If that fails, another attempt may succeed: a metadata service may be busy for a minute."""
+        try:
+            encoder = ShardEncoder(self.settings)
+        except START_ERRORS as error:
+            self._failure, self._failed_s = error, time.monotonic()
+            return
+        self.metrics = Metrics(self.settings.job, encoder.counters.encoder)
+        self.encoder = encoder
+        channel = HeartbeatChannel(self.settings.job)
+        threading.Thread(target=self._send_heartbeats, args=[encoder, channel], name="heartbeat", daemon=True).start()
+
+    def _started_encoder(self) -> ShardEncoder | None:
+        """The encoder. Where it could not start, the first caller gets None at once; later ones wait for another attempt."""
+        with self._start_lock:
+            if self.encoder is None and self._is_reported:
+                time.sleep(max(0.0, self._failed_s + self.start_every_s - time.monotonic()))
+                self._start()
+            self._is_reported = True
+            return self.encoder
+
     def _report(self, task: Task) -> str:
         """The report of a task as JSON, or its error."""
+        encoder = self._started_encoder()
+        if encoder is None:
+            assert self._failure is not None
+            return self._error(self._failure, task, started=False)
         try:
-            if self.failure is not None:
-                raise self.failure
-            report = self.encoder.encode_unit(*task)
-            self._update_metrics()
+            report = encoder.encode_unit(*task)
+            self._update_metrics(encoder)
             self.metrics.unit_ended(report)
         except LatentmillError as error:
-            return json.dumps({"error": type(error).__name__, "message": str(error)})
+            return self._error(error, task, started=True)
         except RuntimeError as error:
             if not is_device_fault(error):
                 raise
             _kill_process(error)
         return json.dumps(report.to_json())
 
-    def _send_heartbeats(self, channel: HeartbeatChannel) -> None:
+    def _error(self, error: Exception, task: Task, *, started: bool) -> str:
+        return NodeError.of(error, unit=task.unit.name, started=started, **this_place()).to_json()
+
+    def _send_heartbeats(self, encoder: ShardEncoder, channel: HeartbeatChannel) -> None:
         while True:
             time.sleep(EVERY_S)
-            self._update_metrics()
-            channel.send(self.encoder.heartbeat())
+            self._update_metrics(encoder)
+            if channel.send(encoder.heartbeat()):
+                encoder.stop()
 
-    def _update_metrics(self) -> None:
+    def _update_metrics(self, encoder: ShardEncoder) -> None:
         with self._metrics_lock:
-            self.metrics.update(self.encoder.counters, self.encoder.utilization)
-
-
-def read_report(text: str) -> UnitReport:
-    """The report in an actor's row. If the row holds an error, raises it."""
-    values = json.loads(text)
-    if "error" in values:
-        raise ERROR_CLASSES.get(values["error"], LatentmillError)(values["message"])
-    return UnitReport.from_json(values)
+            self.metrics.update(encoder.counters, encoder.utilization)
 
 
 def _kill_process(error: RuntimeError) -> NoReturn:

@@ -6,29 +6,33 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, LatentmillError
+from pipeline.executor.node_errors import START_ERRORS, NodeError, NodeErrors, this_place
+from pipeline.executor.ray_connection import LOCAL, join_cluster
 from pipeline.recipe import Run
 
 CHECK_EVERY_S = 5.0
 """Seconds between two looks at the cluster's nodes."""
+NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives every node, with the node's id."""
+
+T = TypeVar("T")
 
 
 def connect_to_ray(run: Run) -> Any:
     """The ``ray`` module, connected to the cluster that the run names, or to a new one on this machine.
 
-    Raises ConfigError if an encoder does not fit the new one.
+    Raises ConfigError if an encoder does not fit the new one; ``join_cluster`` has the errors of connecting.
     """
     import ray
     import ray.data.exceptions
 
     if not ray.is_initialized():
-        ray.init(
-            address=run.ray_address, include_dashboard=False if run.ray_address == "local" else None, log_to_driver=True
-        )
-        if run.ray_address == "local":
+        join_cluster(run)
+        if run.ray_address == LOCAL:
             check_encoder_fits(run, ray.cluster_resources())
     return ray
 
@@ -45,13 +49,47 @@ def device_model(run: Run) -> str:
         return cpu_model()
     if run.local:
         return gpu_model()
-    ray = connect_to_ray(run)
-    on_a_gpu_node = ray.remote(num_gpus=run.gpus)(gpu_model)
-    try:
-        name: str = ray.get(on_a_gpu_node.remote(), timeout=run.progress_timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise no_progress_error(run) from error
+    name: str = call_on_gpu_node(run, gpu_model)
     return name
+
+
+def call_on_gpu_node(run: Run, function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function`` on a node of the cluster, with the GPUs of an encoder. A node where it fails is left out.
+
+    Raises LatentmillError if it fails on every node, and if no node joins in time.
+    """
+    ray = connect_to_ray(run)
+    errors = NodeErrors(lambda: nodes_for_encoders(run), lambda line: None)
+    while True:
+        labels = excluding(errors.unusable_nodes)
+        call = ray.remote(num_gpus=run.gpus, label_selector=labels)(_result_or_error)
+        try:
+            result, error = ray.get(call.remote(function, arguments), timeout=run.progress_timeout_s)
+        except ray.exceptions.GetTimeoutError as timeout:
+            raise no_progress_error(run) from timeout
+        if error is None:
+            return cast(T, result)
+        errors.add(error)
+
+
+def _result_or_error(function: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T | None, NodeError | None]:
+    """Call a function in a process of Ray. Its error comes back as a value, without the pages of a traceback."""
+    try:
+        return function(*arguments), None
+    except START_ERRORS as error:
+        return None, NodeError.of(error, unit="", started=False, **this_place())
+
+
+def nodes_for_encoders(run: Run) -> set[str]:
+    """Ids of the cluster's nodes that can hold an encoder."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and _fits(run, node["Resources"])}
+
+
+def excluding(nodes: set[str]) -> dict[str, str] | None:
+    """The label selector for Ray that leaves these nodes out; None if there are none."""
+    return {NODE_LABEL: f"!in({','.join(sorted(nodes))})"} if nodes else None
 
 
 def check_encoder_fits(run: Run, resources: dict[str, float]) -> None:

@@ -9,20 +9,47 @@ from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.heartbeats import HeartbeatChannel
-from pipeline.executor.ray_actor import EncoderActor, read_report
-from pipeline.executor.ray_cluster import connect_to_ray, no_progress_error
+from pipeline.executor.node_errors import NodeErrors, read_row
+from pipeline.executor.ray_actor import EncoderActor
+from pipeline.executor.ray_cluster import connect_to_ray, excluding, no_progress_error, nodes_for_encoders
 from pipeline.executor.tasks import Task, in_blocks, pack
 
 
 def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Encode every task with a pool of actors. Yields each report as soon as its unit has ended.
 
-    Raises LatentmillError if an encoder fails, or if no unit has ended for ``run.progress_timeout_s``.
+    Units that a node could not encode go to other nodes. Raises LatentmillError if no node is left for a unit, or if no unit
+    has ended for ``run.progress_timeout_s``.
     """
     run = settings.run
     ray = connect_to_ray(run)
-    heartbeats.connect(HeartbeatChannel(settings.job).receive)
+    channel = HeartbeatChannel(settings.job)
+    heartbeats.connect(channel.receive, channel.stop)
     _configure_ray_data(ray, run.progress_timeout_s)
+    errors = NodeErrors(lambda: nodes_for_encoders(run), heartbeats.say)
+    remaining = {task.unit.name: task for task in tasks}
+    while remaining:
+        rows = _start_pool(ray, list(remaining.values()), settings, errors.unusable_nodes)
+        without_encoder: set[str] = set()
+        try:
+            for row in rows:  # closed when the loop is left, which frees its actors
+                result = read_row(row["report"])
+                if isinstance(result, UnitReport):
+                    errors.succeeded(result)
+                    del remaining[result.unit]
+                    yield result
+                    continue
+                errors.add(result)
+                without_encoder |= set() if result.started else {result.encoder}
+                if len(without_encoder) == min(run.actors, len(remaining)):
+                    break  # no encoder of this pool works; the next pool is placed on other nodes
+        except ray.data.exceptions.ExecutionTimeoutError as error:
+            raise no_progress_error(run) from error
+
+
+def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, unusable_nodes: set[str]) -> Iterator[Any]:
+    """Start actors on other nodes than ``unusable_nodes``. Returns the rows of their reports, one per task, as they come."""
+    run = settings.run
     actors = min(run.actors, len(tasks))
     # The pool has a fixed size: Ray starts an encoder on every node that joins, and asks its autoscaler for missing
     # nodes. A growing pool would not ask, since Ray measures the need by tasks that wait in actors, and here none wait.
@@ -33,7 +60,7 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
         enable_true_multi_threading=True,
     )
     blocks = [{"tasks": pack(block)} for block in in_blocks(tasks, actors * UNITS_IN_FLIGHT)]
-    rows = (
+    rows: Iterator[Any] = (
         ray.data.from_items(blocks, override_num_blocks=len(blocks))
         .map_batches(
             EncoderActor,
@@ -42,14 +69,11 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
             compute=pool,
             num_cpus=run.cpus,
             num_gpus=run.gpus or None,
+            label_selector=excluding(unusable_nodes),
         )
         .iter_rows()
     )
-    try:
-        for row in rows:
-            yield read_report(row["report"])
-    except ray.data.exceptions.ExecutionTimeoutError as error:
-        raise no_progress_error(run) from error
+    return rows
 
 
 def _configure_ray_data(ray: Any, progress_timeout_s: float) -> None:

@@ -29,7 +29,10 @@ class Task(NamedTuple):
 
 
 Executor = Callable[[Sequence[Task], EncoderSettings, Heartbeats], Iterator[UnitReport]]
-"""Encodes tasks, connects the heartbeats of its encoders, and yields the report of every unit when the unit has ended."""
+"""Encodes tasks, connects the heartbeats of its encoders, and yields the report of every unit when the unit has ended.
+
+After ``heartbeats.stop`` the units in flight end within seconds, with the outcome ``stopped``.
+"""
 
 
 def pack(tasks: Sequence[Task]) -> bytes:

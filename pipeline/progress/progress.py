@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.encode.unit_report import Heartbeat, Heartbeats, UnitHeartbeat, UnitReport
 from pipeline.output.counts import Counts
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.formatting import byte_size, elapsed, number
+from pipeline.progress.reject_limit import MIN_WINDOWS_IN_FLIGHT, too_many_rejects
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
 from pipeline.sources.formats import format_of
@@ -32,8 +33,8 @@ MAX_REPORTED_UNITS = 10_000
 """Number of reported units to remember: a heartbeat sent before the report may still list such a unit as in flight."""
 FIRST_ADVICE_S, ADVICE_INTERVAL_S = 180.0, 900.0
 """Time before the first advice about idle encoders, and between two of them."""
-MIN_WINDOWS_TO_STOP = 200
-"""Number of windows before the share of rejects may stop the job."""
+UNKNOWN_SKIPS = "in units in flight"
+"""Reason under which the skips of units in flight are counted: heartbeats have only their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ class Progress:
         self._total_work = sum(self._work_by_unit.values())
         self._started_s = self._logged_s = time.monotonic()
         self._advised_s = self._started_s + FIRST_ADVICE_S - ADVICE_INTERVAL_S
-        self.heartbeats = Heartbeats()
+        self.heartbeats = Heartbeats(say)
         """Source of the encoders' heartbeats; an executor connects it."""
         self._latest: list[Heartbeat] = []
         self._reported_units: dict[str, None] = {}  # a set that keeps its order
@@ -78,6 +79,7 @@ class Progress:
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}  # encoder_s and idle_s by encoder
         self._snapshots: deque[Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._work = 0.0
+        self._is_stopped = False
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._report_periodically, name="progress", daemon=True)
@@ -106,14 +108,20 @@ class Progress:
                 self._update_encoder(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
         for heartbeat in latest:
             self._say_confinement(heartbeat["encoder"], heartbeat["confinement"])
+        counts = self.counts_so_far()
+        enough = counts.windows >= MIN_WINDOWS_IN_FLIGHT
+        if enough and too_many_rejects(counts.rejects.total(), counts.windows, self._max_rejects):
+            self._is_stopped = True
+            self.heartbeats.stop()
 
     def add(self, report: UnitReport) -> None:
-        """Count a unit that has ended."""
+        """Count a unit that has ended, or that was stopped."""
         self._run_log.add(report)
         with self._lock:
-            self.units += 1
             self.counts += report.counts
-            self._work += self._work_by_unit[report.unit]
+            if report.outcome != "stopped":
+                self.units += 1
+                self._work += self._work_by_unit[report.unit]
             self._reported_units[report.unit] = None
             if len(self._reported_units) > MAX_REPORTED_UNITS:
                 self._reported_units.pop(next(iter(self._reported_units)))
@@ -132,7 +140,12 @@ class Progress:
 
     def too_many_rejects(self) -> bool:
         """Return True if the share of rejected windows is so large that the job should stop."""
-        return too_many_rejects(self.counts.rejects.total(), self.counts.windows, self._max_rejects)
+        return self._is_stopped or too_many_rejects(self.counts.rejects.total(), self.counts.windows, self._max_rejects)
+
+    def counts_so_far(self) -> Counts:
+        """Return the outcomes of windows in units that have ended, and in units in flight as of their last heartbeats."""
+        with self._lock:
+            return self._counts_so_far()
 
     def idle_time(self) -> tuple[float, dict[str, float]]:
         """Return the seconds since each encoder was ready, summed over encoders, and the idle seconds by cause."""
@@ -144,7 +157,8 @@ class Progress:
         before, now = self._recent_snapshots()
         span_s = max(now.time_s - before.time_s, 1e-3)
         with self._lock:
-            rejects, common = self.counts.rejects.total(), self.counts.rejects.most_common(2)
+            counts = self._counts_so_far()
+            rejects, common = counts.rejects.total(), counts.rejects.most_common(2)
         reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
             f"{self.units}/{len(self._work_by_unit)} units",
@@ -196,12 +210,8 @@ class Progress:
     def _recent_snapshots(self) -> tuple[Snapshot, Snapshot]:
         """Return the snapshots at the beginning and the end of the span that rates are computed over."""
         with self._lock:
-            counts, work = self.counts, self._work
-            for heartbeat in self._latest:
-                for name, unit in heartbeat["units"].items():
-                    if name not in self._reported_units and name in self._work_by_unit:
-                        counts += Counts(samples=unit["samples"], captions=unit["captions"], frames=unit["frames"])
-                        work += self._work_in_flight(name, unit)
+            counts = self._counts_so_far()
+            work = self._work + sum(self._work_in_flight(name, unit) for name, unit in self._units_in_flight())
             encoder_s, idle_s = self._idle_time()
             now = Snapshot(
                 time_s=time.monotonic(),
@@ -217,6 +227,21 @@ class Progress:
             if now.time_s - self._snapshots[-1].time_s >= SNAPSHOT_INTERVAL_S:
                 self._snapshots.append(now)
             return before, now
+
+    def _counts_so_far(self) -> Counts:
+        counts = self.counts
+        for _, unit in self._units_in_flight():
+            known = {name: unit[name] for name in ("samples", "captions", "frames")}
+            skips = unit["windows"] - unit["samples"] - sum(unit["rejects"].values())
+            counts += Counts(**known, rejects=Counter(unit["rejects"]), skips=Counter({UNKNOWN_SKIPS: max(0, skips)}))
+        return counts
+
+    def _units_in_flight(self) -> Iterator[tuple[str, UnitHeartbeat]]:
+        """Yield the units in flight by name. A heartbeat may be older than the last report of its encoder."""
+        for heartbeat in self._latest:
+            for name, unit in heartbeat["units"].items():
+                if name not in self._reported_units and name in self._work_by_unit:
+                    yield name, unit
 
     def _work_in_flight(self, name: str, unit: UnitHeartbeat) -> float:
         """Return the work done on a unit in flight: by its items, or by its windows if its format does not count items."""
@@ -248,16 +273,6 @@ def work_by_unit(units: list[Unit]) -> dict[str, float]:
         average = sum(cost_by_unit.values()) / len(cost_by_unit)
         work |= {name: cost / average if average else 1.0 for name, cost in cost_by_unit.items()}
     return work
-
-
-def too_many_rejects(rejects: int, windows: int, max_rejects: float, *, final: bool = False) -> bool:
-    """Return True if the share of rejects exceeds ``max_rejects``.
-
-    A job that still runs is not judged before a few hundred windows. If the counts are ``final``, fewer windows suffice
-    where all of them are rejects.
-    """
-    enough = windows >= MIN_WINDOWS_TO_STOP or (final and rejects == windows > 0)
-    return enough and rejects / windows > max_rejects
 
 
 def _idle_between(before: Snapshot, now: Snapshot) -> tuple[float, dict[str, float]]:

@@ -20,7 +20,8 @@ from pipeline.progress.activities import idle_advice
 from pipeline.progress.advice import reject_advice, skip_meaning
 from pipeline.progress.captions import count_captions, metadata_hints, metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size, elapsed, number
-from pipeline.progress.progress import Progress, too_many_rejects
+from pipeline.progress.progress import Progress
+from pipeline.progress.reject_limit import too_many_rejects
 from pipeline.recipe import Run
 from pipeline.sources.units import Source
 from pipeline.storage.failpoints import Failpoint, failpoint
@@ -127,9 +128,12 @@ def summarize(
 
 
 def summarize_stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
-    """Return the summary of a job that stopped because of too many rejects; it counts this job's units only."""
+    """Return the summary of a job that stopped because of too many rejects.
+
+    It counts this job's units only, those included that were in flight.
+    """
     summary = _run_summary(store, recipe, units, progress)
-    summary.counts = progress.counts
+    summary.counts = progress.counts_so_far()
     return summary
 
 

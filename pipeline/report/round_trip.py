@@ -78,7 +78,7 @@ class SourceFrameReader:
 
     def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
         plan = partial(select_in_range, recipe=self._data.recipe, geometry=self._data.card.geometry)
-        with open(fetch(item, self._data.recipe), "rb", buffering=0) as file:
+        with fetch(item, self._data.recipe) as file:
             for _, (_, outcome) in self._decoders.clips_of_ranges(file.fileno(), [item.range], plan):
                 if isinstance(outcome, Clip) and outcome.window.index == sample["window"]:
                     return outcome

@@ -1,34 +1,46 @@
-"""Fetches an item's bytes into a file descriptor, which a decoding child can inherit."""
+"""Fetches an item's bytes into a file, whose descriptor a decoding child can inherit.
+
+Bytes that do not come from a local file count against the memory budget of ``held_file.py``.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import io
 import os
 import stat
 from collections.abc import Sequence
 
-from pipeline.errors import ConfigError, Rejected, SourceChanged, StoreError, StoreRefusal
+from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged, StoreError, StoreRefusal
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
-from pipeline.sources.retrying_file import file_facts, read_whole
+from pipeline.sources.retrying_file import file_facts, open_retrying, read_whole
 from pipeline.sources.url_policy import parse_url
 from pipeline.storage.drivers.errors import describe_error, http_status, is_missing, remote_errors
+from pipeline.storage.held_file import HeldFile
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, scheme_of
 
+WHOLE_BYTES = 32 << 20
+"""Size up to which a file of a store is read in one request."""
+PART_BYTES = 8 << 20
+"""Bytes of larger files that are read at a time."""
+EMPTY = Reject("probe", "empty", "the file is empty")
+"""Reject of an item without bytes, in the words of the decoders, which would not find more."""
 NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def fetch(item: Item, recipe: Recipe) -> int:
-    """Return a file descriptor with the item's bytes, for the caller to close. Sets ``item.facts`` if it was None.
+def fetch(item: Item, recipe: Recipe) -> io.FileIO:
+    """Return a file with the item's bytes, for the caller to close. Sets ``item.facts`` if it was None.
 
     Rejected if the item cannot be fetched. SourceChanged if a planned file is not as planned, StoreError if the store
     of a file that the user named fails.
     """
     if item.fault is not None:
         raise Rejected.because(item.fault)
+    if item.content == b"":
+        raise Rejected.because(EMPTY)
     if item.content is not None:
-        return _in_memory(item.content)
+        return item.content if isinstance(item.content, HeldFile) else _held(item.content)
     scheme = scheme_of(item.location)
     try:
         if scheme == "file":
@@ -48,7 +60,7 @@ def share_facts(fetched: Item, others: Sequence[Item]) -> None:
         item.facts = fetched.facts
 
 
-def _open_local(item: Item, recipe: Recipe) -> int:
+def _open_local(item: Item, recipe: Recipe) -> io.FileIO:
     try:
         # without O_NONBLOCK, opening a named pipe may wait forever
         fd = os.open(item.location.removeprefix("file://"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -70,15 +82,17 @@ def _open_local(item: Item, recipe: Recipe) -> int:
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return io.FileIO(fd, "rb")
 
 
-def _read_remote(item: Item, recipe: Recipe) -> int:
+def _read_remote(item: Item, recipe: Recipe) -> HeldFile:
     """Read a file of a store that is not a web server. A refusal rejects an item that a manifest names."""
     try:
         facts = file_facts(item.location, fresh=False)
         _set_facts(item, facts, recipe)
-        return _in_memory(read_whole(item.location, facts.size))
+        if facts.size <= WHOLE_BYTES:
+            return _held(read_whole(item.location, facts.size))
+        return _read_in_parts(item, facts, recipe)
     except (ConfigError, StoreRefusal) as error:
         if item.trusted:
             raise
@@ -86,16 +100,32 @@ def _read_remote(item: Item, recipe: Recipe) -> int:
         raise Rejected("fetch", "no_driver" if no_driver else "not_readable", str(error)) from None
 
 
-def _fetch_http(item: Item, recipe: Recipe) -> int:
+def _read_in_parts(item: Item, facts: FileFacts, recipe: Recipe) -> HeldFile:
+    """Read a large file of a store. SourceChanged if it is another one at the end."""
+    file = HeldFile()
+    try:
+        with open_retrying(item.location, facts.size) as source:
+            while data := source.read(PART_BYTES):
+                file.append(data)
+        _set_facts(item, file_facts(item.location), recipe)
+        file.freeze()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _fetch_http(item: Item, recipe: Recipe) -> HeldFile:
     # aiohttp takes a quarter of a driver's start-up time
     from pipeline.sources.http_download import Reach, download, proxy_of
 
-    fd = _memory_file()
+    file = HeldFile()
     try:
         reach = Reach() if item.trusted else Reach(private_hosts=recipe.private_hosts, proxies=recipe.trust_proxy)
-        _set_facts(item, download(item.location, fd, recipe.max_item_bytes, reach), recipe)
+        _set_facts(item, download(item.location, file, recipe.max_item_bytes, reach), recipe)
+        file.freeze()
     except BaseException as error:
-        os.close(fd)
+        file.close()
         if not isinstance(error, remote_errors()):
             raise
         if is_missing(error):
@@ -106,8 +136,7 @@ def _fetch_http(item: Item, recipe: Recipe) -> int:
         if not recipe.trust_proxy and http_status(error) is None and proxy_of(parse_url(item.location)) is not None:
             message += "; rows of manifests use the proxy of this environment only with --trust-proxy"
         raise Rejected("fetch", "http_error", message) from None
-    _seal(fd)
-    return fd
+    return file
 
 
 def _set_facts(item: Item, facts: FileFacts, recipe: Recipe) -> None:
@@ -121,19 +150,9 @@ def _set_facts(item: Item, facts: FileFacts, recipe: Recipe) -> None:
         )
 
 
-def _in_memory(content: bytes) -> int:
-    """A file descriptor of a file in memory."""
-    fd = _memory_file()
-    with open(fd, "wb", closefd=False) as file:
-        file.write(content)
-    _seal(fd)
-    return fd
-
-
-def _memory_file() -> int:
-    return os.memfd_create("item", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def _seal(fd: int) -> None:
-    """Keep a memory file as it is: a decoder that runs its code must not change what the next one gets."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+def _held(content: bytes) -> HeldFile:
+    """A file with these bytes."""
+    file = HeldFile()
+    file.append(content)
+    file.freeze()
+    return file

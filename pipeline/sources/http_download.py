@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import os
 import socket
 import urllib.request
 from collections.abc import AsyncIterator
@@ -25,6 +24,7 @@ from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
 from pipeline.sources.url_policy import check_http, parse_url
+from pipeline.storage.held_file import HeldFile
 from pipeline.storage.retry import retried
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts
 
@@ -68,17 +68,16 @@ class Reach:
     """Use the proxies of the environment. They resolve names, so the addresses of names are not checked."""
 
 
-def download(url: str, fd: int, max_bytes: int, reach: Reach) -> FileFacts:
-    """Write the file at ``url`` to the empty file ``fd``, with retries. Returns its size and entity tag.
+def download(url: str, file: HeldFile, max_bytes: int, reach: Reach) -> FileFacts:
+    """Write the file at ``url`` to ``file``, with retries. Returns its size and entity tag.
 
     Rejected if the address may not be reached, the file is too large or the download takes too long. Otherwise raises
     the last attempt's error.
     """
 
     def attempt() -> FileFacts:
-        os.ftruncate(fd, 0)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return asyncio.run(_follow_redirects(url, fd, max_bytes, reach))
+        file.empty()
+        return asyncio.run(_follow_redirects(url, file, max_bytes, reach))
 
     return retried(attempt)
 
@@ -111,7 +110,7 @@ def proxy_of(url: URL) -> URL | None:
     return found
 
 
-async def _follow_redirects(url: str, fd: int, max_bytes: int, reach: Reach) -> FileFacts:
+async def _follow_redirects(url: str, file: HeldFile, max_bytes: int, reach: Reach) -> FileFacts:
     """One attempt at a download, through up to ``MAX_REDIRECTS`` redirects."""
     try:
         async with asyncio.timeout(DOWNLOAD_TIMEOUT_S) as deadline:
@@ -125,7 +124,7 @@ async def _follow_redirects(url: str, fd: int, max_bytes: int, reach: Reach) -> 
                 connect = _session(restricted and proxy is None)
                 async with connect as session, _get(session, target, proxy) as response:
                     if response.status not in (301, 302, 303, 307, 308):
-                        return await _receive(response, fd, max_bytes)
+                        return await _receive(response, file, max_bytes)
                     target = target.join(parse_url(response.headers.get("Location", ""), relative=True))
                     check_http(target)
     except TimeoutError:
@@ -188,8 +187,8 @@ async def _get(session: aiohttp.ClientSession, target: URL, proxy: URL | None) -
         yield response
 
 
-async def _receive(response: aiohttp.ClientResponse, fd: int, max_bytes: int) -> FileFacts:
-    """Write the body of an answer to ``fd``. Rejected if it is not one plain file of at most ``max_bytes``."""
+async def _receive(response: aiohttp.ClientResponse, file: HeldFile, max_bytes: int) -> FileFacts:
+    """Write the body of an answer to ``file``. Rejected if it is not one plain file of at most ``max_bytes``."""
     response.raise_for_status()
     if response.status != 200:
         raise Rejected("fetch", "http_error", f"the server answered {response.status}")
@@ -201,11 +200,8 @@ async def _receive(response: aiohttp.ClientResponse, fd: int, max_bytes: int) ->
         raise Rejected(
             "fetch", "too_large", f"{response.content_length} bytes; the limit is {max_bytes} (--max-item-gb)"
         )
-    size_bytes = 0
-    with open(fd, "wb", closefd=False) as file:
-        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-            size_bytes += len(chunk)
-            if size_bytes > max_bytes:
-                raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes (--max-item-gb)")
-            file.write(chunk)
-    return FileFacts.of({"size": size_bytes, "ETag": response.headers.get("ETag")})
+    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        if file.size_bytes + len(chunk) > max_bytes:
+            raise Rejected("fetch", "too_large", f"more than {max_bytes} bytes (--max-item-gb)")
+        file.append(chunk)
+    return FileFacts.of({"size": file.size_bytes, "ETag": response.headers.get("ETag")})

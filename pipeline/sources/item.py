@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import Reject
+from pipeline.storage.held_file import HeldFile
 from pipeline.storage.urls import FileFacts
 
 VIDEO_SUFFIXES = frozenset("mp4 m4v mov mkv webm avi ts mts m2ts mpg mpeg flv ogv wmv asf 3gp".split())
@@ -55,8 +56,8 @@ class Item:
     """User columns, by column name."""
     facts: FileFacts | None = None
     """Size and entity tag of the file that holds the item; None if they are only known once it is opened."""
-    content: bytes | None = field(default=None, repr=False)
-    """The item's bytes, if reading the source gave them."""
+    content: bytes | HeldFile | None = field(default=None, repr=False)
+    """The item's bytes, if reading the source gave them. Large ones are a file, which ``fetch`` hands out once."""
     location: str = field(default="", repr=False)
     """URL to fetch the item from if it has no content. It may carry a signature."""
     fault: Reject | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -19,6 +20,7 @@ from tests.support.oracle import assert_sound, tree
 from tests.support.painted import HELD, VARIABLE, command, undisturbed_tree, write_videos
 from tests.support.paths import ROOT
 from tests.support.processes import descendants, end
+from tests.support.s3_server import s3_bucket
 
 NUM_VIDEOS = 16
 OPTIONS = ("--cpus", "1", "--unit-clips", "2", "--micro-batch", "2")
@@ -57,9 +59,11 @@ def cluster(held: Path) -> Iterator[Cluster]:
 class Job:
     """A job on the cluster, with its output in a log file."""
 
-    def __init__(self, cluster: Cluster, videos: Path, folder: Path, *more: str) -> None:
+    def __init__(self, cluster: Cluster, videos: Path, folder: Path, *more: str, output: str = "") -> None:
+        folder.mkdir(exist_ok=True)
         self.output, self._log = folder / "out", folder / "job.log"
         arguments = command(videos, self.output, *OPTIONS, "--ray-address", cluster.address, *more)
+        arguments += ["--output", output] if output else []
         with self._log.open("wb") as file:
             self.process = subprocess.Popen(arguments, cwd=ROOT, env=os.environ, stdout=file, stderr=file)
 
@@ -120,3 +124,27 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     assert job.process.wait(timeout=200) == 0, job.said
     assert not [row for row in assert_sound(job.output) if row["reject_reason"]]
     assert tree(job.output) == undisturbed
+
+
+def test_a_node_without_credentials_leaves_its_units_to_the_others(
+    cluster: Cluster, videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    """The output is in a bucket. On the other node the job ends with the node's name, since no node is left."""
+    without = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
+    with s3_bucket() as bucket:
+        aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        broken = cluster.add_node(num_cpus=1, env_vars=aws | without)
+        alone = Job(cluster, videos, tmp_path / "alone", output=f"{bucket}/alone")
+        assert alone.process.wait(timeout=120) == 1, alone.said
+        last = alone.said.strip().splitlines()[-1]
+        assert last.startswith("error: ") and "Unable to locate credentials" in last and "Traceback" not in alone.said
+        good = cluster.add_node(num_cpus=1, env_vars=aws)
+        job = Job(cluster, videos, tmp_path / "both", "--actors", "2", output=f"{bucket}/both")
+        assert job.process.wait(timeout=200) == 0, job.said
+        for node in (broken, good):
+            cluster.remove_node(node, allow_graceful=False)
+        host = f"the encoder on node {os.uname().nodename} ({broken.node_id[:12]}) cannot start: s3://bucket/both/"
+        assert host in job.said and "its units go to 1 other node" in job.said
+        fsspec.filesystem("s3").get(f"{bucket}/both/", f"{tmp_path}/copy/", recursive=True)
+    assert_sound(tmp_path / "copy")
+    assert tree(tmp_path / "copy") == undisturbed

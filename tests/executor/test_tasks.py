@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from pipeline.executor.heartbeats import _LatestHeartbeats
 from pipeline.executor.tasks import Task, in_blocks, in_order, pack, unpack
 from pipeline.sources.units import Unit
 
@@ -51,3 +52,10 @@ def test_the_longest_tenth_comes_first_and_units_of_other_jobs_last() -> None:
 def test_unpack_returns_what_was_packed() -> None:
     tasks = make_tasks(3)
     assert [Task(unit, tuple(ignored)) for unit, ignored in unpack(pack(tasks))] == tasks
+
+
+def test_an_encoder_learns_with_its_next_heartbeat_that_the_job_is_stopped() -> None:
+    latest = _LatestHeartbeats()
+    assert latest.put("encoder", "{}") is False
+    latest.stop()
+    assert latest.put("encoder", "{}") is True and latest.fresh() == ["{}"]

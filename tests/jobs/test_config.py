@@ -230,6 +230,7 @@ OTHER_VALUES: dict[str, object] = {
     "allow-host": ("media.internal",),
     "max-item-gb": 3 << 29,
     "decode-memory-gb": (4 << 30) + 1,
+    "item-memory-gb": 1 << 29,
     "retry-rejects": "all",
     "ray-address": "auto",
     "cpus": 3,

@@ -23,6 +23,7 @@ RENAMED = {
     "camera": "cameras",
     "source": "sources",
     "decode-memory-gb": "decode_memory_bytes",
+    "item-memory-gb": "item_memory_bytes",
 }
 """Flags whose field has another name."""
 

@@ -140,11 +140,11 @@ def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(
     job_progress = make_progress(units, run, [])
 
     def unit(share: float | None) -> UnitHeartbeat:
-        return {"samples": 5, "captions": 4, "frames": 50, "windows": 5, "share": share}
+        return {"samples": 5, "captions": 4, "frames": 50, "windows": 5, "rejects": {}, "share": share}
 
     in_flight = {"manifest1": unit(0.5), "tar1": unit(None), "stranger": unit(0.5)}
     heartbeat: Heartbeat = {"encoder": "e", "confinement": "", "encoder_s": 10.0, "idle_s": {}, "units": in_flight}
-    job_progress.heartbeats.connect(lambda: [heartbeat])
+    job_progress.heartbeats.connect(lambda: [heartbeat], lambda: None)
     clock.now_s += 20
     job_progress.poll()
     assert "10 clips" in job_progress.line(), "two units in flight"

@@ -34,7 +34,7 @@ LEVELS = (
 NARROWER = {
     "storage": "errors stvae",
     "video": "errors recipe stvae",
-    "environment": "errors recipe stvae",
+    "environment": "errors recipe setting storage stvae",
     "sources": "errors recipe storage stvae",
     "loader": "errors recipe storage output stvae",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +66,7 @@ def rows(tmp_path: Path, recipe: Recipe, *targets: str) -> list[Item]:
 
 def rejected(item: Item, recipe: Recipe) -> Reject:
     with pytest.raises(Rejected) as failure:
-        os.close(fetch(item, recipe))
+        fetch(item, recipe).close()
     return failure.value.reject
 
 

@@ -54,7 +54,7 @@ def read_items(tmp_path: Path, recipe: Recipe, *specs: str) -> list[Item]:
 
 def content_of(item: Item, recipe: Recipe) -> bytes:
     """What is fetched. Decoders get the same descriptor, so no write through it may succeed."""
-    with open(fetch(item, recipe), "rb") as f:
+    with fetch(item, recipe) as f:
         with pytest.raises(OSError):
             os.pwrite(f.fileno(), b"changed", 0)
         with pytest.raises((OSError, ValueError)):

@@ -25,7 +25,6 @@ import numpy as np
 
 from pipeline.dry_run import estimate as estimate_module
 from pipeline.encode import encoder as encode_module
-from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
 from pipeline.executor import tasks as tasks_module
@@ -155,9 +154,11 @@ class PaintedVAE:
 class PaintedActor(EncoderActor):
     """The real actor with these decoders and this VAE; Ray's workers run it."""
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    start_every_s = 1.0
+
+    def _start(self) -> None:
         with painted():
-            super().__init__(settings)
+            super()._start()
 
 
 @contextmanager

@@ -14,13 +14,27 @@ from pipeline.sources.item import MEDIA_SUFFIXES, VIDEO_SUFFIXES, Item, is_syste
 from pipeline.sources.sidecars import MAX_BYTES, add_sidecars, choose_sidecars, is_sidecar, too_large
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.tar.compressed import TarFile
-from pipeline.sources.tar.members import DamagedTar, DataAfterEnd, Member, members, printable, read_content, split_name
+from pipeline.sources.tar.members import (
+    DamagedTar,
+    DataAfterEnd,
+    Member,
+    members,
+    printable,
+    read_content,
+    read_parts,
+    split_name,
+)
 from pipeline.sources.tar.runs import MembersApart
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, check_file_as_planned, new_unit
+from pipeline.storage.held_file import HeldFile
 from pipeline.storage.urls import canonical
 
 MAX_MEMBERS = 100
 """Largest number of members that one item may have."""
+MAX_MEDIA_BYTES = 4 << 20
+"""Size up to which a video or image is bytes."""
+MAX_WITHOUT_VIDEO = 20_000
+"""Number of keys of one tar, without a video that has bytes, that become a reject each. One reject stands for the others."""
 MAX_TEXT_BYTES = 4 * MAX_BYTES
 """Bytes of an item's text members that are held at the same time."""
 
@@ -51,9 +65,42 @@ class TarFormat(SourceFormat):
     def items(self, unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:
         """Yield the items from the tar's start. A damaged tar ends with one faulty item for the rest of it."""
         check_file_as_planned(unit, url)
-        for ordinal, item in enumerate(_TarReader(unit, url, recipe).items(), unit.start):
-            item.ordinal = ordinal
+        yield from _without_crowds(_TarReader(unit, url, recipe).items(), unit.start)
+
+
+def _media_content(file: IO[bytes], member: Member) -> bytes | HeldFile:
+    """The content of a video or image: as bytes, or in a file that counts against the memory budget if it is large."""
+    if member.size_bytes <= MAX_MEDIA_BYTES:
+        return read_content(file, member)
+    content = HeldFile()
+    for part in read_parts(file, member):
+        content.append(part)
+    content.freeze()
+    return content
+
+
+def _without_crowds(items: Iterator[Item], start: int) -> Iterator[Item]:
+    """Number the items. Past ``MAX_WITHOUT_VIDEO`` of those that hold nothing, the last one stands for all the others."""
+    num_without, last = 0, None
+    for ordinal, item in enumerate(items, start):
+        item.ordinal = ordinal
+        if not _holds_nothing(item):
             yield item
+            continue
+        num_without += 1
+        if num_without <= MAX_WITHOUT_VIDEO:
+            yield item
+        else:
+            last = item
+    if last is not None:
+        num_more = num_without - MAX_WITHOUT_VIDEO
+        message = f"{num_more} more keys of the tar, of which this is the last, have no video or image with any bytes"
+        last.fault, last.content = Reject("read", "no_media", message), None
+        yield last
+
+
+def _holds_nothing(item: Item) -> bool:
+    return (item.fault is not None and item.fault.reason == "no_media") or item.content == b""
 
 
 class _TarReader:
@@ -149,7 +196,7 @@ class _Group:
         self.key = key
         self.offset = offset
         self.fault: Reject | None = None
-        self.media: dict[str, bytes] = {}
+        self.media: dict[str, bytes | HeldFile] = {}
         """Content of the media members, by suffix."""
         self.media_names: dict[str, str] = {}
         """Names of the media members by suffix, also where a fault kept them from being read."""
@@ -187,7 +234,7 @@ class _Group:
         if self.fault is not None:
             self.media.clear()
         elif is_media:
-            self.media[suffix] = read_content(file, member)
+            self.media[suffix] = _media_content(file, member)
         elif is_sidecar(suffix):
             self.add_text(suffix, member.size_bytes, lambda: read_content(file, member))
 

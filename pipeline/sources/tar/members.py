@@ -7,13 +7,17 @@ reads the formats ustar, GNU and pax (POSIX.1-2001, ``pax``, "ustar Interchange 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 BLOCK_BYTES = 512
+HALF_BYTES = 256
+NO_HEADER = bytes(BLOCK_BYTES)
 MAX_EXTENSION_BYTES = 1 << 20
 """Largest content of a header that holds a long name or pax records."""
+PART_BYTES = 4 << 20
+"""Bytes of a member that are read at a time."""
 MAX_MEMBER_BYTES = 1 << 62
 ZEROS_AT_ONCE_BYTES = 1 << 20
 """Bytes that are read at a time behind the end mark of an archive."""
@@ -36,9 +40,8 @@ class DataAfterEnd(DamagedTar):
     """The data behind the end mark is no archive, or cannot be read. All members are whole."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """One entry of a tar."""
+class Member(NamedTuple):
+    """One entry of a tar. A tuple, since a tar may have millions of them."""
 
     name: str
     """Bytes that are not UTF-8 are surrogates."""
@@ -63,8 +66,7 @@ class Member:
         return self.type in (REGULAR, OLD_REGULAR, CONTIGUOUS) and not self.is_sparse
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     """One block of 512 bytes."""
 
     name: str
@@ -115,6 +117,13 @@ def read_content(file: IO[bytes], member: Member) -> bytes:
     """The content of a member of ``file``. DamagedTar if the archive ends in it."""
     file.seek(member.content_offset)
     return _read(file, member.size_bytes)
+
+
+def read_parts(file: IO[bytes], member: Member) -> Iterator[bytes]:
+    """The content of a member in parts of bounded size. DamagedTar if the archive ends in it."""
+    file.seek(member.content_offset)
+    for start in range(0, member.size_bytes, PART_BYTES):
+        yield _read(file, min(PART_BYTES, member.size_bytes - start))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -178,7 +187,7 @@ def _member(
     file: IO[bytes], header: _Header, extensions: dict[bytes, bytes], first_offset: int, content_offset: int
 ) -> Member:
     """The member that a header and the extension headers before it describe."""
-    records = _pax_records(extensions.get(OLD_PAX, b"")) | _pax_records(extensions.get(PAX, b""))
+    records = _pax_records(extensions.get(OLD_PAX, b"")) | _pax_records(extensions.get(PAX, b"")) if extensions else {}
     name = _text(extensions[LONG_NAME]) if LONG_NAME in extensions else header.name
     name = records.get("path", name)
     # archives from before ustar mark folders by a slash; it counts in the whole name, not in a name cut to 100 bytes
@@ -197,7 +206,7 @@ def _member(
 
 def _parse_header(block: bytes, offset: int) -> _Header | None:
     """The header in a block, with byte ranges as in POSIX.1-2001; None if the block is all zeros."""
-    if not any(block):
+    if block == NO_HEADER:
         return None
     _check_checksum(block, offset)
     type_ = block[156:157]
@@ -216,10 +225,16 @@ def _check_checksum(block: bytes, offset: int) -> None:
     """Raise DamagedTar unless a header states the sum of its bytes, taken with spaces in place of the checksum."""
     stated = _number(block[148:156], offset)
     summed = block[:148] + b" " * 8 + block[156:]
-    total = sum(summed)
+    if stated == _sum(summed[:HALF_BYTES]) + _sum(summed[HALF_BYTES:]):
+        return
     # some old programs add signed characters
-    if stated != total and stated != total - 256 * sum(byte > 127 for byte in summed):
+    if stated != sum(summed) - 256 * sum(byte > 127 for byte in summed):
         raise DamagedTar(f"the header at byte {offset} does not match its checksum")
+
+
+def _sum(half: bytes) -> int:
+    """The sum of half a block. It is below Adler-32's modulus of 65,521, whose low half is 1 more than the sum."""
+    return (zlib.adler32(half) & 0xFFFF) - 1
 
 
 def _number(field: bytes, offset: int) -> int:
