@@ -24,6 +24,7 @@ from pipeline.dry_run.table import format_estimate
 from pipeline.errors import USER_ERRORS, exit_code
 from pipeline.executor.ray_cluster import disconnect_from_ray, report_missing_nodes
 from pipeline.progress.terminal import Terminal
+from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
 from pipeline.run import encode
@@ -73,7 +74,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
 def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
     show = terminal.show if terminal.rewrites else None
     try:
-        with report_missing_nodes(run, say=terminal.say):
+        with report_missing_nodes(run, say=terminal.say), report_waits(terminal.say):
             summary = encode(recipe, run, card, say=terminal.say, show=show)
     except SystemExit:  # Ray's reaction to SIGTERM while it is connected
         raise KeyboardInterrupt from None

@@ -13,6 +13,7 @@ from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
 from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
+from pipeline.storage.waits import WAITS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,5 +108,7 @@ class EncoderCounters:
             "confinement": self.confinement,
             "encoder_s": times.total_s,
             "idle_s": times.idle_s,
+            "waits": WAITS.texts(),
+            "waited_s": WAITS.total_s,
             "units": units,
         }

@@ -33,6 +33,7 @@ from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint, shown_vae
 from pipeline.storage.held_file import set_memory_budget
 from pipeline.storage.store import Store
+from pipeline.storage.waits import WAITS
 from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
 from stvae.card import UnknownVAE
@@ -105,6 +106,7 @@ class ShardEncoder:
         report.wall_s, report.encode_s = sum(report.activities.values()), report.activities.get(Activity.ENCODE, 0.0)
         report.encoder, report.confinement = self.counters.encoder, self.counters.take_confinement()
         report.encoder_s, report.idle_s, _ = self.utilization.times()
+        report.waited_s = WAITS.total_s
         self.counters.unit_ended(report.outcome)
         return report
 

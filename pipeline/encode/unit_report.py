@@ -38,6 +38,9 @@ class UnitReport:
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which no unit was in the VAE, by cause: an activity, or ``unit`` if it had no unit."""
 
+    waited_s: float = 0.0
+    """Seconds that the encoder's process has waited before it made failed requests again."""
+
     def to_json(self) -> dict[str, Any]:
         """Plain values by field name. The fields of ``counts`` stand beside the others."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "counts"}
@@ -74,6 +77,10 @@ class Heartbeat(TypedDict):
     """Seconds since it became ready."""
     idle_s: dict[str, float]
     """Idle seconds by cause, as in ``UnitReport``."""
+    waits: list[str]
+    """Phrases about the requests that it waits to make again, as of ``storage.waits``."""
+    waited_s: float
+    """Seconds of all such waits of its process."""
     units: dict[str, UnitHeartbeat]
     """The units in flight by name."""
 

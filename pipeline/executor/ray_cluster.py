@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -16,6 +17,8 @@ from pipeline.recipe import Run
 
 CHECK_EVERY_S = 5.0
 """Seconds between two looks at the cluster's nodes."""
+FIRST_REPEAT_S = 60.0
+"""Seconds after which the line about a wait is repeated for the first time; the pauses then double."""
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray gives every node, with the node's id."""
 
@@ -129,19 +132,33 @@ def report_missing_nodes(run: Run, say: Callable[[str], None]) -> Iterator[None]
 def _watch_nodes(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
     import ray
 
-    waiting = False
+    waiting_since_s: float | None = None
+    next_line_s = 0.0
     while not done.wait(CHECK_EVERY_S):
         if not ray.is_initialized():
             continue
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        now_s = time.monotonic()
         if any(_fits(run, node) for node in nodes):
-            if waiting:
+            if waiting_since_s is not None:
                 say("a node has joined; going on")
-            waiting = False
-        elif not waiting:
-            waiting = True
-            sizes = ", ".join(dict.fromkeys(map(_node_size, nodes)))
-            say(f"waiting for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {sizes}")
+            waiting_since_s = None
+            continue
+        waiting_since_s = waiting_since_s or now_s
+        waited_s = now_s - waiting_since_s
+        if waited_s == 0 or now_s >= next_line_s:
+            next_line_s = now_s + max(FIRST_REPEAT_S, waited_s)
+            say(_wait_for_node(run, nodes, waited_s))
+
+
+def _wait_for_node(run: Run, nodes: list[dict[str, float]], waited_s: float) -> str:
+    """The line about a wait for a node: how long, for what, and what ends it."""
+    sizes = ", ".join(dict.fromkeys(map(_node_size, nodes)))
+    span = f" {waited_s / 60:.0f} min" if waited_s >= 60 else f" {waited_s:.0f} s" if waited_s else ""
+    return (
+        f"waiting{span} for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {sizes}. The job goes on when "
+        f"one joins, and ends after {run.progress_timeout_s:.0f} s without a finished unit (--progress-timeout-s)"
+    )
 
 
 def _fits(run: Run, node: dict[str, float]) -> bool:

@@ -9,6 +9,7 @@ from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.heartbeats import HeartbeatChannel
+from pipeline.executor.memory_kills import limited_memory_kills
 from pipeline.executor.node_errors import NodeErrors, read_row
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.ray_cluster import connect_to_ray, excluding, no_progress_error, nodes_for_encoders
@@ -28,23 +29,25 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
     _configure_ray_data(ray, run.progress_timeout_s)
     errors = NodeErrors(lambda: nodes_for_encoders(run), heartbeats.say)
     remaining = {task.unit.name: task for task in tasks}
-    while remaining:
-        rows = _start_pool(ray, list(remaining.values()), settings, errors.unusable_nodes)
-        without_encoder: set[str] = set()
-        try:
-            for row in rows:  # closed when the loop is left, which frees its actors
-                result = read_row(row["report"])
-                if isinstance(result, UnitReport):
-                    errors.succeeded(result)
-                    del remaining[result.unit]
-                    yield result
-                    continue
-                errors.add(result)
-                without_encoder |= set() if result.started else {result.encoder}
-                if len(without_encoder) == min(run.actors, len(remaining)):
-                    break  # no encoder of this pool works; the next pool is placed on other nodes
-        except ray.data.exceptions.ExecutionTimeoutError as error:
-            raise no_progress_error(run) from error
+    with limited_memory_kills(run, heartbeats.say) as kills:
+        while remaining:
+            rows = _start_pool(ray, list(remaining.values()), settings, errors.unusable_nodes)
+            without_encoder: set[str] = set()
+            try:
+                for row in rows:
+                    result = read_row(row["report"])
+                    if isinstance(result, UnitReport):
+                        errors.succeeded(result)
+                        kills.unit_ended()
+                        del remaining[result.unit]
+                        yield result
+                        continue
+                    errors.add(result)
+                    without_encoder |= set() if result.started else {result.encoder}
+                    if len(without_encoder) == min(run.actors, len(remaining)):
+                        break  # no encoder of this pool works; the next pool is placed on other nodes
+            except ray.data.exceptions.ExecutionTimeoutError as error:
+                raise no_progress_error(run) from error
 
 
 def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, unusable_nodes: set[str]) -> Iterator[Any]:

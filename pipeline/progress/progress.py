@@ -79,7 +79,7 @@ class Progress:
         self._encoders: dict[str, tuple[float, dict[str, float]]] = {}  # encoder_s and idle_s by encoder
         self._snapshots: deque[Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._work = 0.0
-        self._is_stopped = False
+        self._is_stopped, self._waited_s = False, dict[str, float]()  # seconds by encoder
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._report_periodically, name="progress", daemon=True)
@@ -105,6 +105,7 @@ class Progress:
         with self._lock:
             self._latest = latest
             for heartbeat in latest:
+                self._waited_s[heartbeat["encoder"]] = heartbeat["waited_s"]
                 self._update_encoder(heartbeat["encoder"], heartbeat["encoder_s"], heartbeat["idle_s"])
         for heartbeat in latest:
             self._say_confinement(heartbeat["encoder"], heartbeat["confinement"])
@@ -125,6 +126,7 @@ class Progress:
             self._reported_units[report.unit] = None
             if len(self._reported_units) > MAX_REPORTED_UNITS:
                 self._reported_units.pop(next(iter(self._reported_units)))
+            self._waited_s[report.encoder] = report.waited_s
             self._update_encoder(report.encoder, report.encoder_s, report.idle_s)
         self._say_confinement(report.encoder, report.confinement)
         if self.units == len(self._work_by_unit):
@@ -147,6 +149,11 @@ class Progress:
         with self._lock:
             return self._counts_so_far()
 
+    def waited_s(self) -> float:
+        """Return the seconds that encoders have waited before they made failed requests again."""
+        with self._lock:
+            return sum(self._waited_s.values())
+
     def idle_time(self) -> tuple[float, dict[str, float]]:
         """Return the seconds since each encoder was ready, summed over encoders, and the idle seconds by cause."""
         with self._lock:
@@ -159,6 +166,7 @@ class Progress:
         with self._lock:
             counts = self._counts_so_far()
             rejects, common = counts.rejects.total(), counts.rejects.most_common(2)
+            waits = [text for heartbeat in self._latest for text in heartbeat["waits"]]
         reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
             f"{self.units}/{len(self._work_by_unit)} units",
@@ -168,6 +176,7 @@ class Progress:
             byte_size(now.counts.size_bytes),
             f"captions {now.counts.captions} of {now.counts.samples}" if now.counts.samples else "",
             _idle_text(before, now),
+            waits[0] if waits else "",
             self._time_left(before, now),
         ]
         return "  ".join(part for part in parts if part)

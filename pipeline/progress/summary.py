@@ -58,6 +58,9 @@ class Summary:
     idle_s: dict[str, float] = field(default_factory=dict)
     """Seconds of ``encoder_s`` in which the device was idle, by cause: see ``pipeline.encode.utilization``."""
 
+    waited_s: float = 0.0
+    """Seconds that encoders of this run waited before they made failed requests again, summed over their threads."""
+
     @property
     def _state(self) -> str:
         if not self.finished:
@@ -95,6 +98,10 @@ class Summary:
         lines += [f"  {name}: {reject_advice(name)}" for name in sorted(counts.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {advice}")
+        if self.waited_s >= 1:
+            lines.append(
+                f"  waits    {elapsed(self.waited_s)} before failed requests to stores and servers were made again"
+            )
         lines += [f"  e.g.     {example}" for example in self.reject_examples]
         lines += [f"  note     {note}" for note in self.notes]
         return [visible(line) for line in lines]
@@ -149,6 +156,7 @@ def _run_summary(store: Store, recipe: str, units: int, progress: Progress) -> S
         units_done_now=progress.units,
         elapsed_s=progress.elapsed_s,
         encoder_s=encoder_s,
+        waited_s=progress.waited_s(),
         idle_s=idle_s,
     )
 

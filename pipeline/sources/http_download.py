@@ -26,7 +26,8 @@ from pipeline.errors import ConfigError, Rejected
 from pipeline.sources.url_policy import check_http, parse_url
 from pipeline.storage.held_file import HeldFile
 from pipeline.storage.retry import retried
-from pipeline.storage.urls import HTTP_SCHEMES, FileFacts
+from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical
+from pipeline.storage.waits import requests_to
 
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 30.0
@@ -79,7 +80,8 @@ def download(url: str, file: HeldFile, max_bytes: int, reach: Reach) -> FileFact
         file.empty()
         return asyncio.run(_follow_redirects(url, file, max_bytes, reach))
 
-    return retried(attempt)
+    with requests_to(canonical(url)):
+        return retried(attempt)
 
 
 def is_public(address: str) -> bool:

@@ -18,6 +18,7 @@ from pipeline.storage.drivers.errors import (
 )
 from pipeline.storage.retry import retried
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem
+from pipeline.storage.waits import requests_to
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to a store asks for."""
@@ -99,7 +100,8 @@ def retry_call(url: str, call: Callable[[], T]) -> T:
     The StoreError is a StoreRefusal if trying again cannot help.
     """
     try:
-        return retried(call)
+        with requests_to(canonical(url)):
+            return retried(call)
     except remote_errors() as error:
         if is_missing(error):
             raise FileNotFoundError(canonical(url)) from None
@@ -162,7 +164,8 @@ class _RetryingFile(io.RawIOBase):
         if length <= 0:
             return 0
         try:
-            data = retried(lambda: self._attempt(length))
+            with requests_to(self._name):
+                data = retried(lambda: self._attempt(length))
         except remote_errors() as error:
             if is_missing(error):
                 raise FileNotFoundError(self._name) from None

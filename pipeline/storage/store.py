@@ -38,6 +38,7 @@ from pipeline.storage.local_files import (
 from pipeline.storage.retry import check_length, check_range, retried
 from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of
+from pipeline.storage.waits import requests_to
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
@@ -286,7 +287,8 @@ class Store:
     def _store_errors(self, path: str) -> Iterator[None]:
         """Replace an error of the store's client by a StoreError that names the file."""
         try:
-            yield
+            with requests_to(f"{self.url}/{path}"):
+                yield
         except (FileNotFoundError, FileExistsError):
             raise
         except remote_errors() as error:

@@ -97,7 +97,11 @@ def test_a_job_without_a_large_enough_node_says_so_and_ends(
 ) -> None:
     job = Job(cluster, videos, tmp_path, "--progress-timeout-s", "8", "--gpus", str(gpus))
     assert job.process.wait(timeout=120) == 1, job.said
-    assert f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU\n" in job.said
+    assert (
+        f"waiting for a node with 1 CPU and {gpus} GPU; the cluster's nodes have 0 CPU and 0 GPU. The job goes"
+        in job.said
+    )
+    assert "and ends after 8 s without a finished unit (--progress-timeout-s)" in job.said
     assert "\nerror: no unit has ended for 8 s: " in job.said and "Traceback" not in job.said
 
 

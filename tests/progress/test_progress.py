@@ -143,11 +143,20 @@ def test_units_in_flight_count_by_their_items_and_tars_by_the_windows_of_others(
         return {"samples": 5, "captions": 4, "frames": 50, "windows": 5, "rejects": {}, "share": share}
 
     in_flight = {"manifest1": unit(0.5), "tar1": unit(None), "stranger": unit(0.5)}
-    heartbeat: Heartbeat = {"encoder": "e", "confinement": "", "encoder_s": 10.0, "idle_s": {}, "units": in_flight}
+    waits: Any = {"waits": ["waiting 9 s for s3://b/x (HTTP 503 SlowDown), retry 3 of 5"], "waited_s": 9.0}
+    heartbeat: Heartbeat = {
+        "encoder": "e",
+        "confinement": "",
+        "encoder_s": 10.0,
+        "idle_s": {},
+        "units": in_flight,
+        **waits,
+    }
     job_progress.heartbeats.connect(lambda: [heartbeat], lambda: None)
     clock.now_s += 20
     job_progress.poll()
     assert "10 clips" in job_progress.line(), "two units in flight"
+    assert waits["waits"][0] in job_progress.line() and job_progress.waited_s() == 9
     _, now = job_progress._recent_snapshots()
     assert now.work == 0.5, "the number of windows of a tar is not known yet"
     job_progress.add(report(units[0], 10.0, counts=Counts(samples=10)))

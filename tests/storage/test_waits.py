@@ -1,0 +1,83 @@
+"""What a process says while it waits to make a request again."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import tenacity
+
+from pipeline.progress import wait_lines
+from pipeline.progress.wait_lines import report_waits
+from pipeline.recipe import Recipe
+from pipeline.sources.fetch import fetch
+from pipeline.sources.item import Item
+from pipeline.storage import waits
+from pipeline.storage.store import Store
+from pipeline.storage.waits import WAITS, Pause, Waits
+from tests.support.http_server import Reply, serving
+
+
+def test_a_wait_names_the_file_the_answer_and_the_retry(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda s: said.extend(WAITS.texts()))
+    replies = iter([Reply(status=503), Reply(status=429), Reply(b"video")])
+    before_s = WAITS.total_s
+    with serving(lambda path: next(replies)) as server:
+        fetch(Item(ordinal=0, key="", uri="", location=f"{server.url}/a.mp4?token=secret"), recipe).close()
+        url = server.url
+    assert re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 503\), retry 1 of 5", said[0]), said
+    assert re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 429\), retry 2 of 5", said[1]) and len(said) == 2
+    assert WAITS.total_s > before_s
+
+
+def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.exceptions import ClientError
+
+    said: list[str] = []
+    monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda s: said.extend(WAITS.texts()))
+    store = Store(f"{s3}/out")
+    store.put("a.json", b"{}")
+    answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    errors = iter([ClientError(answer, "GetObject")])  # type: ignore[arg-type]
+    cat_file = store._fs.cat_file
+
+    def busy(*arguments: object) -> bytes:
+        if error := next(errors, None):
+            raise error
+        return cat_file(*arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(store._fs, "cat_file", busy, raising=False)
+    assert store.get("a.json") == b"{}"
+    assert said == [f"waiting 0 s for {s3}/out/a.json (HTTP 503 SlowDown), retry 1 of 5"]
+
+
+def test_pauses_end_by_themselves_and_short_ones_are_not_shown() -> None:
+    now_s = 100.0
+    process = Waits(lambda: now_s)
+    pause = Pause(target="s3://b/x", problem="HTTP 503", retry=3, started_s=70.0, ends_s=110.0)
+    process.begin(pause, 5)
+    assert process.texts() == ["waiting 30 s for s3://b/x (HTTP 503), retry 3 of 5"] and process.total_s == 10.0
+    now_s = 111.0
+    assert process.texts() == []
+    process.begin(Pause(target="", problem="", retry=1, started_s=111.0, ends_s=111.4), 5)
+    assert process.texts() == []
+
+
+def test_the_driver_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait_lines, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(wait_lines, "WAITS", process := Waits())
+    now_s = time.monotonic()
+    process.begin(Pause(target="s3://b/x", problem="HTTP 503", retry=2, started_s=now_s - 9, ends_s=now_s + 60), 5)
+    said: list[str] = []
+    with report_waits(said.append):
+        time.sleep(0.3)
+    assert said == ["waiting 9 s for s3://b/x (HTTP 503), retry 2 of 5"]
