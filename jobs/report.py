@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import require_dataset
+from pipeline.output.dataset import require_listed_dataset
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv)
         store = Store(arguments.output)
-        require_dataset(store)
+        require_listed_dataset(store)
         if arguments.vae:
             _make_gallery(arguments, terminal)
         elif arguments.source:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import require_dataset
+from pipeline.output.dataset import require_listed_dataset
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.terminal import Terminal
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.sample and not arguments.vae:
             raise ConfigError("--sample encodes samples again, which needs --vae")
         store = Store(arguments.output)
-        require_dataset(store)
+        require_listed_dataset(store)
         verdict = verify(store, say=terminal.say)
         if arguments.sample:
             _compare_samples(arguments, verdict, terminal)

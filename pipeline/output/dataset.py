@@ -77,6 +77,15 @@ def require_dataset(store: Store) -> Dataset:
         raise ConfigError(f"{store.url} has no dataset.json: is it the output of an encode job?") from None
 
 
+def require_listed_dataset(store: Store) -> Dataset:
+    """Like ``require_dataset``, for commands that list an output and write to it. ConfigError for web servers."""
+    if not store.lists_files:
+        raise ConfigError(
+            f"{store.url} is on a web server, where files cannot be listed or written; give another URL of it"
+        )
+    return require_dataset(store)
+
+
 def read_dataset(store: Store) -> Dataset:
     """Read what an output was made with.
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 
+from jobs.report import main as report
+from jobs.verify_dataset import main as verify
 from pipeline.errors import ConfigError, IntegrityError, StoreError
 from pipeline.loader import LatentDataset
 from pipeline.output.index import newest_index
 from pipeline.recipe import Bucket
+from pipeline.storage.range_client import VARIABLE as RANGE_CLIENT
 from pipeline.storage.store import Store
 from tests.support.latent_set import latent, write_latents
 from tests.support.stores.web import HABITS, web_server
@@ -62,16 +63,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(folder, server.url, state / "requests")
 
 
-@pytest.mark.parametrize("client", ["obstore", "fsspec"])
+@pytest.mark.parametrize("client", ["auto", "fsspec"])
 @pytest.mark.parametrize("habit", sorted(HABITS.keys() - {"no-ranges"}))
-def test_any_web_server_will_do(site: Site, habit: str, client: str) -> None:
-    find = importlib.util.find_spec if client == "obstore" else lambda name: None
+def test_any_web_server_will_do(site: Site, habit: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RANGE_CLIENT, client)
     seen = set()
-    with mock.patch("pipeline.storage.range_client.importlib.util.find_spec", find):
-        for batch in LatentDataset(site.url(habit)).batches(2, normalized=False, verify=True):
-            for key, x in zip(batch["key"], batch["latents"], strict=True):
-                assert torch.equal(x.half(), torch.from_numpy(latent(int(key), BUCKETS[int(key)], 8)[:4]).half())
-                seen.add(int(key))
+    for batch in LatentDataset(site.url(habit)).batches(2, normalized=False, verify=True):
+        for key, x in zip(batch["key"], batch["latents"], strict=True):
+            assert torch.equal(x.half(), torch.from_numpy(latent(int(key), BUCKETS[int(key)], 8)[:4]).half())
+            seen.add(int(key))
     assert seen == set(range(len(BUCKETS)))
     names = [path.rpartition("/")[2] for path in site.requests(habit)]
     assert names and all("." in name for name in names), "a folder was asked for"
@@ -118,3 +118,11 @@ def test_edits_of_a_later_version_are_found_without_a_listing(site: Site) -> Non
     shutil.copy(next((output / "metadata").iterdir()), output / "edits" / "0000.parquet")
     with pytest.raises(IntegrityError, match="has edits/, which this program does not understand"):
         LatentDataset(site.url("plain", "edited"))
+
+
+@pytest.mark.parametrize("command", [verify, report])
+def test_commands_that_list_an_output_refuse_web_servers(
+    site: Site, command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([site.url("plain")]) == 2
+    assert "is on a web server, where files cannot be listed or written" in capsys.readouterr().out
