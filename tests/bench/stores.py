@@ -20,6 +20,7 @@ from pipeline.storage.failpoints import Failpoint
 from tests.support.stores.azure import azurite
 from tests.support.stores.drill import STEPS, StoreDrill, WebDrill
 from tests.support.stores.gcs import fake_gcs_server, gcp_storage_emulator
+from tests.support.stores.hub import made_up_hub
 from tests.support.stores.s3 import moto_tls, rclone, rclone_http, s3rver, seaweedfs, short_412
 from tests.support.stores.server import NotFound, StoreServer
 from tests.support.stores.web import web_server
@@ -54,6 +55,7 @@ CLAIMS = {
     "fake-gcs-server": Claim(fake_gcs_server),
     "gcp-storage-emulator": Claim(gcp_storage_emulator, single_writer=True),
     "azurite": Claim(azurite),
+    "hub": Claim(made_up_hub, single_writer=True),
 }
 """Stores by the name that ``--store`` takes."""
 
@@ -75,6 +77,8 @@ def served_by_us(folder: Path, served: Path) -> Iterator[StoreServer]:
 WEB = {"rclone-http": rclone_http, "web": served_by_us}
 """Web servers by the name that ``--store`` takes. They serve a folder of this machine."""
 
+STORES = (*CLAIMS, *WEB)
+
 
 def prove(name: str, folder: Path) -> list[str]:
     """A row of the table: the name of the store, its version, and the result of each step."""
@@ -93,12 +97,11 @@ def prove(name: str, folder: Path) -> list[str]:
 
 def main() -> int:
     """Prove the chosen stores and print their rows. Returns the exit code."""
-    names = [*CLAIMS, *WEB]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", action="append", choices=names, help="a store to prove (default: all); repeatable")
+    parser.add_argument("--store", action="append", choices=STORES, help="a store to prove (default: all); repeatable")
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.store or names:
+    for name in arguments.store or STORES:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -64,9 +64,12 @@ def rclone(folder: Path) -> Iterator[StoreServer]:
     command = [binary, "serve", "s3", f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{SECRET}"]
     command += ["--config=/dev/null", f"--cache-dir={folder}/cache", "--vfs-cache-mode=off", f"{folder}/data"]
     with running(command, folder / "log", lambda: listens(port)) as pid:
-        yield _with_bucket(
-            "rclone serve s3", version_from([binary, "version"]), f"http://127.0.0.1:{port}", folder / "log", pid
-        )
+        version = version_from([binary, "version"])
+        settings = {
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"
+        }  # it sends the whole file's checksum with a range
+        endpoint = f"http://127.0.0.1:{port}"
+        yield _with_bucket("rclone serve s3", version, endpoint, folder / "log", pid, settings=settings)
 
 
 @contextmanager
