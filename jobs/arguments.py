@@ -29,7 +29,7 @@ class Arguments:
     dry_run: int | Literal["all"] | None
     """Number of items that a dry run inspects; None encodes."""
     clips_per_s: tuple[float, ...] | None
-    """Speed of an encoder that a dry run assumes: one number, or one per bucket."""
+    """Speed of an encoder that a dry run assumes: one number, one per group, or one per bucket."""
     calibrate: bool
 
     def recipe(self, vae_sha256: str) -> Recipe:
@@ -123,7 +123,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     modes.add_argument(
         "--clips-per-s",
         metavar="N,...",
-        help="speed of one encoder that --dry-run assumes: one number for all buckets, or one per bucket",
+        help="speed of one encoder that --dry-run assumes: one number for all buckets, one per group, or one per "
+        "bucket",
     )
     modes.add_argument(
         "--calibrate",

@@ -99,7 +99,17 @@ def _read_field(flag: Flag, node: yaml.Node, place: str) -> Any:
         return None
     if isinstance(node, yaml.SequenceNode) and flag.is_list:
         return flag.parse([_read_text(part, place) for part in node.value], place)
+    if isinstance(node, yaml.MappingNode) and flag.setting.in_groups:
+        return flag.parse([text for key, value in node.value for text in _read_group(flag, key, value, place)], place)
     return flag.parse(flag.split(_read_text(node, place)), place)
+
+
+def _read_group(flag: Flag, key: yaml.Node, node: yaml.Node, place: str) -> list[str]:
+    """The texts of the values of one group, with its name: ``NAME=value``."""
+    name = _read_text(key, place)
+    if isinstance(node, yaml.SequenceNode):
+        return [f"{name}={_read_text(part, place)}" for part in node.value]
+    return flag.split(f"{name}={_read_text(node, place)}")
 
 
 def _read_text(node: yaml.Node, place: str) -> str:

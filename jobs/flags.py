@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pipeline.bucket import split_buckets
 from pipeline.errors import ConfigError
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.setting import Setting
@@ -80,6 +81,8 @@ class Flag:
 
     def split(self, text: str) -> list[str]:
         """The texts of the values that one text holds."""
+        if self.setting.in_groups:
+            return split_buckets(text)
         return [part.strip() for part in text.split(",")] if self.setting.comma_separated else [text]
 
     def to_plain(self, value: Any) -> Any:

@@ -10,33 +10,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from pipeline.bucket import Bucket, check_buckets, group_buckets, numbers_needed, one_per_bucket
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.setting import Setting, available_cpus, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
+__all__ = ["FORMAT_VERSION", "Bucket", "Recipe", "Run", "differing_fields", "refuse_unknown_fields"]
+
 FORMAT_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
-    """The size of a clip in pixels, and so one latent shape. Written HxWxT: ``480x848x51``."""
-
-    num_frames: int
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}x{self.num_frames}"
-
-    @classmethod
-    def parse(cls, text: str) -> Bucket:
-        """The bucket written HxWxT; ConfigError otherwise."""
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
-        if not match:
-            raise ConfigError(f"bucket '{text}' is not HEIGHTxWIDTHxFRAMES, for example 480x848x51")
-        height, width, num_frames = map(int, match.groups())
-        return cls(num_frames, height, width)
 
 
 SCENE_THRESHOLDS = {"adaptive": 3.0, "content": 27.0, "transnet": 0.5}
@@ -49,10 +31,13 @@ class Recipe:
 
     vae: str
     """sha256 of the VAE's configuration and weights. The job computes it from ``Run.vae``; it has no flag."""
-    buckets: Annotated[tuple[Bucket, ...], Setting(metavar="HxWxT,...", comma_separated=True)]
-    """Clip sizes in pixels and frames, for example 480x848x51,848x480x51."""
+    buckets: Annotated[tuple[Bucket, ...], Setting(metavar="HxWxT,...", comma_separated=True, in_groups=True)]
+    """Clip sizes in pixels and frames: 480x848x51,848x480x51, or in groups '240p=240x424x51;480p=480x848x51'.
+
+    Every group gets clips of its own from each video, which is decoded once for all of them.
+    """
     micro_batch: Annotated[tuple[int, ...], Setting(metavar="N,...", comma_separated=True)] = (1,)
-    """Clips per call of the VAE: one number for all buckets, or one per bucket.
+    """Clips per call of the VAE: one number for all buckets, one per group, or one per bucket.
 
     After construction there is one number per bucket.
     """
@@ -66,6 +51,13 @@ class Recipe:
     """Frames that do not fill a bucket: skip them, or encode them as a shorter clip that the VAE can take."""
     max_upscale: float = 1.0
     """Largest enlargement of a video to fill a bucket; 1 means none."""
+    crop: Literal["center", "top", "random"] = "center"
+    """Part of a picture to keep if it is longer than its bucket: the center, the top (sides are cropped evenly), or random.
+
+    All clips of an item share its random crop, in all groups. It follows from ``crop_seed`` and the item.
+    """
+    crop_seed: int = 0
+    """Seed of random crops; goes with --crop random."""
     max_repeats: float = 0.25
     """Largest share of a clip's frames that may repeat the frame before; clips above it are skipped."""
     interlaced: Literal["skip", "keep", "deinterlace"] = "skip"
@@ -146,17 +138,16 @@ class Recipe:
     """Largest file of an item, in GB of 2^30 bytes; larger ones become rejects."""
 
     def __post_init__(self) -> None:
-        if not self.buckets:
-            raise ConfigError("no buckets: give at least one, for example --buckets 480x848x51")
-        if len(set(self.buckets)) < len(self.buckets):
-            raise ConfigError(f"a bucket is given twice: {', '.join(map(str, self.buckets))}")
-        if len(self.micro_batch) == 1:
-            object.__setattr__(self, "micro_batch", self.micro_batch * len(self.buckets))
-        if len(self.micro_batch) != len(self.buckets) or min(self.micro_batch) < 1:
+        check_buckets(self.buckets)
+        micro_batch = one_per_bucket(self.micro_batch, self.buckets)
+        if micro_batch is None or min(micro_batch) < 1:
             raise ConfigError(
-                f"--micro-batch needs one number of at least 1, or one for each of {len(self.buckets)} buckets, "
+                f"--micro-batch needs one number of at least 1, {numbers_needed(self.buckets)}, "
                 f"got {list(self.micro_batch)}"
             )
+        object.__setattr__(self, "micro_batch", micro_batch)
+        if self.crop_seed and self.crop != "random":
+            raise ConfigError("--crop-seed goes with --crop random")
         if (self.windows == "stride") != (self.stride_frames is not None):
             raise ConfigError("--windows stride and --stride-frames go together")
         if self.scenes != "none" and self.scene_threshold is None:
@@ -197,6 +188,16 @@ class Recipe:
     def clips_per_call(self) -> dict[Bucket, int]:
         """The micro-batch of each bucket."""
         return dict(zip(self.buckets, self.micro_batch, strict=True))
+
+    @property
+    def bucket_groups(self) -> dict[str, tuple[Bucket, ...]]:
+        """The buckets by the name of their group, in order; all under ``""`` in a recipe without groups."""
+        return group_buckets(self.buckets)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups of buckets, in order; empty without groups."""
+        return tuple(name for name in self.bucket_groups if name)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which ``dataset.json`` records and ``fingerprint`` hashes."""

@@ -22,6 +22,8 @@ class Setting:
     """Placeholder of the value in the help."""
     comma_separated: bool = False
     """True if one flag takes several values; otherwise the flag of a tuple is repeated."""
+    in_groups: bool = False
+    """True if the values may be in groups: ``NAME=value,value;NAME=value``, or a mapping in configuration files."""
     default_word: str | None = None
     """Word that users write for the default."""
     environment: str | None = None

@@ -23,6 +23,8 @@ OTHER_VALUES = {
     "stride_frames": 8,
     "remainder": "shorten",
     "max_upscale": 2.0,
+    "crop": "top",
+    "crop_seed": 7,
     "max_repeats": 0.5,
     "interlaced": "deinterlace",
     "dolby_vision": "keep",
@@ -65,7 +67,11 @@ def test_every_field_of_a_recipe_changes_its_fingerprint_and_is_named(recipe: Re
         assert any(line.startswith(f"{name}: ") for line in differing_fields(recipe.to_json(), other.to_json()))
 
 
-NEEDED: dict[str, dict[str, Any]] = {"stride_frames": {"windows": "stride"}, "scene_threshold": {"scenes": "content"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "stride_frames": {"windows": "stride"},
+    "scene_threshold": {"scenes": "content"},
+    "crop_seed": {"crop": "random"},
+}
 """Other fields that a changed field goes with."""
 
 DEFAULTS: dict[str, object] = {
@@ -77,6 +83,8 @@ DEFAULTS: dict[str, object] = {
     "stride_frames": None,
     "remainder": "skip",
     "max_upscale": 1.0,
+    "crop": "center",
+    "crop_seed": 0,
     "max_repeats": 0.25,
     "interlaced": "skip",
     "dolby_vision": "reject",
@@ -189,6 +197,23 @@ def test_buckets_are_written_height_width_frames() -> None:
         Bucket.parse("480x848")
 
 
+def test_buckets_in_groups_are_recorded_with_their_group(recipe: Recipe) -> None:
+    buckets = (Bucket(17, 32, 32, "small"), Bucket(17, 32, 56, "small"), Bucket(17, 32, 56, "large"))
+    grouped = dataclasses.replace(recipe, buckets=buckets, micro_batch=(4, 2))
+    assert grouped.to_json()["buckets"] == ["small=32x32x17", "small=32x56x17", "large=32x56x17"]
+    assert Recipe.from_json(grouped.to_json()) == grouped
+    assert grouped.bucket_groups == {"small": buckets[:2], "large": buckets[2:]}
+    assert grouped.micro_batch == (4, 4, 2), "one number for each group"
+    assert (grouped.group_names, recipe.group_names) == (("small", "large"), ())
+
+
+def test_the_fingerprint_of_a_recipe_without_groups_is_what_it_was() -> None:
+    recipe = Recipe(vae="0" * 64, buckets=(Bucket(17, 32, 32), Bucket(17, 32, 56)), micro_batch=(1, 1))
+    assert recipe.fingerprint == "c6de1120d9fd"
+    grouped = tuple(dataclasses.replace(bucket, group="g") for bucket in recipe.buckets)
+    assert dataclasses.replace(recipe, buckets=grouped).fingerprint != recipe.fingerprint
+
+
 def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe: Recipe, tiny_card: Card) -> None:
     other = dataclasses.replace(recipe, buckets=(Bucket(17, 36, 64),), micro_batch=(1,))
     with pytest.raises(ConfigError, match=r"bucket 36x64x17 .* nearest that fits is 32"):
@@ -206,6 +231,19 @@ def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe:
         ({"fps": -1.0}, "fps must be positive"),
         ({"columns": ("score",)}, "name:type"),
         ({"scene_threshold": 3.0}, "goes with --scenes"),
+        ({"crop_seed": 1, "crop": "top"}, "goes with --crop random"),
+        (
+            {"buckets": (Bucket(17, 32, 32, "a"), Bucket(17, 32, 56))},
+            "either all buckets have a group or none, but 32x56x17",
+        ),
+        ({"buckets": (Bucket(17, 32, 32, "a"),) * 2}, "given twice: a=32x32x17, a=32x32x17"),
+        (
+            {
+                "buckets": (Bucket(17, 32, 32, "a"), Bucket(17, 32, 56, "b"), Bucket(1, 32, 56, "b")),
+                "micro_batch": (1,) * 4,
+            },
+            "each of 2 groups or of 3 buckets",
+        ),
         ({"scenes": "transnet", "decoder": "decord"}, "needs --decoder pyav"),
         ({"scenes": "content", "scene_threshold": 0.0}, "must be positive"),
         ({"private_hosts": ("http://media.internal/",)}, "a host's name or address alone"),

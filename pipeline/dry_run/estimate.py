@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.bucket import numbers_needed, one_per_bucket
 from pipeline.dry_run.item_estimate import ClipSize, ItemEstimate, estimate_item
 from pipeline.dry_run.sampling import EstimatedTotal, FormatSample, Sample, SampledUnit, choose_units, draw_items
 from pipeline.dry_run.unit_contents import count_units, simulate_units
@@ -112,14 +113,14 @@ class Estimate:
 
 
 def parse_speeds(recipe: Recipe, clips_per_s: Sequence[float]) -> EncoderSpeeds:
-    """Return the speeds of ``--clips-per-s``: one number for all buckets, or one for each."""
-    if len(clips_per_s) not in (1, len(recipe.buckets)) or min(clips_per_s) <= 0:
+    """Return the speeds of ``--clips-per-s``: one number for all buckets, one for each group, or one for each bucket."""
+    speeds = one_per_bucket(clips_per_s, recipe.buckets)
+    if speeds is None or min(speeds) <= 0:
         raise ConfigError(
-            f"--clips-per-s needs one number above 0, or one for each of {len(recipe.buckets)} buckets, "
+            f"--clips-per-s needs one number above 0, {numbers_needed(recipe.buckets)}, "
             f"got {', '.join(f'{speed:g}' for speed in clips_per_s)}"
         )
-    every = clips_per_s if len(clips_per_s) > 1 else list(clips_per_s) * len(recipe.buckets)
-    return dict(zip(recipe.buckets, every, strict=True))
+    return dict(zip(recipe.buckets, speeds, strict=True))
 
 
 def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Callable[[str], None]) -> Estimate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import RejectedWindow
+from pipeline.video.placement import CropPosition, crop_position
 from pipeline.video.ranges import positions_in_range, select_in_range
 from pipeline.video.windows import Part, Skip, VideoFacts, Window, repeats
 from stvae.card import Card
@@ -37,15 +38,17 @@ class ItemEstimate:
     fps: float | None = None
     duration_s: float = 0.0
     used_s: float = 0.0
-    """Part of its duration that is in clips."""
+    """Part of its duration that is in clips, in the group of buckets that uses most of it."""
     num_scenes: int = 0
     """Number of scenes; 0 without ``--scenes``."""
     cut_s: float = 0.0
     """Part of its duration that is in scenes too short for a clip, or in gradual transitions."""
     detection_s: float = 0.0
     """Time that one decoder process takes to find the scenes."""
-    upscale: float = 0.0
-    """Enlargement that the bucket closest in size would need; at most 1 if none is needed."""
+    group_skips: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of skips by group of buckets and reason; the group is empty without groups."""
+    upscale: dict[str, float] = field(default_factory=dict)
+    """Enlargement that the bucket closest in size would need, by group; at most 1 if none is needed."""
     min_kept_share: float = 1.0
     """Share of the picture that is left after cropping, in the clip that loses most."""
     repeating_clips: int = 0
@@ -69,7 +72,7 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
     try:
         with fetch(item, recipe) as file:
             begin_s = time.monotonic()
-            outcomes = [decoded for _, decoded in decoders.clips_of_ranges(file.fileno(), [item.range], plan_nothing)]
+            outcomes = [decoded for _, decoded in decoders.clips_of_ranges(file.fileno(), [item.range], [plan_nothing])]
             probing_s = time.monotonic() - begin_s
     except Rejected as error:
         return _from_reject(item, error.reject)
@@ -78,7 +81,8 @@ def estimate_item(item: Item, rows: RowBuilder, decoders: Decoders, recipe: Reci
     for _, outcome in outcomes:
         assert isinstance(outcome, RejectedWindow)  # no window was planned
         return _from_reject(item, outcome.reject)
-    result = _from_facts(item, probed[-1], rows, recipe, card)
+    crop = crop_position(recipe, rows.unit.source, item.ordinal, item.key)
+    result = _from_facts(item, probed[-1], rows, recipe, card, crop)
     if probed[-1].scenes is not None:
         result.detection_s = probing_s
     return result
@@ -88,10 +92,12 @@ def _from_reject(item: Item, reject: Reject) -> ItemEstimate:
     return ItemEstimate(counts=Counts(rejects=Counter([reject.name])), reject_message=f"{item.key}: {reject.message}")
 
 
-def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card) -> ItemEstimate:
+def _from_facts(
+    item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe, card: Card, crop: CropPosition
+) -> ItemEstimate:
     has_own_rate = recipe.fps is None or facts.is_image
     try:
-        windows = select_in_range(facts, item.range, recipe, card.geometry)
+        windows = select_in_range(facts, item.range, recipe, card.geometry, crop)
     except Rejected as error:
         return _from_reject(item, error.reject)
     start, stop = positions_in_range(facts, item.range, recipe.range_unit)
@@ -103,14 +109,19 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
         caption_hints=[] if item.caption else metadata_hints([item.meta]),
         note=item.note,
         duration_s=0.0 if facts.is_image else part.duration_s,
-        upscale=min(max(b.height / facts.height, b.width / facts.width) for b in recipe.buckets),
+        upscale={
+            group: min(max(b.height / facts.height, b.width / facts.width) for b in buckets)
+            for group, buckets in recipe.bucket_groups.items()
+        },
     )
     estimate.num_scenes = len(facts.scenes or ())
     if facts.scenes is not None:
         estimate.cut_s = part.duration_s - _seconds_of_scenes(windows)
+    used_s: defaultdict[str, float] = defaultdict(float)
     for window in windows:
         if isinstance(window, Skip):
             estimate.counts.skips[window.reason] += 1
+            estimate.group_skips[window.group, window.reason] += 1
             continue
         placement = window.placement
         estimate.clips[window.bucket, window.filled] += 1
@@ -118,10 +129,11 @@ def _from_facts(item: Item, facts: VideoFacts, rows: RowBuilder, recipe: Recipe,
         estimate.counts.captions += bool(item.caption)
         estimate.counts.frames += window.bucket.num_frames
         estimate.counts.size_bytes += sample_bytes(rows, item, facts, window)
-        estimate.used_s += 0.0 if facts.is_image else window.end_s - window.start_s
+        used_s[window.group] += 0.0 if facts.is_image else window.end_s - window.start_s
         kept = placement.height * placement.width / (placement.scaled_height * placement.scaled_width)
         estimate.min_kept_share = min(estimate.min_kept_share, kept)
         estimate.repeating_clips += repeats(window.pts) > 0
+    estimate.used_s = max(used_s.values(), default=0.0)
     return estimate
 
 

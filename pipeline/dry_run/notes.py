@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 
+from pipeline.bucket import group_buckets
 from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.encode.encoder import UNITS_IN_FLIGHT
@@ -90,26 +91,38 @@ def _count_noted_clips(note: str) -> Callable[[ItemEstimate], float]:
 
 
 def _check_short_items(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda item: "too_short" in item.counts.skips, _count_item)
-    num_frames = [item.num_frames for item in estimate.sample.observations if "too_short" in item.counts.skips]
-    if share > MIN_SHARE:
-        shorten = "" if estimate.recipe.remainder == "shorten" else ", or use --remainder shorten"
-        yield (
-            f"{share:.0%} of the items are shorter than the shortest bucket of their size; half of those have at most "
-            f"{statistics.median_low(num_frames)} frames: add a bucket with fewer frames{shorten}"
-        )
+    for group in estimate.recipe.bucket_groups:
+        share, items = _skipped(estimate, group, "too_short")
+        num_frames = [item.num_frames for item in items]
+        if share > MIN_SHARE:
+            shorten = "" if estimate.recipe.remainder == "shorten" else ", or use --remainder shorten"
+            yield (
+                f"{share:.0%} of the items are shorter than the shortest bucket of their size{_in_group(group)}; half of "
+                f"those have at most {statistics.median_low(num_frames)} frames: add a bucket with fewer frames{shorten}"
+            )
 
 
 def _check_small_items(estimate: Estimate) -> Iterator[str]:
-    share = _share(estimate, lambda item: "too_small" in item.counts.skips, _count_item)
-    upscales = sorted(item.upscale for item in estimate.sample.observations if "too_small" in item.counts.skips)
-    if share > MIN_SHARE:
-        half, most = (_round_up(upscales[int(part * (len(upscales) - 1))]) for part in (0.5, 0.9))
-        admits = most if half == most else f"{half} would admit half and {most}"
-        yield (
-            f"{share:.0%} of the items are smaller than every bucket: --max-upscale {admits} would admit "
-            "nine in ten of them; or add a smaller bucket"
-        )
+    for group in estimate.recipe.bucket_groups:
+        share, items = _skipped(estimate, group, "too_small")
+        upscales = sorted(item.upscale[group] for item in items)
+        if share > MIN_SHARE:
+            half, most = (_round_up(upscales[int(part * (len(upscales) - 1))]) for part in (0.5, 0.9))
+            admits = most if half == most else f"{half} would admit half and {most}"
+            yield (
+                f"{share:.0%} of the items are smaller than every bucket{_in_group(group)}: --max-upscale {admits} would "
+                "admit nine in ten of them; or add a smaller bucket"
+            )
+
+
+def _skipped(estimate: Estimate, group: str, reason: str) -> tuple[float, list[ItemEstimate]]:
+    """Return the share of items that a group of buckets skips for a reason, and those of them that were sampled."""
+    share = _share(estimate, lambda item: (group, reason) in item.group_skips, _count_item)
+    return share, [item for item in estimate.sample.observations if (group, reason) in item.group_skips]
+
+
+def _in_group(group: str) -> str:
+    return f" of group {group}" if group else ""
 
 
 def _check_repeated_frames(estimate: Estimate) -> Iterator[str]:
@@ -187,12 +200,17 @@ def _check_shard_sizes(estimate: Estimate) -> Iterator[str]:
 
 
 def _check_decoder_memory(estimate: Estimate) -> Iterator[str]:
-    """Memory of one decoder process, which holds one clip."""
+    """Memory of one decoder process, which holds one clip, and the same frames at the sizes of other groups."""
     limit_bytes = estimate.run.decode_memory_bytes
     largest = max(estimate.used_buckets, key=_pixel_bytes, default=None)
-    if largest and COPIES_IN_DECODER * _pixel_bytes(largest) > limit_bytes:
+    if largest is None:
+        return
+    others = [max(map(_pixel_bytes, group)) for group in group_buckets(estimate.used_buckets).values()]
+    needed_bytes = (COPIES_IN_DECODER - 1) * _pixel_bytes(largest) + sum(others)
+    if needed_bytes > limit_bytes:
+        groups = " with the other groups" if len(others) > 1 else ""
         yield (
-            f"a clip of {largest} takes {byte_size(COPIES_IN_DECODER * _pixel_bytes(largest))} to decode, and a decoder "
+            f"a clip of {largest} takes {byte_size(needed_bytes)} to decode{groups}, and a decoder "
             f"process may use {byte_size(limit_bytes)}: raise --decode-memory-gb, or its clips become rejects "
             "(decode/memory)"
         )

@@ -66,7 +66,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
     items = estimate.sample.observations
     sizes = sorted({size for item in items for size, _ in item.clips}, key=lambda size: (size.num_frames, size))
     windows = estimate.total(lambda item: item.counts.windows).value
-    groups: list[tuple[str, list[tuple[EstimatedTotal, str]]]] = [
+    sections: list[tuple[str, list[tuple[EstimatedTotal, str]]]] = [
         ("buckets", [(estimate.total(_count_clips(str(size))), str(size)) for size in sizes]),
         (
             "skips",
@@ -81,7 +81,7 @@ def _outcomes(estimate: Estimate) -> Iterator[str]:
     about = "" if estimate.sample.is_complete else "about "
     yield f"  clips    {clips} of {about}{windows:,.0f} windows"
     yield f"  captions {_format_total(estimate.total(lambda item: item.counts.captions))} of {clips}"
-    for title, rows in groups:
+    for title, rows in sections:
         rows.sort(key=lambda row: -row[0].value)
         shown = rows[: MAX_BUCKET_ROWS if title == "buckets" else MAX_REASON_ROWS]
         for total, name in shown:
@@ -101,7 +101,8 @@ def _costs(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str)
     """Duration of the videos, bytes of the latents, and time of the encoders."""
     footage_s, used_s = estimate.total(lambda item: item.duration_s), estimate.total(lambda item: item.used_s)
     if footage_s.value:
-        yield f"  footage  {duration(footage_s.value)}, of which {duration(used_s.value)} in clips"
+        groups = " of the group that uses most" if len(estimate.recipe.group_names) > 1 else ""
+        yield f"  footage  {duration(footage_s.value)}, of which {duration(used_s.value)} in clips{groups}"
     scenes, cut_s = estimate.total(lambda item: item.num_scenes), estimate.total(lambda item: item.cut_s)
     if scenes.value:
         detection_s = estimate.total(lambda item: item.detection_s)

@@ -37,7 +37,8 @@ def items_by_file(items: Iterable[Item]) -> Iterator[list[Item]]:
 class WantedWindows:
     """The windows of an item that are to be retried. Without any, all windows of the item are wanted."""
 
-    def __init__(self, windows: tuple[int, ...]) -> None:
+    def __init__(self, windows: tuple[tuple[int, str], ...]) -> None:
+        """``windows``: index and group of buckets of each."""
         self._all = not windows
         self._missing = list(windows)
         self._facts: VideoFacts | None = None
@@ -46,17 +47,17 @@ class WantedWindows:
     def takes(self, decoded: Decoded) -> bool:
         """Return whether an outcome is that of a wanted window. Call it once with each outcome of the item, in order."""
         self._facts, outcome = decoded
-        index = outcome.window.index if isinstance(outcome, Clip) else outcome.index
+        window = outcome.window if isinstance(outcome, Clip) else outcome
         if self._all:
             return True
         if isinstance(outcome, RejectedWindow):
             self._cause = outcome
-        if index not in self._missing:
+        if (window.index, window.group) not in self._missing:
             return False
-        self._missing.remove(index)
+        self._missing.remove((window.index, window.group))
         return True
 
     def missing(self) -> Iterator[Decoded]:
         """A reject for every wanted window that had no outcome. A failure of the item is repeated for each."""
-        for index in self._missing:
-            yield self._facts, dataclasses.replace(self._cause, index=index)
+        for index, group in self._missing:
+            yield self._facts, dataclasses.replace(self._cause, index=index, group=group)

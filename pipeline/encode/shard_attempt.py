@@ -24,6 +24,7 @@ from pipeline.sources.formats import items
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Decoded, Outcome, RejectedWindow
+from pipeline.video.placement import crop_position
 from pipeline.video.ranges import select_in_range
 from pipeline.video.windows import Skip, VideoFacts
 from stvae.geometry import Geometry
@@ -54,11 +55,11 @@ class ShardAttempt:
     """Clips of each size that do not fill a micro-batch yet."""
     _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
     """The micro-batch that was submitted last, until its results are in the shard."""
-    _retried: dict[int, tuple[int, ...]] = field(init=False)
-    """Windows to retry by the item's ordinal; empty unless the unit retries rejects."""
+    _retried: dict[int, tuple[tuple[int, str], ...]] = field(init=False)
+    """Windows to retry, each with its group, by the item's ordinal; empty unless the unit retries rejects."""
 
     def __post_init__(self) -> None:
-        self._retried = {retry.ordinal: retry.windows for retry in self.in_flight.unit.retries}
+        self._retried = {retry.ordinal: retry.wanted for retry in self.in_flight.unit.retries}
 
     def fill(self, is_stopped: Callable[[], bool]) -> bool:
         """Write one outcome to the shard for every window of the unit's items. Returns False if it was stopped before."""
@@ -88,7 +89,7 @@ class ShardAttempt:
             self.shard.add_reject(item, facts, outcome)
         else:
             assert facts is not None
-            id = sample_id(self.in_flight.unit, item, outcome.window.index)
+            id = sample_id(self.in_flight.unit, item, outcome.window.index, outcome.window.group)
             self._add_clip(DecodedClip(item, facts, outcome, id))
 
     def _items(self) -> Iterator[Item]:
@@ -128,12 +129,14 @@ class ShardAttempt:
             return
         fetched()
         select = partial(select_in_range, recipe=recipe, geometry=self.context.geometry)
-        ranges = [item.range for item in items]
+        source, ranges = self.in_flight.unit.source, [item.range for item in items]
+        crops = [crop_position(recipe, source, item.ordinal, item.key) for item in items]
+        selectors = [partial(select, crop=crop) for crop in crops]
         with file:
             share_facts(items[0], items[1:])
             for item in items:
                 item.content = None  # it is in the file now, and clips keep their items while they wait
-            yield from self.context.decoders.clips_of_ranges(file.fileno(), ranges, select)
+            yield from self.context.decoders.clips_of_ranges(file.fileno(), ranges, selectors)
 
     def _add_clip(self, decoded: DecodedClip) -> None:
         """Keep a clip until the micro-batch of its size is full, then encode that."""
@@ -192,9 +195,9 @@ class ShardAttempt:
 
 def _too_large(clip: Clip) -> RejectedWindow:
     message = f"a clip of {clip.window.bucket} does not fit the memory beside the VAE; encode it in a smaller bucket"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "memory", message), scene=clip.window.scene)
+    return RejectedWindow.of(clip.window, Reject("encode", "memory", message))
 
 
 def _crashes_encoder(clip: Clip) -> RejectedWindow:
     message = f"the encoder crashed {MAX_CRASHES_ALONE} times with this clip alone in it"
-    return RejectedWindow(index=clip.window.index, reject=Reject("encode", "crash", message), scene=clip.window.scene)
+    return RejectedWindow.of(clip.window, Reject("encode", "crash", message))

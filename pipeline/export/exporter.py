@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.export.target import COLUMNS, ExportedSample, ExportTarget
+from pipeline.export.target import ExportedSample, ExportTarget, exported_columns
 from pipeline.loader import LatentDataset
 from pipeline.output.unit_metadata import unit_of
 from pipeline.progress.formatting import number
@@ -133,8 +133,7 @@ def _put_folder(store: Store, write: Callable[[Path], None]) -> int:
 
 
 def _read_samples(data: LatentDataset, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[ExportedSample]:
-    user_columns = [name for name in data.columns.column_names if name.startswith("meta_")]
-    names = ["id", *COLUMNS, *user_columns]
+    names = ["id", *exported_columns(data)]
     for start in range(0, len(rows), SAMPLES_AT_ONCE):
         part = rows[start : start + SAMPLES_AT_ONCE]
         columns = data.columns.select(names).take(part).to_pylist()

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from pipeline.export.target import ExportedSample, ExportTarget
+from pipeline.export.target import COLUMNS, ExportedSample, ExportTarget, exported_columns
 from pipeline.loader import LatentDataset
 from pipeline.storage.parquet import parquet_writer
 
@@ -23,11 +23,12 @@ class ParquetTarget(ExportTarget):
     name: ClassVar[str] = "parquet"
 
     def __init__(self) -> None:
-        self._user_columns: list[pa.Field] = []
+        self._more_columns: list[pa.Field] = []
 
     def check(self, data: LatentDataset) -> None:
-        """Take the types of the user columns from ``data``; every dataset fits."""
-        self._user_columns = [field for field in data.columns.schema if field.name.startswith("meta_")]
+        """Take the types of the columns that not every dataset has from ``data``; every dataset fits."""
+        schema = data.columns.schema
+        self._more_columns = [schema.field(name) for name in exported_columns(data) if name not in COLUMNS]
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> None:
         """Write ``data/<unit>.parquet``."""
@@ -42,7 +43,7 @@ class ParquetTarget(ExportTarget):
         fields = [("id", text), ("key", text), ("caption", text), ("fps", pa.float64())]
         fields += [(name, integer) for name in ("height", "width", "num_frames")]
         fields += [("latents", pa.list_(pa.float32())), ("latent_shape", pa.list_(integer))]
-        return pa.schema([*fields, *self._user_columns])
+        return pa.schema([*fields, *self._more_columns])
 
 
 def _row(sample: ExportedSample) -> dict[str, object]:

@@ -22,11 +22,17 @@ class ExportedSample:
     latents_Cthw: npt.NDArray[np.float32]
     """Normalized posterior mean, ``(raw - shift) * scale``."""
     columns: dict[str, Any]
-    """Values of ``COLUMNS`` and of the user columns; None where a value is missing."""
+    """Values of ``exported_columns``; None where a value is missing."""
 
 
 COLUMNS = ("key", "caption", "fps", "height", "width", "num_frames")
 """Columns of the index that every exported sample carries beside its id."""
+
+
+def exported_columns(data: LatentDataset) -> list[str]:
+    """Return the columns that exported samples carry: ``COLUMNS``, ``group`` if there are bucket groups, user columns."""
+    group = ["group"] if data.recipe.group_names else []
+    return [*COLUMNS, *group, *(name for name in data.columns.column_names if name.startswith("meta_"))]
 
 
 class ExportTarget(ABC):

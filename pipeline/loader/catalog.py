@@ -122,6 +122,14 @@ def find_newest_version(store: Store) -> OutputVersion:
 
 def open_catalog(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
     """Open the samples of a version. With ``cache``, the first process writes its index there, and all processes map it."""
+    catalog = _open(store, version, cache)
+    if "group" in catalog.table.column_names:
+        return catalog
+    table = catalog.table.append_column("group", pa.nulls(len(catalog.table), pa.string()))  # of an earlier program
+    return dataclasses.replace(catalog, table=table)
+
+
+def _open(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
     if version.index is None:
         return _in_memory(store, version.unit_metadata)
     index = read_index(store, version.index)

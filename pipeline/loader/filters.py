@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
+
+
+_SINGLE_EQUALS = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[=!<>]=|=""")
+"""Texts in quotes, comparisons, and single equals signs."""
 
 
 class WhereError(ValueError):
@@ -79,11 +84,13 @@ def parse_where(text: str, schema: pa.Schema) -> Filter:
     """Parse a filter.
 
     A filter may contain columns, numbers, 'text', ``and or not``, ``== != < <= > >=``, ``in ('a', 'b')``, ``is None``,
-    ``is not None`` and ``+ - * /``. Integers are computed with 64 bits, and ``/`` gives fractions as in Python. A
-    comparison with null is false. Raises WhereError.
+    ``is not None`` and ``+ - * /``. ``=`` means ``==``. Integers are computed with 64 bits, and ``/`` gives fractions as
+    in Python. A comparison with null is false. Raises WhereError.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(
+            _SINGLE_EQUALS.sub(lambda match: match[0] + "=" * (match[0] == "="), text.strip()), mode="eval"
+        )
     except SyntaxError as error:
         raise WhereError(f"filter '{text}' does not parse: {error.msg} at character {error.offset}") from error
     translator = _Translator(text, schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -63,6 +64,11 @@ class BatchOptions:
     ``pack``: mixed shapes as one row of tokens, of ``batch["lengths"]`` each; this needs ``tokens_per_batch``."""
     patch: tuple[int, int, int] = (1, 1, 1)
     """Latent cells (t, h, w) that form one token."""
+    groups: Mapping[str, float] | None = None
+    """Weights by bucket group: the share of the steps whose batch comes from that group. Every step draws one group, the
+    same on all ranks. Groups that are not named are left out. An epoch ends when a drawn group has no samples left; with
+    ``tail="repeat"``, smaller groups begin again until all have been used. Default: all samples, in proportion to their
+    number."""
     latent: Latent = "mean"
     """``mean``: the posterior's mean. ``sample``: a sample of the posterior that follows from seed, epoch and sample id."""
     normalized: bool = True
@@ -129,8 +135,14 @@ class BatchOptions:
             budget = BatchSize(self.batch_size)
         else:
             raise ConfigError("give either batch_size or tokens_per_batch")
+        groups = tuple(sorted((name, float(weight)) for name, weight in (self.groups or {}).items() if weight))
         return BatchPolicy(
-            budget=budget, world_size=world_size, tail=self.tail, shapes=self.shapes, shuffle=self.shuffle
+            budget=budget,
+            world_size=world_size,
+            tail=self.tail,
+            shapes=self.shapes,
+            shuffle=self.shuffle,
+            groups=groups,
         )
 
     def members(self, recipe: Recipe) -> tuple[Member, ...]:
@@ -145,6 +157,7 @@ class BatchOptions:
             raise ConfigError("conditioning frames need whole clips; leave out frames= and shapes='pack'")
         check_latent(self.latent, recipe, card)
         check_captions(self.captions, samples.table.schema)
+        check_groups(self.groups, recipe)
         check_columns(self.columns, samples)
         if self.shapes == "pack":
             check_patch(samples, self.patch)
@@ -179,6 +192,21 @@ def check_columns(columns: Sequence[str], samples: Samples) -> None:
             raise ConfigError(f"columns: there is no column '{name}'; there are {', '.join(known)}")
         if name in Batch.__annotations__ and name not in METADATA:
             raise ConfigError(f"columns: '{name}' is the name of another entry of a batch; join it under another name")
+
+
+def check_groups(groups: Mapping[str, float] | None, recipe: Recipe) -> None:
+    """Raise ConfigError unless every name is a bucket group of the output and the weights are usable."""
+    if groups is None:
+        return
+    known = recipe.group_names
+    if not known:
+        raise ConfigError("groups: this output has no bucket groups; leave out groups=")
+    unknown = [name for name in groups if name not in known]
+    if unknown:
+        raise ConfigError(f"groups: there is no bucket group '{unknown[0]}'; there are {', '.join(known)}")
+    weights = list(groups.values())
+    if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ConfigError(f"groups: weights must not be negative, nor all zero, got {dict(groups)}")
 
 
 def check_data_loader(options: BatchOptions) -> None:

@@ -66,6 +66,11 @@ class Samples:
             self._views[name] = column.chunk(0) if column.num_chunks == 1 else column
         return self._views[name]
 
+    def in_group(self, group: str) -> Indices:
+        """Return the numbers of the samples of a bucket group, int64 [samples of the group]."""
+        is_in_group = pc.equal(self.table["group"], group).fill_null(False).to_numpy()
+        return np.flatnonzero(is_in_group[self.rows])
+
     @property
     def column_names(self) -> list[str]:
         """Names of the columns that ``columns`` returns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any, TypedDict
 
@@ -10,7 +11,9 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.cache import cached_schedule
-from pipeline.loader.schedule.epoch import EpochSchedule, schedule_epoch
+from pipeline.loader.schedule.epoch import BLANK, EpochSchedule, schedule_epoch
+from pipeline.loader.schedule.keys import BucketCodes
+from pipeline.loader.schedule.mixing import mix_groups
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
 MAX_NAMED = 8
@@ -84,7 +87,10 @@ class LoaderState:
 
     def describe_untrained(self) -> str | None:
         """Say which samples no epoch trains on, by bucket, because they fill no step; None if there are none."""
-        policy, counts = self._policy, np.bincount(self._samples.codes, minlength=len(self._samples.buckets))
+        policy, codes = self._policy, self._samples.codes
+        if policy.groups:  # only their samples are to be trained on
+            codes = np.concatenate([codes[self._samples.in_group(name)] for name, _ in policy.groups])
+        counts = np.bincount(codes, minlength=len(self._samples.buckets))
         if policy.tail != "drop" or policy.shapes == "pack" or not counts.any():
             return None
         step_sizes = policy.batch_sizes(self._tokens) * policy.world_size
@@ -106,8 +112,23 @@ class LoaderState:
         )
 
     def _make_schedule(self) -> EpochSchedule:
+        s, policy = self._samples, self._policy
+        if policy.groups:
+            groups = {name: self._schedule_group(name) for name, _ in policy.groups}
+            return mix_groups(groups, policy, self.seed, self.epoch)
+        return schedule_epoch(s.keys, s.codes, self._tokens, policy, self.seed, self.epoch)
+
+    def _schedule_group(self, group: str) -> EpochSchedule:
+        """Return the batches of one bucket group alone."""
         s = self._samples
-        return schedule_epoch(s.keys, s.codes, self._tokens, self._policy, self.seed, self.epoch)
+        members = s.in_group(group)
+        buckets, inverse = np.unique(s.codes[members], return_inverse=True)
+        codes: BucketCodes = inverse.astype(np.uint16)
+        schedule = schedule_epoch(s.keys[members], codes, self._tokens[buckets], self._policy, self.seed, self.epoch)
+        rows = schedule.rows
+        if len(members):
+            rows = np.where(rows == BLANK, BLANK, members[rows])
+        return dataclasses.replace(schedule, rows=rows)
 
     def note_replacements(self, damaged: list[str | None], used: list[str]) -> None:
         """Note the damaged samples of the next batch. damaged: their ids, None in the places of other samples."""
@@ -170,6 +191,8 @@ class LoaderState:
         }
         if not policy.shuffle:
             parts["order"] = _short(self._samples.keys.tobytes())
+        if policy.groups:
+            parts["groups"] = _short(str(policy.groups))
         return " ".join(f"{name}={value}" for name, value in parts.items())
 
 

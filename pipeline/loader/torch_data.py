@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader.agreement import announce_schedule
 from pipeline.loader.collation.collator import Collator
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
+from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader, check_groups
 from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import Reader, open_reader, read_now
 from pipeline.loader.schedule.epoch import EpochSchedule
@@ -102,6 +102,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     @OptionsAsKeywords(BatchOptions)
     def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
         check_data_loader(options)
+        check_groups(options.groups, data.recipe)
         self.rank, self._world_size = resolve_rank(options)
         self._batch_size = options.batch_size
         self._once = options.loop == "once"

@@ -18,7 +18,7 @@ from pipeline.errors import IntegrityError
 from pipeline.output.index import Index, OutputTotals, newest_index, read_index
 from pipeline.output.index_parts import OUTCOMES, PartWriter
 from pipeline.output.members import members_of
-from pipeline.output.schema import schema
+from pipeline.output.schema import ROW_ORDER, schema
 from pipeline.output.unit_metadata import (
     in_source_order,
     newest_unit_metadata,
@@ -154,7 +154,7 @@ def _merged(units: list[tuple[Unit, pa.Table]]) -> pa.Table:
         if unit.retries:
             tried_again = pa.concat_arrays([tried_again, rows["id"].combine_chunks()])
     merged = pa.concat_tables(kept, promote_options="permissive")
-    return merged.sort_by([("ordinal", "ascending"), ("window", "ascending")])
+    return merged.sort_by([key for key in ROW_ORDER if key[0] in merged.column_names])
 
 
 def _with_all_columns(tables: list[pa.Table], full_schema: pa.Schema) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The parts of an index: rows sorted by outcome and bucket, in the order in which they arrive, in bounded memory."""
+"""The parts of an index: rows sorted by outcome, group and bucket, in the order in which they arrive, in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ class PartWriter:
         """Number of rows of each outcome."""
         self._schema = schema
         self._new_path = new_path
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str, str], _Series] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Add a portion of rows. Their order is kept within each part."""
         is_sample, is_skip = rows["shard"].is_valid(), rows["skip_reason"].is_valid()
-        self._put("rejects", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
-        self._put("skips", "", rows.filter(is_skip))
+        self._put("rejects", "", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
+        self._put("skips", "", "", rows.filter(is_skip))
         samples = rows.filter(is_sample)
-        for bucket in samples["bucket"].unique().to_pylist():
-            self._put("samples", bucket, samples.filter(pc.equal(samples["bucket"], bucket)))
+        groups = samples["group"].fill_null("")
+        for group in groups.unique().to_pylist():
+            of_group = samples.filter(pc.equal(groups, group))
+            for bucket in of_group["bucket"].unique().to_pylist():
+                self._put("samples", group, bucket, of_group.filter(pc.equal(of_group["bucket"], bucket)))
         while sum(series.num_waiting for series in self._series.values()) > ROWS_WAITING:
             max(self._series.values(), key=lambda series: series.num_waiting).flush()
 
     def close(self) -> dict[str, Path]:
-        """Complete the parts and return them by name, in order; parts of samples in the order of their buckets."""
+        """Complete the parts and return them by name, in order; parts of samples by group, then by bucket."""
         files: dict[str, Path] = {}
         for outcome in OUTCOMES:
             series = [self._series[key] for key in sorted(self._series) if key[0] == outcome]
@@ -49,10 +52,10 @@ class PartWriter:
             files |= {f"{outcome}-{n:05d}.parquet": path for n, path in enumerate(paths)}
         return files
 
-    def _put(self, outcome: str, bucket: str, rows: pa.Table) -> None:
+    def _put(self, outcome: str, group: str, bucket: str, rows: pa.Table) -> None:
         if rows.num_rows:
             self.counts[outcome] += rows.num_rows
-            self._series.setdefault((outcome, bucket), _Series(self._schema, self._new_path)).add(rows)
+            self._series.setdefault((outcome, group, bucket), _Series(self._schema, self._new_path)).add(rows)
 
 
 class _Series:

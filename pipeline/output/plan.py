@@ -40,6 +40,11 @@ UNIT_SCHEMA = pa.schema(
     ]
 )
 
+_GROUPED_RETRIES = pa.list_(
+    pa.struct([("ordinal", pa.int64()), ("windows", pa.list_(pa.int32())), ("groups", pa.list_(pa.string()))])
+)
+"""Type of ``retries`` in a generation that retries windows of groups of buckets."""
+
 
 def freeze_plan(store: Store, sources: list[Source], recipe: Recipe, say: Callable[[str], None] | None = None) -> Plan:
     """Record a new generation of the plan for what the sources have gained, if anything; the whole plan.
@@ -64,7 +69,10 @@ def preview_plan(store: Store, sources: list[Source], recipe: Recipe, say: Calla
 
 def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, generation: int) -> None:
     """Record a generation of units, unless another job has recorded it first."""
-    schema = UNIT_SCHEMA.with_metadata({"columns": schema_to_text(columns)})
+    schema = UNIT_SCHEMA
+    if any(retry.groups for unit in units for retry in unit.retries):
+        schema = schema.set(schema.get_field_index("retries"), pa.field("retries", _GROUPED_RETRIES))
+    schema = schema.with_metadata({"columns": schema_to_text(columns)})
     with store.scratch() as scratch:
         with parquet_writer(scratch, schema) as writer:
             for start in range(0, len(units), UNITS_PER_ROW_GROUP):

@@ -47,7 +47,7 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
 
 
 def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    columns = ["source", "ordinal", "window", *REJECT_COLUMNS]
+    columns = ["source", "ordinal", "window", "group", *REJECT_COLUMNS]
     tables = (read_parquet(store.get(path), columns) for path in index.rejects)
     return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
 
@@ -72,14 +72,20 @@ def _units(plan: Plan, rejects: list[dict[str, Any]], whole_items: set[tuple[str
     """Make a unit for each original unit that has some of the rejects."""
     originals = sorted((unit for unit in plan.units if not unit.retries), key=lambda unit: (unit.source, unit.start))
     starts = [(unit.source, unit.start) for unit in originals]
-    windows_by_unit: dict[str, tuple[Unit, dict[int, set[int]]]] = {}
+    windows_by_unit: dict[str, tuple[Unit, dict[int, set[tuple[int, str]]]]] = {}
     for row in rejects:
         unit = originals[bisect_right(starts, (row["source"], row["ordinal"])) - 1]
         windows = windows_by_unit.setdefault(unit.name, (unit, {}))[1].setdefault(row["ordinal"], set())
         if (row["source"], row["ordinal"]) not in whole_items:
-            windows.add(row["window"])
+            windows.add((row["window"], row.get("group") or ""))
     generation = len(plan.columns)
     for unit, items in windows_by_unit.values():
-        retries = tuple(Retry(ordinal=o, windows=tuple(sorted(items[o]))) for o in sorted(items))
+        retries = tuple(_retry(ordinal, items[ordinal]) for ordinal in sorted(items))
         name = unit_name(unit.name.rpartition("-")[0], unit.source, unit.start, unit.stop, generation)
         yield dataclasses.replace(unit, name=name, generation=generation, retries=retries)
+
+
+def _retry(ordinal: int, windows: set[tuple[int, str]]) -> Retry:
+    """Make the retry of an item from the index and group of each window; of the whole item without windows."""
+    indices, groups = zip(*sorted(windows), strict=True) if windows else ((), ())
+    return Retry(ordinal=ordinal, windows=indices, groups=groups if any(groups) else ())

@@ -29,9 +29,9 @@ VALUE_OF_4_DECIMALS = 3.1234
 Row = dict[str, Any]
 
 
-def sample_id(unit: Unit, item: Item, window: int) -> str:
-    """20 hex digits that name one window of one item, whatever characters the item's key has."""
-    text = json.dumps([unit.source, item.ordinal, item.key, window, 0])
+def sample_id(unit: Unit, item: Item, window: int, group: str = "") -> str:
+    """20 hex digits that name one window of one item in one group of buckets, whatever characters the item's key has."""
+    text = json.dumps([unit.source, item.ordinal, item.key, window, 0, *([group] if group else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -43,19 +43,27 @@ class RowBuilder:
         self.schema = schema(self.members, user_columns)
         self.recipe = recipe
         self.card = card
-        self._unit = unit
+        self.unit = unit
         self._fingerprint = recipe.fingerprint
+        self._first_group = next(iter(recipe.bucket_groups))
         self._shard_columns = shard_columns(self.members)
 
-    def window(self, item: Item, index: int, facts: VideoFacts | None, scene: Scene | None = None) -> Row:
-        """The row of one window of an item. ``facts`` is None where the video could not be probed."""
+    def window(
+        self, item: Item, index: int, facts: VideoFacts | None, scene: Scene | None = None, group: str = ""
+    ) -> Row:
+        """The row of one window of an item. ``facts`` is None where the video could not be probed.
+
+        The row of an item whose windows are not known has no group. It has the id of the item's first window in the first
+        group, whose row replaces it if a retry succeeds.
+        """
         row: Row = dict.fromkeys(self.schema.names)
         row |= {
-            "id": sample_id(self._unit, item, index),
-            "source": self._unit.source,
+            "id": sample_id(self.unit, item, index, group or self._first_group),
+            "source": self.unit.source,
             "ordinal": item.ordinal,
             "key": item.key,
             "window": index,
+            "group": group or None,
             "uri": item.uri,
             "caption": item.caption,
             "captions": item.captions,
@@ -73,7 +81,9 @@ class RowBuilder:
 
     def clip(self, item: Item, window: Window, facts: VideoFacts, decoder: str) -> Row:
         """The row of a window that was decoded."""
-        return self.window(item, window.index, facts, window.scene) | _clip_columns(window, facts, decoder)
+        return self.window(item, window.index, facts, window.scene, window.group) | _clip_columns(
+            window, facts, decoder
+        )
 
     def latent_columns(self, window: Window, size_thw: tuple[int, ...]) -> Row:
         """The columns of a sample that describe the shape and the type of its latent."""
@@ -138,7 +148,7 @@ def _clip_columns(window: Window, facts: VideoFacts, decoder: str) -> Row:
     place, bucket = window.placement, window.bucket
     scale = place.scaled_height / facts.height, place.scaled_width / facts.width
     return {
-        "bucket": str(bucket),
+        "bucket": bucket.size,
         "num_frames": bucket.num_frames,
         "height": bucket.height,
         "width": bucket.width,

@@ -19,6 +19,7 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("ordinal", _LONG),
         ("key", _TEXT),
         ("window", _INT),
+        ("group", _TEXT),
         ("uri", _TEXT),
         ("caption", _TEXT),
         ("captions", pa.list_(_TEXT)),
@@ -82,6 +83,8 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
 }
 """Columns by topic. ``schema`` puts those of the recipe's members in their place, and user columns at the end."""
 
+ROW_ORDER = tuple((name, "ascending") for name in ("ordinal", "window", "group"))
+"""Order of the rows of a source."""
 
 REJECT_COLUMNS = ("reject_stage", "reject_reason")
 """The columns that ``reject_names`` joins."""
@@ -103,6 +106,13 @@ def reject_names(table: pa.Table) -> pa.ChunkedArray:
     """``Reject.name`` of every row of a table that has ``REJECT_COLUMNS``; null where a row is not a reject."""
     stages, reasons = (table[name] for name in REJECT_COLUMNS)
     return pc.binary_join_element_wise(stages, reasons, NAME_SEPARATOR)
+
+
+def bucket_names(samples: pa.Table) -> pa.ChunkedArray:
+    """``str(Bucket)`` of every sample of a table that has ``bucket`` and, in outputs with groups, ``group``."""
+    if "group" not in samples.column_names:
+        return samples["bucket"]
+    return pc.coalesce(pc.binary_join_element_wise(samples["group"], samples["bucket"], "="), samples["bucket"])
 
 
 def _member_columns(member: Member) -> list[tuple[str, pa.DataType]]:

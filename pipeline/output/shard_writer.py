@@ -15,6 +15,7 @@ from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
 from pipeline.output.members import CHECKSUM, SPAN, Member
 from pipeline.output.rows import Row, RowBuilder
+from pipeline.output.schema import ROW_ORDER
 from pipeline.output.serialization import Array, Packed, pack_latent
 from pipeline.output.tar_writer import TarWriter
 from pipeline.output.unit_metadata import unit_metadata_facts, unit_metadata_path
@@ -73,12 +74,14 @@ class ShardWriter:
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
         """Record a window that the recipe leaves out."""
-        self._add(self._builder.window(item, skip.index, facts, skip.scene) | {"skip_reason": skip.reason})
+        row = self._builder.window(item, skip.index, facts, skip.scene, skip.group)
+        self._add(row | {"skip_reason": skip.reason})
         self.counts.skips[skip.reason] += 1
 
     def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
         """Record a window that could not become a sample."""
-        self._reject(self._builder.window(item, rejected.index, facts, rejected.scene), rejected.reject)
+        row = self._builder.window(item, rejected.index, facts, rejected.scene, rejected.group)
+        self._reject(row, rejected.reject)
 
     def commit(self, store: Store, notes: dict[str, str]) -> str:
         """Upload the tar, then the unit metadata, which commits the unit.
@@ -153,7 +156,7 @@ class ShardWriter:
         self._flush()
         schema = self._builder.schema
         table = pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
-        table = table.sort_by([("ordinal", "ascending"), ("window", "ascending")])
+        table = table.sort_by(list(ROW_ORDER))
         shards = pc.if_else(table["offset"].is_valid(), pa.scalar(shard, pa.string()), pa.scalar(None, pa.string()))
         table = table.set_column(table.column_names.index("shard"), schema.field("shard"), shards)
         sums, sums_of_squares = self._channel_sums.tolist()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.output.counts import Counts
 from pipeline.output.index import Index
 from pipeline.output.layout.own_files import SHARD
-from pipeline.output.schema import REJECT_COLUMNS, reject_names
+from pipeline.output.schema import REJECT_COLUMNS, bucket_names, reject_names
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.advice import reject_advice, skip_meaning
 from pipeline.progress.captions import count_captions, metadata_hints, metadata_note, no_captions_note
@@ -32,6 +32,7 @@ from pipeline.visible import visible
 MAX_EXAMPLES = 8
 """Number of rejects whose messages are listed."""
 MAX_EXAMPLE_CHARACTERS = 160
+OUTCOMES_OF_GROUP = ("samples", "skips", "rejects")
 MAX_METADATA_ROWS = 20
 """Number of samples whose metadata is searched for text, if there are no captions."""
 
@@ -50,6 +51,11 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     buckets: Counter[str] = field(default_factory=Counter)
     """Number of samples by bucket."""
+    groups: dict[str, Counter[str]] = field(default_factory=dict)
+    """Number of ``samples``, ``skips`` and ``rejects`` by group of buckets; empty without groups.
+
+    Rejects of items whose windows are not known have no group.
+    """
     reject_examples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences about captions and metadata that people should know."""
@@ -68,6 +74,12 @@ class Summary:
         if self.counts.windows and self.counts.rejects.total() == self.counts.windows:
             return "every window was rejected: there are no samples"
         return "finished, with more rejects than --max-rejects allows" if self.exit_code else "finished"
+
+    def count_groups(self, table: pa.Table, outcome: str) -> None:
+        """Add rows of the index, which all have this outcome, to the counts of their groups of buckets."""
+        groups = value_counts(table["group"]) if "group" in table.column_names else {}
+        for name, count in groups.items():
+            self.groups.setdefault(name, Counter())[outcome] += count
 
     def save(self, store: Store) -> None:
         """Write ``summary.json``; replaces that of an earlier job. The fields of ``counts`` stand beside the others."""
@@ -90,6 +102,9 @@ class Summary:
             f"  latents  {number(counts.frames, 'frame')}, {byte_size(counts.size_bytes)} of shards",
             f"  captions {number(counts.captions)} of {number(counts.samples)}",
         ]
+        for name, numbers in sorted(self.groups.items()):
+            outcomes = (number(numbers[outcome], outcome.removesuffix("s")) for outcome in OUTCOMES_OF_GROUP)
+            lines.append(f"  group    {name}: {', '.join(outcomes)}")
         for title, numbers in (("buckets", self.buckets), ("skips", counts.skips), ("rejects", counts.rejects)):
             for name, count in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
@@ -115,17 +130,20 @@ def summarize(
     summary.finished, summary.exit_code = True, 0
     counts = summary.counts = Counts(samples=index.num_samples, size_bytes=_shard_bytes(store))
     notes: Counter[str] = Counter()
-    for table in _read_tables(store, index.samples, ["bucket", "num_frames", "caption", "note"]):
+    for table in _read_tables(store, index.samples, ["bucket", "group", "num_frames", "caption", "note"]):
         counts.frames += pc.sum(table["num_frames"]).as_py()
         counts.captions += count_captions(table["caption"])
-        summary.buckets.update(value_counts(table["bucket"]))
+        summary.buckets.update(value_counts(bucket_names(table)))
+        summary.count_groups(table, "samples")
         notes.update(value_counts(table["note"].drop_null()))
     if counts.samples and not counts.captions:
         summary.notes.append(no_captions_note(sources, metadata_hints(_some_metadata(store, index))))
     summary.notes += [metadata_note(name, count) for name, count in sorted(notes.items())]
-    for table in _read_tables(store, index.skips, ["skip_reason"]):
+    for table in _read_tables(store, index.skips, ["skip_reason", "group"]):
         counts.skips.update(value_counts(table["skip_reason"]))
-    for table in _read_tables(store, index.rejects, ["key", *REJECT_COLUMNS, "reject_message"]):
+        summary.count_groups(table, "skips")
+    for table in _read_tables(store, index.rejects, ["key", "group", *REJECT_COLUMNS, "reject_message"]):
+        summary.count_groups(table, "rejects")
         counts.rejects.update(value_counts(reject_names(table)))
         rows = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
         summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]

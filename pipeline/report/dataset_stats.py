@@ -21,6 +21,7 @@ from pipeline.output.index import Index, OutputTotals, newest_index
 from pipeline.output.plan import committed_units, read_plan
 from pipeline.output.schema import reject_names
 from pipeline.output.unit_metadata import read_unit_metadata, unit_metadata_facts
+from pipeline.report.bucket_stats import BucketStats, GroupStats, add_buckets, add_groups, clip_lengths
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
 from pipeline.report.scene_stats import SCENE_COLUMNS, SceneStats
 from pipeline.sources.units import Unit
@@ -48,7 +49,7 @@ COLUMNS = (
         "reject_reason",
         "reject_message",
     ),
-    *("bucket", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
+    *("bucket", "group", "num_frames", "height", "width", "fps", "start_s", "end_s", "nbytes", "encode_path"),
     *("latent_c", "latent_t", "latent_h", "latent_w"),
     *("src_width", "src_height", "src_num_frames", "src_duration_s", "src_codec"),
     *SCENE_COLUMNS,
@@ -56,20 +57,6 @@ COLUMNS = (
 
 BinCounts = npt.NDArray[np.int64]
 """Number of clips or items in each bin of ``DURATION_EDGES_S``."""
-
-
-@dataclass(kw_only=True, slots=True)
-class BucketStats:
-    """Contents of one bucket."""
-
-    clips: int = 0
-    frames: int = 0
-    seconds: float = 0.0
-    size_bytes: int = 0
-    pixel_bytes: int = 0
-    """Size of its frames as raw RGB."""
-    latent_shape: tuple[int, ...] = ()
-    """Shape (C, t, h, w); the smallest where shortened clips differ."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,6 +92,9 @@ class DatasetStats:
     totals: OutputTotals
     latents: LatentStatistics | None = None
     buckets: defaultdict[str, BucketStats] = field(default_factory=lambda: defaultdict(BucketStats))
+    """Contents of buckets by ``str(Bucket)``, which begins with the group."""
+    groups: defaultdict[str, GroupStats] = field(default_factory=lambda: defaultdict(GroupStats))
+    """Outcomes by group of buckets; empty without groups."""
     sources: defaultdict[str, SourceStats] = field(default_factory=lambda: defaultdict(SourceStats))
     skips: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
     rejects: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
@@ -187,13 +177,20 @@ def _read_tables(store: Store, newer: list[Unit], index: Index | None, totals: O
     retried_ids = pa.array([], pa.string())
     for unit, metadata in read_unit_metadata(store, newer):
         totals.add(unit_metadata_facts(metadata))
-        table = metadata.select(list(COLUMNS))
+        table = _with_group(metadata).select(list(COLUMNS))
         yield _drop_ids(table, retried_ids)
         if unit.retries:
             retried_ids = pa.concat_arrays([retried_ids, table["id"].combine_chunks()])
     for part in [] if index is None else [*index.samples, *index.skips, *index.rejects]:
         for table in parquet_batches(store.get(part), list(COLUMNS), BATCH_ROWS):
-            yield _drop_ids(table, retried_ids)
+            yield _drop_ids(_with_group(table), retried_ids)
+
+
+def _with_group(table: pa.Table) -> pa.Table:
+    """Add the column ``group`` to a table of a program that did not know groups of buckets."""
+    if "group" in table.column_names:
+        return table
+    return table.append_column("group", pa.nulls(len(table), pa.string()))
 
 
 def _drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
@@ -201,16 +198,23 @@ def _drop_ids(table: pa.Table, ids: pa.Array) -> pa.Table:
 
 
 def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
-    """Add a table with one row per window; every item has exactly one row whose window is 0."""
+    """Add a table with one row per window. Every item has exactly one row whose window is 0 in each group of buckets.
+
+    An item whose windows are not known has one row without a group.
+    """
     samples = table.filter(pc.field("shard").is_valid())
-    items = table.filter(pc.field("window") == 0)
-    _add_buckets(stats.buckets, samples)
+    first_windows = table.filter(pc.field("window") == 0)
+    items = first_windows
+    if groups := stats.dataset.recipe.group_names:
+        items = first_windows.filter(pc.field("group").is_null() | (pc.field("group") == groups[0]))
+        add_groups(stats.groups, table)
+    add_buckets(stats.buckets, samples)
     _add_sources(stats.sources, table, items)
     for name, count in value_counts(samples.filter(pc.field("caption") != "")["source"]).items():
         stats.sources[name].captions += count
     skips = table.filter(pc.field("skip_reason").is_valid())
     _add_reasons(stats.skips, skips, "skip_reason", _describe_video)
-    stats.scenes.add(samples, skips, items)
+    stats.scenes.add(samples, skips, first_windows)
     rejects = table.filter(pc.field("reject_reason").is_valid())
     _add_reasons(
         stats.rejects,
@@ -221,26 +225,8 @@ def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
     stats.codecs.update(value_counts(items["src_codec"]))
     stats.notes.update(value_counts(samples["note"].drop_null()))
     stats.encode_paths.update(value_counts(samples["encode_path"]))
-    stats.clip_durations += _count_lengths(_clip_lengths(samples))
+    stats.clip_durations += _count_lengths(clip_lengths(samples))
     stats.item_durations += _count_lengths(items["src_duration_s"])
-
-
-def _add_buckets(buckets: dict[str, BucketStats], samples: pa.Table) -> None:
-    pixels = pc.multiply(pc.multiply(samples["height"].cast(pa.int64()), samples["width"]), samples["num_frames"])
-    samples = samples.append_column("pixel_bytes", pc.multiply(pixels, 3)).append_column(
-        "seconds", _clip_lengths(samples)
-    )
-    sums = ("num_frames", "nbytes", "pixel_bytes", "seconds")
-    shape = ("latent_c", "latent_t", "latent_h", "latent_w")
-    columns = [("id", "count"), *((name, "sum") for name in sums), *((name, "min") for name in shape)]
-    for row in samples.group_by("bucket").aggregate(columns).to_pylist():
-        bucket = buckets[row["bucket"]]
-        bucket.clips += row["id_count"]
-        bucket.frames += row["num_frames_sum"]
-        bucket.size_bytes += row["nbytes_sum"]
-        bucket.pixel_bytes += row["pixel_bytes_sum"]
-        bucket.seconds += row["seconds_sum"] or 0.0
-        bucket.latent_shape = tuple(row[f"{name}_min"] for name in shape)
 
 
 def _add_sources(sources: dict[str, SourceStats], table: pa.Table, items: pa.Table) -> None:
@@ -269,12 +255,6 @@ def _add_reasons(
 
 def _describe_video(row: dict[str, Any]) -> str:
     return f"{row['src_width']}x{row['src_height']} pixels, {row['src_num_frames']} frames"
-
-
-def _clip_lengths(samples: pa.Table) -> pa.ChunkedArray:
-    """Return the lengths of clips in seconds; null for images."""
-    lengths = pc.subtract(samples["end_s"], samples["start_s"])
-    return pc.if_else(samples["fps"].is_valid(), lengths, pa.scalar(None, pa.float64()))
 
 
 def _count_lengths(seconds: pa.ChunkedArray) -> BinCounts:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.errors import ConfigError, LatentmillError, Rejected
 from pipeline.loader import LatentDataset
+from pipeline.output.schema import bucket_names
 from pipeline.recipe import Run
 from pipeline.report.pictures import Picture, write_pictures
 from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, source_frames
@@ -54,13 +55,13 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     with SourceFrameReader(run, data) as reader:
         for row in _choose_rows(data, per_bucket):
             pictures.append(_make_picture(reader, vae, data, row))
-            say(f"{pictures[-1].bucket}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded'}")
+            say(f"{pictures[-1].bucket_name}  {pictures[-1].key[:60]}  {pictures[-1].error or 'decoded'}")
     write_pictures(data.store, pictures)
 
 
 def _choose_rows(data: LatentDataset, per_bucket: int) -> list[int]:
     """Draw rows of each bucket at random with a fixed seed; of different videos where possible."""
-    column = data.columns["bucket"]
+    column = bucket_names(data.columns)
     counts = value_counts(column)
     rows: list[int] = []
     for bucket in sorted(counts, key=lambda name: (-counts[name], name))[:MAX_BUCKETS]:
@@ -74,7 +75,7 @@ def _choose_rows(data: LatentDataset, per_bucket: int) -> list[int]:
 
 
 def _make_picture(reader: SourceFrameReader, vae: VAE, data: LatentDataset, row: int) -> Picture:
-    columns = ["id", "bucket", "key", "source", "caption", "start_s", "end_s", "num_frames"]
+    columns = ["id", "bucket", "group", "key", "source", "caption", "start_s", "end_s", "num_frames"]
     facts: dict[str, Any] = data.columns.select(columns).slice(row, 1).to_pylist()[0]
     try:
         frames = reader.read(row)
@@ -101,10 +102,10 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     """
     data = LatentDataset(run.output)
     vae = load_vae(local_checkpoint(run.vae), only="decoder")
-    strips = []
+    strips, buckets = [], bucket_names(data.columns)
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         decoded = decode_back(vae, data, row)
-        label = f"{data.columns['key'][row]}   {data.columns['bucket'][row]}   PSNR {psnr_db(frames, decoded):.1f} dB"
+        label = f"{data.columns['key'][row]}   {buckets[row]}   PSNR {psnr_db(frames, decoded):.1f} dB"
         strips.append(_strip(frames, decoded, label))
     buffer = io.BytesIO()
     _stack(strips).save(buffer, format="PNG")

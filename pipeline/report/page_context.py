@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from pipeline.progress.activities import activity_label
 from pipeline.report import charts
+from pipeline.report.bucket_stats import BucketStats, GroupStats
 from pipeline.report.dataset_stats import (
     DURATION_EDGES_S,
     BinCounts,
-    BucketStats,
     DatasetStats,
     ReasonStats,
     SourceStats,
@@ -81,8 +81,24 @@ class PageContext:
 
     @cached_property
     def buckets(self) -> list[tuple[str, BucketStats]]:
-        """Buckets with the most clips first."""
-        return sorted(self.stats.buckets.items(), key=lambda pair: (-pair[1].clips, pair[0]))
+        """Buckets with the most clips first, group by group in the recipe's order."""
+        groups = self.stats.dataset.recipe.group_names
+
+        def order(pair: tuple[str, BucketStats]) -> tuple[int, int, str]:
+            group = pair[0].rpartition("=")[0]
+            return groups.index(group) if group in groups else 0, -pair[1].clips, pair[0]
+
+        return sorted(self.stats.buckets.items(), key=order)
+
+    @cached_property
+    def groups(self) -> list[tuple[str, GroupStats]]:
+        """Groups of buckets in the recipe's order; empty without groups."""
+        return [(name, self.stats.groups[name]) for name in self.stats.dataset.recipe.group_names]
+
+    @property
+    def most_clips(self) -> int:
+        """Number of clips in the largest bucket."""
+        return max(bucket.clips for _, bucket in self.buckets)
 
     @cached_property
     def sources(self) -> list[tuple[str, SourceStats]]:
@@ -118,7 +134,7 @@ class PageContext:
     @cached_property
     def gallery(self) -> list[tuple[str, list[Picture]]]:
         """Pictures by bucket."""
-        return [(bucket, list(group)) for bucket, group in groupby(self.pictures, lambda picture: picture.bucket)]
+        return [(bucket, list(group)) for bucket, group in groupby(self.pictures, lambda picture: picture.bucket_name)]
 
     @cached_property
     def throughput(self) -> list[tuple[Job, Markup]]:

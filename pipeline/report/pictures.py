@@ -25,12 +25,19 @@ class Picture:
     start_s: float
     end_s: float
     num_frames: int
+    group: str | None = None
+    """Group of buckets, if there are groups."""
     psnr_db: float = 0.0
     webp: str = ""
     """The picture as WebP in base64."""
     width: int = 0
     height: int = 0
     error: str = ""
+
+    @property
+    def bucket_name(self) -> str:
+        """The bucket with its group, as a recipe writes it."""
+        return f"{self.group}={self.bucket}" if self.group else self.bucket
 
     @property
     def psnr_text(self) -> str:

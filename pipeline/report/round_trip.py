@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,9 +22,11 @@ from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item
+from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Frames
+from pipeline.video.placement import crop_position
 from pipeline.video.ranges import select_in_range
 from stvae import load_vae
 from stvae.vae import VAE
@@ -57,13 +60,14 @@ class SourceFrameReader:
 
         Raises LatentmillError or Rejected if the source is gone, changed or damaged.
         """
-        sample = self._data.columns.select(["shard", "ordinal", "window", "uri"]).slice(row, 1).to_pylist()[0]
+        columns = ["shard", "ordinal", "window", "group", "uri"]
+        sample = self._data.columns.select(columns).slice(row, 1).to_pylist()[0]
         unit = self._units.get(unit_of(sample["shard"]))
         if unit is None:
             raise IntegrityError(f"{self._data.store.url}: the plan has no unit for {sample['shard']!a}")
         for item in items(unit, self._url(unit.source), self._data.recipe, self._columns[unit.generation]):
             if item.ordinal == sample["ordinal"]:
-                return self._decode(item, sample).frames_THWC
+                return self._decode(unit, item, sample).frames_THWC
         raise _source_changed(sample)
 
     def _url(self, source: str) -> str:
@@ -76,11 +80,14 @@ class SourceFrameReader:
             )
         return source
 
-    def _decode(self, item: Item, sample: dict[str, Any]) -> Clip:
-        plan = partial(select_in_range, recipe=self._data.recipe, geometry=self._data.card.geometry)
-        with fetch(item, self._data.recipe) as file:
-            for _, (_, outcome) in self._decoders.clips_of_ranges(file.fileno(), [item.range], plan):
-                if isinstance(outcome, Clip) and outcome.window.index == sample["window"]:
+    def _decode(self, unit: Unit, item: Item, sample: dict[str, Any]) -> Clip:
+        recipe, geometry = self._data.recipe, self._data.card.geometry
+        crop = crop_position(recipe, unit.source, item.ordinal, item.key)
+        select = partial(select_in_range, recipe=recipe, geometry=geometry, crop=crop)
+        wanted = sample["window"], sample["group"] or ""
+        with fetch(item, recipe) as file:
+            for _, (_, outcome) in self._decoders.clips_of_ranges(file.fileno(), [item.range], [select]):
+                if isinstance(outcome, Clip) and (outcome.window.index, outcome.window.group) == wanted:
                     return outcome
         raise _source_changed(sample)
 
@@ -124,7 +131,8 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
         torch.set_num_threads(run.cpus)
     rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
-        bucket = Bucket.parse(data.columns["bucket"][row].as_py())
+        group = data.columns["group"][row].as_py() or ""
+        bucket = dataclasses.replace(Bucket.parse(data.columns["bucket"][row].as_py()), group=group)
         pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
         pixels[0] = frames
         moments = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0]

@@ -13,7 +13,10 @@ SCENE_COLUMNS = ("ordinal", "scene", "scene_start_s", "scene_end_s", "range_star
 
 @dataclass(kw_only=True, slots=True)
 class SceneStats:
-    """Sums over the windows of scenes. Images, and videos rejected before detection, have no scene."""
+    """Sums over the windows of scenes. Images, and videos rejected before detection, have no scene.
+
+    Each group of buckets lays windows in all scenes, so scenes and items count once per group.
+    """
 
     scenes_with_first_clip: int = 0
     """Number of scenes whose first window became a clip.
@@ -34,13 +37,13 @@ class SceneStats:
         return self.cut_s / self.items_s if self.items_s else 0.0
 
     def add(self, samples: pa.Table, skips: pa.Table, items: pa.Table) -> None:
-        """Add the rows of clips, the rows of skips, and the first row of each item."""
+        """Add the rows of clips, the rows of skips, and the first row of each item in each group."""
         clips, items = (table.filter(pc.field("scene").is_valid()) for table in (samples, items))
         cuts = skips.filter(pc.field("skip_reason") == "cut")
         first_clips = clips.filter(pc.field("start_s") == pc.field("scene_start_s"))
         # clips may begin with the same frame, if frames repeat at the recipe's frame rate
         self.scenes_with_first_clip += (
-            first_clips.group_by(["source", "ordinal", "key", "scene"]).aggregate([]).num_rows
+            first_clips.group_by(["source", "ordinal", "key", "scene", "group"]).aggregate([]).num_rows
         )
         self.clips += clips.num_rows
         self.cuts += cuts.num_rows

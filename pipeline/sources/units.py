@@ -46,6 +46,18 @@ class Retry:
     ordinal: int
     windows: tuple[int, ...]
     """Indices of the rejected windows; empty if the item was rejected as a whole."""
+    groups: tuple[str, ...] = ()
+    """Group of buckets of each of these windows; empty in outputs without groups."""
+
+    @property
+    def wanted(self) -> tuple[tuple[int, str], ...]:
+        """Index and group of each window; the group is empty in outputs without groups."""
+        return tuple(zip(self.windows, self.groups or ("",) * len(self.windows), strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain values; no groups if there are none, so that plans without groups stay as they are."""
+        values: dict[str, Any] = {"ordinal": self.ordinal, "windows": list(self.windows)}
+        return values | {"groups": list(self.groups)} if self.groups else values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +119,7 @@ class Unit:
     def without_files(self) -> dict[str, Any]:
         """All fields but ``files`` as plain values: a row of the plan without its largest column."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
-        return values | {"retries": [{"ordinal": r.ordinal, "windows": list(r.windows)} for r in self.retries]}
+        return values | {"retries": [retry.to_json() for retry in self.retries]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Unit:
@@ -117,7 +129,10 @@ class Unit:
     @classmethod
     def with_files(cls, values: dict[str, Any], files: Files) -> Unit:
         """The unit that ``without_files`` described, with its files."""
-        retries = tuple(Retry(ordinal=r["ordinal"], windows=tuple(r["windows"])) for r in values["retries"])
+        retries = tuple(
+            Retry(ordinal=r["ordinal"], windows=tuple(r["windows"]), groups=tuple(r.get("groups") or ()))
+            for r in values["retries"]
+        )
         # units of one source share these texts
         shared: dict[str, Any] = {name: sys.intern(values[name]) for name in ("header", "details") if name in values}
         return cls(**values | shared | {"files": files, "retries": retries})

@@ -8,7 +8,6 @@ a deadline.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -20,7 +19,7 @@ from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
 from pipeline.video.decode_process import DecodeChild, DecodeServer, read_facts, reading_reply
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
-from pipeline.video.ranges import Range, positions_in_range
+from pipeline.video.ranges import Range, in_decoding_order, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
 
 RETRYABLE_REASONS = ("timeout", "memory", "crash")
@@ -61,19 +60,19 @@ class Decoders:
         The child works on this video until the last outcome is taken or the iterator is closed. Damage rejects the window
         in which it shows and all later ones. After a crash, a hang or a lack of memory the rest is tried once more.
         """
-        for _, decoded in self.clips_of_ranges(fd, [None], lambda facts, _: select(facts)):
+        for _, decoded in self.clips_of_ranges(fd, [None], [lambda facts, _: select(facts)]):
             yield decoded
 
     def clips_of_ranges(
-        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector
+        self, fd: int, ranges: Sequence[Range | None], selectors: Sequence[RangeSelector]
     ) -> Iterator[tuple[int, Decoded]]:
         """Decode several ranges of one video in one pass. Yields each outcome with the number of its range.
 
-        ``select(facts, item_range)`` returns the windows of one range. If the recipe has scenes, the facts hold those of
-        the range. Outcomes are those of ``clips`` for each range alone, in order for each; ranges are mixed, since frames
-        are decoded in order.
+        Each range has its own ``select(facts, item_range)``, which returns its windows. If the recipe has scenes, the facts
+        hold those of the range. Outcomes are those of ``clips`` for each range alone. They are in order for each range and
+        group of buckets; ranges and groups are mixed, since frames are decoded once and in order.
         """
-        video = _Video(fd, ranges, select, self._recipe, self._limits)
+        video = _Video(fd, ranges, selectors, self._recipe, self._limits)
         while not video.is_done:
             yield from self._until_failure(video)
 
@@ -119,33 +118,20 @@ class Decoders:
             self._idle.append(child)
 
 
-def in_decoding_order(
-    selected: Sequence[Sequence[Window | Skip | RejectedWindow]],
-) -> list[tuple[int, Window | Skip | RejectedWindow]]:
-    """The windows of several ranges by the time of their first frame, each with the number of its range.
-
-    The windows of one range keep their order: a skip follows the window before it.
-    """
-    keyed = []
-    for number, windows in enumerate(selected):
-        start = -math.inf
-        for position, window in enumerate(windows):
-            if isinstance(window, Window):
-                start = max(start, window.pts[0])
-            keyed.append(((start, number, position), window))
-    keyed.sort(key=lambda pair: pair[0])
-    return [(key[1], window) for key, window in keyed]
-
-
 class _Video:
     """One video with the ranges to decode. It remembers which windows are done, so that another child can continue."""
 
     def __init__(
-        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector, recipe: Recipe, limits: dict[str, Any]
+        self,
+        fd: int,
+        ranges: Sequence[Range | None],
+        selectors: Sequence[RangeSelector],
+        recipe: Recipe,
+        limits: dict[str, Any],
     ) -> None:
         self.fd = fd
         self.ranges = ranges
-        self.select = select
+        self.selectors = selectors
         self.recipe = recipe
         self.limits = limits
         self.facts: VideoFacts | None = None
@@ -174,8 +160,8 @@ class _Video:
             )
         if self.remaining is None:
             self._selected = self._selected or []
-            for item_range in self.ranges[len(self._selected) :]:
-                self._selected.append(self._select(child, facts, item_range))
+            for number in range(len(self._selected), len(self.ranges)):
+                self._selected.append(self._select(child, facts, number))
             self.remaining = in_decoding_order(self._selected)
         windows = [window for _, window in self.remaining if isinstance(window, Window)]
         decoder = self._send_windows(child, facts, windows) if windows else ""
@@ -206,19 +192,18 @@ class _Video:
         self.remaining = [entry for entry in self.remaining if entry[0] != failed and reachable]
         for number, window in rejected:
             if isinstance(window, Window):
-                yield number, (self.facts, RejectedWindow(index=window.index, reject=reject, scene=window.scene))
+                yield number, (self.facts, RejectedWindow.of(window, reject))
             else:
                 yield number, (self.facts, window)
 
-    def _select(
-        self, child: DecodeChild, facts: VideoFacts, item_range: Range | None
-    ) -> Sequence[Window | Skip | RejectedWindow]:
+    def _select(self, child: DecodeChild, facts: VideoFacts, number: int) -> Sequence[Window | Skip | RejectedWindow]:
         """The windows of one range. A range without frames, or whose scenes cannot be found, is one reject."""
+        item_range, select = self.ranges[number], self.selectors[number]
         try:
             if self.recipe.scenes != "none" and not facts.is_image:
                 positions = positions_in_range(facts, item_range, self.recipe.range_unit)
                 facts = dataclasses.replace(facts, scenes=self._scenes(child, *positions))
-            return self.select(facts, item_range)
+            return select(facts, item_range)
         except Rejected as rejected:
             if rejected.reject.reason in RETRYABLE_REASONS:
                 raise
@@ -276,7 +261,7 @@ class _Video:
             frames_THWC = self._resized(frames_THWC, window)
         still = sum(np.array_equal(a, b) for a, b in pairwise(frames_THWC))
         if still / max(1, len(frames_THWC) - 1) > max(self.recipe.max_repeats, repeats(window.pts)):
-            return Skip(index=window.index, reason="frozen_frames")
+            return Skip(index=window.index, reason="frozen_frames", group=window.group)
         return Clip(window=window, frames_THWC=frames_THWC, decoder=decoder)
 
     def _resized(self, frames_THWC: Frames, window: Window) -> Frames:

@@ -26,11 +26,18 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedWindow:
-    """A window that cannot be used. Index 0 stands for the whole item if its windows are not known."""
+    """A window that cannot be used. Index 0 without a group stands for the whole item if its windows are not known."""
 
     index: int
     reject: Reject
     scene: Scene | None = None
+    group: str = ""
+    """Name of the group of buckets; empty without groups, and if the windows are not known."""
+
+    @classmethod
+    def of(cls, window: Window, reject: Reject) -> RejectedWindow:
+        """The reject of a selected window."""
+        return cls(index=window.index, reject=reject, scene=window.scene, group=window.group)
 
 
 Outcome = Clip | Skip | RejectedWindow

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
 from pipeline.errors import Rejected
 from pipeline.recipe import Recipe
+from pipeline.video.outcomes import RejectedWindow
+from pipeline.video.placement import CENTER, CropPosition
 from pipeline.video.windows import ROUNDING_S, Part, Scene, Skip, VideoFacts, Window, select_windows
 from stvae.geometry import Geometry
 
@@ -56,31 +60,49 @@ def range_seconds(facts: VideoFacts | None, item_range: Range, unit: RangeUnit) 
 
 
 def select_in_range(
-    facts: VideoFacts, item_range: Range | None, recipe: Recipe, geometry: Geometry
+    facts: VideoFacts, item_range: Range | None, recipe: Recipe, geometry: Geometry, crop: CropPosition = CENTER
 ) -> list[Window | Skip]:
-    """Every window of an item in order. ``item_range`` is the item's; None for a whole video."""
+    """Every window of an item in order, group by group. ``item_range`` is the item's; None for a whole video."""
     start, stop = positions_in_range(facts, item_range, recipe.range_unit)
     if facts.scenes is None:
-        return select_windows(facts, recipe, geometry, [Part(start=start, stop=stop)])
-    selected: list[Window | Skip] = []
+        return select_windows(facts, recipe, geometry, [Part(start=start, stop=stop)], crop)
+    groups: dict[str, list[Window | Skip]] = {name: [] for name in recipe.bucket_groups}
     for number, (start, stop) in enumerate(facts.scenes):
-        for window in _select_in_scene(facts, number, start, stop, recipe, geometry):
-            selected.append(replace(window, index=len(selected)))
-    return selected
+        scene = Scene(number=number, start_s=_begin_s(facts, start), end_s=_begin_s(facts, stop))
+        windows = select_windows(facts, recipe, geometry, [Part(start=start, stop=stop, scene=scene)], crop)
+        for group, selected in groups.items():
+            of_group = _windows_or_cut([w for w in windows if w.group == group], scene, facts, recipe)
+            selected += [replace(window, index=n) for n, window in enumerate(of_group, len(selected))]
+    return [window for selected in groups.values() for window in selected]
 
 
-def _select_in_scene(
-    facts: VideoFacts, number: int, start: int, stop: int, recipe: Recipe, geometry: Geometry
+def in_decoding_order(
+    selected: Sequence[Sequence[Window | Skip | RejectedWindow]],
+) -> list[tuple[int, Window | Skip | RejectedWindow]]:
+    """The windows of several ranges by the time of their first frame, each with the number of its range.
+
+    The windows of one group of buckets in one range keep their order: a skip follows the window before it.
+    """
+    keyed = []
+    for number, windows in enumerate(selected):
+        starts: defaultdict[str, float] = defaultdict(lambda: -math.inf)
+        for position, window in enumerate(windows):
+            if isinstance(window, Window):
+                starts[window.group] = max(starts[window.group], window.pts[0])
+            keyed.append(((starts[window.group], number, position), window))
+    keyed.sort(key=lambda pair: pair[0])
+    return [(key[1], window) for key, window in keyed]
+
+
+def _windows_or_cut(
+    windows: list[Window | Skip], scene: Scene, facts: VideoFacts, recipe: Recipe
 ) -> list[Window | Skip]:
-    """The windows of one scene; one skip ``cut`` for a scene among others that is too short for any."""
-    scene = Scene(number=number, start_s=_begin_s(facts, start), end_s=_begin_s(facts, stop))
-    cut: list[Window | Skip] = [Skip(index=0, reason="cut", scene=scene)]
+    """The windows of one group in a scene; one skip ``cut`` for a scene among others that is too short for any."""
     is_only_scene = len(facts.scenes or ()) == 1
-    if scene.end_s - scene.start_s < recipe.min_scene_s and not is_only_scene:
-        return cut
-    windows = select_windows(facts, recipe, geometry, [Part(start=start, stop=stop, scene=scene)])
-    is_short = isinstance(windows[0], Skip) and windows[0].reason == "too_short"
-    return cut if is_short and not is_only_scene else windows
+    has_none = isinstance(windows[0], Skip) and windows[0].reason == "too_short"
+    if is_only_scene or not (has_none or scene.end_s - scene.start_s < recipe.min_scene_s):
+        return windows
+    return [Skip(index=0, reason="cut", scene=scene, group=windows[0].group)]
 
 
 def _position(facts: VideoFacts, time_s: float) -> int:

@@ -14,11 +14,12 @@ from fractions import Fraction
 from itertools import pairwise
 
 from pipeline.recipe import Bucket, Recipe
-from pipeline.video.placement import Placement, fit_to_bucket
+from pipeline.video.placement import CENTER, CropPosition, Placement, choose_bucket, fit_to_bucket
 from stvae.geometry import Geometry
 
 ROUNDING_S = Fraction(1, 1000)
 """A frame counts as shown at most this much early, since containers round presentation times to their time base."""
+Timeline = tuple[list[int], list[int]]
 SEEKABLE_CONTAINERS = ("mov", "matroska")
 """Containers with an index of key frames by which FFmpeg seeks exactly."""
 
@@ -151,6 +152,7 @@ class Window:
     """A piece of a video that will be decoded to one clip."""
 
     index: int
+    """Number of the window among those of its item and group, from 0."""
     bucket: Bucket
     """Size of the clip. It has fewer frames than ``filled`` if it is a shortened remainder."""
     filled: Bucket
@@ -167,6 +169,11 @@ class Window:
     placement: Placement
     scene: Scene | None = None
 
+    @property
+    def group(self) -> str:
+        """Name of the group of buckets that the window was laid for; empty without groups."""
+        return self.filled.group
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skip:
@@ -175,71 +182,60 @@ class Skip:
     index: int
     reason: str
     scene: Scene | None = None
+    group: str = ""
+    """Name of the group of buckets; empty without groups."""
 
 
 def select_windows(
-    facts: VideoFacts, recipe: Recipe, geometry: Geometry, parts: Sequence[Part] | None = None
+    facts: VideoFacts,
+    recipe: Recipe,
+    geometry: Geometry,
+    parts: Sequence[Part] | None = None,
+    crop: CropPosition = CENTER,
 ) -> list[Window | Skip]:
-    """Every window of a video in order, each to be decoded or skipped. The list is never empty.
+    """Every window of a video in order, group by group, each to be decoded or skipped.
 
-    Windows are laid inside each of ``parts``, which is never empty; None stands for the whole video as one part.
+    Every group of buckets lays windows of its own, and has at least one. Windows are laid inside each of ``parts``, which
+    is never empty; None stands for the whole video as one part. ``crop`` is where frames are cropped.
 
     Shapes: a timeline of n clip-rate frames is cut into spans (start, length); a window's ``pts`` has ``length`` entries.
-    Invariant: window i of the result has index i.
+    Invariant: window i of a group has index i.
     Example: 40 frames, a bucket of 17 and ``windows="all"`` give windows at 0 and 17, and a skip for the 6 that remain.
     """
+    groups: dict[str, list[Window | Skip]] = {name: [] for name in recipe.bucket_groups}
     if facts.interlaced and recipe.interlaced == "skip":
-        return [Skip(index=0, reason="interlaced")]
-    selected: list[Window | Skip] = []
+        return [Skip(index=0, reason="interlaced", group=name) for name in groups]
     for part in parts or [Part(start=0, stop=len(facts.pts))]:
-        windows = _windows_in(part, facts, recipe, geometry, len(selected))
-        selected += windows if part.scene is None else [replace(window, scene=part.scene) for window in windows]
-    return selected
+        timeline = _timeline(part.of(facts), recipe.fps)
+        for name, selected in groups.items():
+            windows = _windows_in(timeline, facts, recipe, geometry, crop, name)
+            selected += [replace(w, index=n, scene=part.scene) for n, w in enumerate(windows, len(selected))]
+    return [window for selected in groups.values() for window in selected]
 
 
 def _windows_in(
-    part: Part, facts: VideoFacts, recipe: Recipe, geometry: Geometry, first_index: int
+    timeline: Timeline, facts: VideoFacts, recipe: Recipe, geometry: Geometry, crop: CropPosition, group: str
 ) -> list[Window | Skip]:
-    """The windows of one part, with indices from ``first_index``."""
-    pts, stops = _timeline(part.of(facts), recipe.fps)
-    bucket = choose_bucket(facts, len(pts), recipe, geometry)
+    """The windows of one group in one part, whose timeline is given."""
+    pts, stops = timeline
+    buckets = recipe.bucket_groups[group]
+    bucket = choose_bucket(facts.width, facts.height, len(pts), buckets, recipe, geometry)
     if isinstance(bucket, str):
-        return [Skip(index=first_index, reason=bucket)]
+        return [Skip(index=0, reason=bucket, group=group)]
     selected: list[Window | Skip] = []
-    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe), first_index):
+    for index, (start, length) in enumerate(_spans(len(pts), bucket.num_frames, recipe)):
         kept = length
         if length < bucket.num_frames:
             kept = geometry.largest_whole_length(length) if recipe.remainder == "shorten" else 0
         window_pts = tuple(pts[start : start + kept])
         if not kept:
-            selected.append(Skip(index=index, reason="remainder" if index > first_index else "too_short"))
+            selected.append(Skip(index=index, reason="remainder" if index else "too_short", group=group))
         elif repeats(window_pts) > recipe.max_repeats:
-            selected.append(Skip(index=index, reason="repeated_frames"))
+            selected.append(Skip(index=index, reason="repeated_frames", group=group))
         else:
-            selected.append(_window(facts, recipe, index, bucket, window_pts, stops[start + kept - 1]))
+            stop_pts = stops[start + kept - 1]
+            selected.append(_window(facts, recipe, index, bucket, window_pts, stop_pts, crop))
     return selected
-
-
-def choose_bucket(facts: VideoFacts, num_frames: int, recipe: Recipe, geometry: Geometry) -> Bucket | str:
-    """The bucket with the nearest aspect ratio, then the most frames, among those that the video can fill.
-
-    ``num_frames``: length of the video at the clips' rate. Returns the reason of a skip if the video fills no bucket.
-    """
-    width, height = facts.width, facts.height
-    large = [b for b in recipe.buckets if max(b.height / height, b.width / width) <= recipe.max_upscale + 1e-9]
-    if not large:
-        return "too_small"
-    enough = [b for b in large if b.num_frames <= num_frames]
-    if not enough and recipe.remainder == "shorten" and geometry.largest_whole_length(num_frames):
-        fewest = min(b.num_frames for b in large)
-        enough = [b for b in large if b.num_frames == fewest]
-    if not enough:
-        return "too_short"
-    aspect = width / height
-    return min(
-        enough,
-        key=lambda b: (round(abs(math.log(aspect * b.height / b.width)), 6), -b.num_frames, -b.height * b.width),
-    )
 
 
 def repeats(pts: tuple[int, ...]) -> float:
@@ -247,7 +243,7 @@ def repeats(pts: tuple[int, ...]) -> float:
     return sum(a == b for a, b in pairwise(pts)) / max(1, len(pts) - 1)
 
 
-def _timeline(facts: VideoFacts, fps: float | None) -> tuple[list[int], list[int]]:
+def _timeline(facts: VideoFacts, fps: float | None) -> Timeline:
     """The frame that is shown at every tick of the clip's clock, and the time at which each tick ends, as pts.
 
     Shapes: two lists of n; n is the number of ticks between the first frame and the end of the last.
@@ -278,9 +274,15 @@ def _spans(num_frames: int, clip_frames: int, recipe: Recipe) -> list[tuple[int,
 
 
 def _window(
-    facts: VideoFacts, recipe: Recipe, index: int, bucket: Bucket, pts: tuple[int, ...], stop_pts: int
+    facts: VideoFacts,
+    recipe: Recipe,
+    index: int,
+    bucket: Bucket,
+    pts: tuple[int, ...],
+    stop_pts: int,
+    crop: CropPosition,
 ) -> Window:
-    own = Bucket(len(pts), bucket.height, bucket.width)
+    own = replace(bucket, num_frames=len(pts))
     positions = [bisect.bisect_left(facts.pts, p) for p in pts]
     strides = {b - a for a, b in pairwise(positions)}
     fps = None if facts.is_image else recipe.fps or facts.fps_of(pts)
@@ -293,5 +295,5 @@ def _window(
         end_s=float((stop_pts - facts.pts[0]) * facts.time_base),
         fps=fps,
         frame_stride=strides.pop() if len(strides) == 1 else None,
-        placement=fit_to_bucket(facts.width, facts.height, own),
+        placement=fit_to_bucket(facts.width, facts.height, own, crop),
     )

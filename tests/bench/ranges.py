@@ -53,7 +53,8 @@ def decode(path: Path, ranges: list[tuple[float, float | None] | None], decoders
     """Decode ranges of a file in one pass. Returns the number of clips."""
     select = partial(select_in_range, recipe=recipe, geometry=GEOMETRY)
     with path.open("rb") as file:
-        return sum(isinstance(o, Clip) for _, (_, o) in decoders.clips_of_ranges(file.fileno(), ranges, select))
+        decoded = decoders.clips_of_ranges(file.fileno(), ranges, [select] * len(ranges))
+        return sum(isinstance(outcome, Clip) for _, (_, outcome) in decoded)
 
 
 def run_job(folder: Path, rows: list[tuple[Path, tuple[float, float] | None]]) -> float:

@@ -42,10 +42,17 @@ def files_below(folder: Path) -> set[Path]:
     "changes",
     [
         {},
-        {"remainder": "shorten", "windows": "stride", "stride_frames": 9, "max_upscale": 3.0},
+        {
+            "remainder": "shorten",
+            "windows": "stride",
+            "stride_frames": 9,
+            "max_upscale": 3.0,
+            "buckets": tuple(dataclasses.replace(b, group="low" if b.width == 32 else "wide") for b in BUCKETS),
+            "crop": "random",
+        },
         {"store": "mean", "dtype": "bfloat16", "conditioning": "first-last", "fps": None, "windows": "first"},
     ],
-    ids=["plain", "shortened", "other members"],
+    ids=["plain", "shortened, in groups", "other members"],
 )
 def test_an_estimate_from_all_items_is_what_the_job_does(
     job: tuple[Recipe, Run], tiny_card: Card, changes: dict[str, Any]

@@ -29,7 +29,7 @@ def reject(name: str) -> ItemEstimate:
 
 
 def skip(reason: str, **fields: Any) -> ItemEstimate:
-    return ItemEstimate(counts=Counts(skips=Counter([reason])), **fields)
+    return ItemEstimate(counts=Counts(skips=Counter([reason])), group_skips=Counter([("", reason)]), **fields)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,17 @@ def skip(reason: str, **fields: Any) -> ItemEstimate:
             "at most 9 frames: add a bucket with fewer",
         ),
         (
-            [clip()] + [skip("too_small", upscale=1 + n / 10) for n in range(1, 11)],
+            [clip()] + [skip("too_small", upscale={"": 1 + n / 10}) for n in range(1, 11)],
             {},
             "--max-upscale 1.50 would admit half and 1.90 would admit nine in ten",
+        ),
+        (
+            [
+                clip(dataclasses.replace(A, group="low")),
+                ItemEstimate(group_skips=Counter([("high", "too_small")]), upscale={"low": 0.5, "high": 1.25}),
+            ],
+            {"buckets": (dataclasses.replace(A, group="low"), dataclasses.replace(B, group="high"))},
+            "50% of the items are smaller than every bucket of group high: --max-upscale 1.25 would admit nine in ten",
         ),
         ([clip(fps=15.0, repeating_clips=1)], {"fps": 24.0}, "--fps 24 repeats frames in 100% of the clips"),
         ([clip(min_kept_share=0.5)], {}, "100% of the clips lose more than 40% of the picture"),

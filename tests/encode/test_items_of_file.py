@@ -12,15 +12,25 @@ GONE = Reject("fetch", "not_found", "there is no such file")
 
 def test_a_failure_of_the_item_is_the_reject_of_every_wanted_window() -> None:
     for windows in [(0, 1, 4), (1, 4)]:
-        wanted = WantedWindows(windows)
+        wanted = WantedWindows(tuple((index, "") for index in windows))
         is_taken = wanted.takes((None, RejectedWindow(index=0, reject=GONE)))
         assert is_taken == (0 in windows)
         rejects = [outcome for _, outcome in wanted.missing()]
         assert rejects == [RejectedWindow(index=index, reject=GONE) for index in (1, 4)]
 
 
+def test_a_failure_of_the_item_is_the_reject_of_every_wanted_window_of_every_group() -> None:
+    pairs = ((0, "large"), (0, "small"), (2, "small"))
+    wanted = WantedWindows(pairs)
+    assert wanted.takes((None, RejectedWindow(index=0, group="small", reject=GONE)))
+    assert not wanted.takes((None, RejectedWindow(index=0, reject=GONE))), "it stands for the whole item"
+    rejects = [outcome for _, outcome in wanted.missing()]
+    expected = [RejectedWindow(index=index, group=group, reject=GONE) for index, group in (pairs[0], pairs[2])]
+    assert rejects == expected
+
+
 def test_a_window_that_the_video_no_longer_has_is_a_reject() -> None:
-    ((_, outcome),) = WantedWindows((3,)).missing()
+    ((_, outcome),) = WantedWindows(((3, ""),)).missing()
     assert isinstance(outcome, RejectedWindow)
     assert (outcome.index, outcome.reject.name) == (3, "decode/changed")
 

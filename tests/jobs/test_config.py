@@ -74,6 +74,27 @@ def test_the_command_line_wins_and_a_later_file_wins_over_an_earlier(tmp_path: P
     assert recipe.unit_clips == 7
 
 
+GROUPS_OF_BUCKETS = (Bucket(17, 32, 32, "240p"), Bucket(17, 32, 56, "240p"), Bucket(34, 64, 112, "480p"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "buckets: {240p: '32x32x17, 32x56x17', 480p: 64x112x34}",
+        "buckets:\n  240p: [32x32x17, 32x56x17]\n  480p:\n    - 64x112x34",
+        "buckets: 240p=32x32x17,32x56x17;480p=64x112x34",
+        "buckets: [240p=32x32x17, 240p=32x56x17, 480p=64x112x34]",
+    ],
+)
+def test_buckets_in_groups_are_a_mapping_or_what_the_command_line_takes(tmp_path: Path, text: str) -> None:
+    written = recipe_of(parse(tmp_path, text, *URLS))
+    typed = parse_arguments([*URLS, "--buckets", "240p=32x32x17, 32x56x17 ; 480p=64x112x34", "--micro-batch", "2,1"])
+    assert written.buckets == recipe_of(typed).buckets == GROUPS_OF_BUCKETS
+    assert recipe_of(typed).micro_batch == (2, 2, 1)
+    printed = config.print_config(typed.values)
+    assert recipe_of(parse(tmp_path, printed, *URLS)) == recipe_of(typed)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -123,6 +144,10 @@ def test_values_are_read_as_they_are_written_and_not_as_yaml_guesses(
         ("compile: 1", r"compile: expected true or false, got '1'"),
         ("buckets: [480x848]", r"buckets: bucket '480x848' is not HEIGHTxWIDTHxFRAMES"),
         ("buckets:\n - 480x848x51\n -", r"buckets: expected a value, got nothing"),
+        ("buckets: 240p=32x32x17,480p=32x56x17", r"bucket '240p=480p=32x56x17' .*; groups are separated by ';'"),
+        ("buckets: {240p: {a: 1}}", r"buckets: expected a value, got fields of its own"),
+        ("buckets: {a b: 32x32x17}", r"bucket 'a b=32x32x17' is not HEIGHTxWIDTHxFRAMES"),
+        ("micro-batch: {a: 1}", r"micro-batch: expected a value, got fields of its own"),
         ("micro-batch: [2, two]", r"micro-batch: expected a whole number, got 'two'"),
         ("output: ''", r"output: expected some text, got ''"),
         ("fps: 24\nfps: 25", r"r\.yaml:2: field 'fps' is given twice"),

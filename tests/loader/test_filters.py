@@ -46,6 +46,9 @@ TABLE = pa.table(
         ("zero == 0 or t / zero > 3", [1, 15]),
         ("big > 5", [15]),
         ("zero - 1 < 0", [1]),
+        ("t = 5", [5]),
+        ('key = "it\'s" or t=1', [1, 15]),
+        ("key != 'a=b' and t<=5", [1, 5]),
     ],
 )
 def test_rows_are_filtered(text: str, expected: list[int]) -> None:

@@ -138,6 +138,7 @@ def test_the_jobs_of_a_page_run(name: str, s3: str, tmp_path: Path, capsys: pyte
         "/models/OpenSora-VAE-v1.2": str(TINY),
         "480x848x51,848x480x51,640x640x51": "32x56x51,56x32x51,40x40x51",
         "480x848x51": "32x56x51",
+        "240x424x51,240x424x102": "24x40x17,24x40x34",
         "/home/mill/latentmill/": "",
     }
     found = jobs(name)

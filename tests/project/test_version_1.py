@@ -60,6 +60,7 @@ ADDED = {
     "scene",
     "scene_start_s",
     "scene_end_s",
+    "group",
 }
 """Columns that version 1 did not have."""
 

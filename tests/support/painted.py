@@ -97,9 +97,9 @@ class PaintingDecoders:
             yield facts, window if isinstance(window, Skip) else self._painted(window, video["number"])
 
     def clips_of_ranges(
-        self, fd: int, ranges: Sequence[Range | None], select: RangeSelector
+        self, fd: int, ranges: Sequence[Range | None], selectors: Sequence[RangeSelector]
     ) -> Iterator[tuple[int, Decoded]]:
-        for number, item_range in enumerate(ranges):
+        for number, (item_range, select) in enumerate(zip(ranges, selectors, strict=True)):
             for decoded in self.clips(fd, partial(select, item_range=item_range)):
                 yield number, decoded
 

@@ -16,9 +16,9 @@ import pytest
 from pipeline.errors import Rejected
 from pipeline.recipe import Bucket, Recipe, Run
 from pipeline.video import pyav_reader, seeking
-from pipeline.video.decoders import Decoders, in_decoding_order
+from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
-from pipeline.video.ranges import Range, positions_in_range, range_seconds, select_in_range
+from pipeline.video.ranges import Range, in_decoding_order, positions_in_range, range_seconds, select_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import make_clip, numbered_frame, plain_facts, read_number
@@ -39,7 +39,7 @@ def decode(decoders: Decoders, path: Path, *ranges: Range | None) -> list[list[O
     select = partial(select_in_range, recipe=RECIPE, geometry=GEOMETRY)
     found: list[list[Outcome]] = [[] for _ in ranges]
     with path.open("rb") as file:
-        for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), ranges, select):
+        for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), ranges, [select] * len(ranges)):
             found[number].append(outcome)
     return found
 

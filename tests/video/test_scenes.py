@@ -49,7 +49,7 @@ def decode(path: Path, recipe: Recipe, *ranges: Range | None) -> list[list[Outco
     try:
         with path.open("rb") as file:
             select = partial(select_in_range, recipe=recipe, geometry=GEOMETRY)
-            for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), ranges, select):
+            for number, (_, outcome) in decoders.clips_of_ranges(file.fileno(), ranges, [select] * len(ranges)):
                 found[number].append(outcome)
     finally:
         decoders.close()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import Bucket, Recipe
-from pipeline.video.windows import Skip, VideoFacts, Window, choose_bucket, fit_to_bucket, select_windows
+from pipeline.video.placement import choose_bucket, fit_to_bucket
+from pipeline.video.windows import Skip, VideoFacts, Window, select_windows
 from stvae.geometry import multiples, plain_geometry
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
@@ -53,18 +54,22 @@ def starts(windows: list[Window | Skip]) -> list[int | str]:
     return [w.reason if isinstance(w, Skip) else round(w.start_s * 24) for w in windows]
 
 
+def bucket_of(facts: VideoFacts, recipe: Recipe) -> Bucket | str:
+    return choose_bucket(facts.width, facts.height, len(facts.pts), recipe.buckets, recipe, GEOMETRY)
+
+
 def test_an_item_goes_to_the_nearest_aspect_ratio_then_to_the_most_frames() -> None:
     recipe = recipe_with(SQUARE, WIDE, LONG)
-    assert choose_bucket(video(60), 60, recipe, GEOMETRY) == LONG
-    assert choose_bucket(video(50), 50, recipe, GEOMETRY) == WIDE
-    assert choose_bucket(video(60, width=400, height=360), 60, recipe, GEOMETRY) == SQUARE
+    assert bucket_of(video(60), recipe) == LONG
+    assert bucket_of(video(50), recipe) == WIDE
+    assert bucket_of(video(60, width=400, height=360), recipe) == SQUARE
 
 
 def test_no_bucket_is_used_that_would_enlarge_beyond_the_limit() -> None:
     small = video(width=200, height=150)
-    assert choose_bucket(small, 60, recipe_with(WIDE), GEOMETRY) == "too_small"
-    assert choose_bucket(small, 60, recipe_with(SQUARE, WIDE), GEOMETRY) == SQUARE
-    assert choose_bucket(small, 60, recipe_with(WIDE, max_upscale=1.2), GEOMETRY) == WIDE
+    assert bucket_of(small, recipe_with(WIDE)) == "too_small"
+    assert bucket_of(small, recipe_with(SQUARE, WIDE)) == SQUARE
+    assert bucket_of(small, recipe_with(WIDE, max_upscale=1.2)) == WIDE
 
 
 def test_rotation_and_sample_aspect_count_for_the_bucket() -> None:

@@ -50,6 +50,8 @@ class BatchPolicy:
     shapes: Shapes = "bucket"
     shuffle: bool = True
     """Each epoch has an order of its own. Otherwise all have the order of the samples' rows, bucket by bucket."""
+    groups: tuple[tuple[str, float], ...] = ()
+    """Names and weights of the bucket groups to mix; empty to take all samples as one set."""
 
     def batch_sizes(self, tokens: Indices) -> Indices:
         """Return the number of samples in one rank's batch for each bucket, int64 [buckets].
