@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.bucket import split_buckets
+from pipeline.bucket import Bucket, split_buckets
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.setting import Setting
 
 Reader = Callable[[str], Any]

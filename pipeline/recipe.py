@@ -16,11 +16,7 @@ from pipeline.setting import Setting, available_cpus, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
-__all__ = ["FORMAT_VERSION", "Bucket", "Recipe", "Run", "differing_fields", "refuse_unknown_fields"]
-
 FORMAT_VERSION = 2
-
-
 SCENE_THRESHOLDS = {"adaptive": 3.0, "content": 27.0, "transnet": 0.5}
 """Default threshold of each detector of scenes."""
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from stvae import Card, read_card
 from tests.support.golden import TINY
 from tests.support.s3_server import s3_bucket

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.recipe import Bucket, Recipe, Run, differing_fields
+from pipeline.recipe import Recipe, Run, differing_fields
 from pipeline.run import encode
 from stvae import Card
 from tests.support.golden import TINY

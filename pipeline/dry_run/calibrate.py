@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.bucket import Bucket
 from pipeline.environment import gpu_model
 from pipeline.executor.ray_cluster import call_on_gpu_node
 from pipeline.output.members import check_members, members_of
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.storage.checkpoint import local_checkpoint
 from stvae import Card, load_vae
 from stvae.memory import is_out_of_memory, release_memory

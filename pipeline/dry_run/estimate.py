@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.bucket import numbers_needed, one_per_bucket
+from pipeline.bucket import Bucket, numbers_needed, one_per_bucket
 from pipeline.dry_run.item_estimate import ClipSize, ItemEstimate, estimate_item
 from pipeline.dry_run.sampling import EstimatedTotal, FormatSample, Sample, SampledUnit, choose_units, draw_items
 from pipeline.dry_run.unit_contents import count_units, simulate_units
@@ -22,7 +22,7 @@ from pipeline.output.plan import committed_units, preview_plan
 from pipeline.output.rows import RowBuilder
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.progress.formatting import number
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source, Unit

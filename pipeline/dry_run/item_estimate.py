@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.bucket import Bucket
 from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
 from pipeline.output.rows import RowBuilder, sample_bytes
 from pipeline.progress.captions import metadata_hints
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.video.decoders import Decoders

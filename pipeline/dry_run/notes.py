@@ -6,7 +6,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 
-from pipeline.bucket import group_buckets
+from pipeline.bucket import Bucket, group_buckets
 from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.encode.encoder import UNITS_IN_FLIGHT
@@ -14,7 +14,6 @@ from pipeline.encode.prefetch import CLIPS_AHEAD
 from pipeline.progress.captions import metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.reject_limit import too_many_rejects
-from pipeline.recipe import Bucket
 from pipeline.sources.formats import format_of
 
 MIN_SHARE = 0.2

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.bucket import Bucket
 from pipeline.encode.attempts import MAX_CRASHES_ALONE, Attempts, CrashHistory
 from pipeline.encode.counters import UnitInFlight
 from pipeline.encode.items_of_file import WantedWindows, items_by_file
@@ -18,7 +19,6 @@ from pipeline.encode.utilization import Activity, UnitActivity
 from pipeline.errors import Reject, Rejected
 from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
-from pipeline.recipe import Bucket
 from pipeline.sources.fetch import fetch, share_facts
 from pipeline.sources.formats import items
 from pipeline.sources.item import Item

@@ -25,7 +25,7 @@ from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
-from pipeline.storage.local_cache import make_once
+from pipeline.storage.local.cache import make_once
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.retry import retried
 from pipeline.storage.store import Store

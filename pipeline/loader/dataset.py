@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import adopt_version, announce_schedule
 from pipeline.loader.catalog import OutputVersion, find_newest_version, open_catalog, read_table
@@ -34,7 +35,7 @@ from pipeline.loader.state import LoaderState
 from pipeline.output.dataset import require_dataset
 from pipeline.output.members import LATENT, member_named
 from pipeline.output.serialization import unpack_latent
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.normalization import normalize

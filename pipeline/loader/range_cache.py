@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from pipeline.storage.local_cache import lock_beside, write_whole
+from pipeline.storage.local.cache import lock_beside, write_whole
 
 
 class RangeCache:

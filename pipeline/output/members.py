@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from stvae.card import Card
 from stvae.geometry import Geometry, ShapeError
 

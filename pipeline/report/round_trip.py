@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import LatentDataset
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import unit_of
 from pipeline.output.verify import Comparison
-from pipeline.recipe import Bucket, Run
+from pipeline.recipe import Run
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
 from pipeline.sources.formats import items

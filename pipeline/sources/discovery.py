@@ -24,7 +24,7 @@ from pipeline.sources.layouts.contents import not_read
 from pipeline.sources.retrying_file import file_facts, retry_call
 from pipeline.sources.units import Source
 from pipeline.storage.concurrency import map_concurrently
-from pipeline.storage.links import LinkPolicy
+from pipeline.storage.local.links import LinkPolicy
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, open_filesystem, scheme_of
 
 WILDCARDS = r"[*?\[]"

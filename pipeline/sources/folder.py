@@ -32,8 +32,8 @@ from pipeline.sources.sidecars import add_sidecars
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, new_unit
 from pipeline.storage.concurrency import map_concurrently
-from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
+from pipeline.storage.local.links import LinkPolicy
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, open_filesystem, scheme_of, suffix_of
 
 

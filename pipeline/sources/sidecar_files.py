@@ -12,8 +12,8 @@ from functools import partial
 from pipeline.errors import Rejected, StoreRefusal
 from pipeline.sources.retrying_file import file_facts, read_whole, retry_call
 from pipeline.sources.sidecars import MAX_BYTES, choose_sidecars, is_sidecar, sidecar_suffixes, too_large
-from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import list_folder
+from pipeline.storage.local.links import LinkPolicy
 from pipeline.storage.urls import HTTP_SCHEMES, open_filesystem, scheme_of, suffix_of
 
 LAST_CHARACTER = "\U0010ffff"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.storage.links import LinkPolicy
+from pipeline.storage.local.links import LinkPolicy
 
 ListedFile = tuple[str, dict[str, Any]]
 """A path relative to the folder, and the store's facts of the file: ``size`` and perhaps ``ETag`` or ``mtime``."""

@@ -24,7 +24,7 @@ from pipeline.errors import StoreError
 from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
-from pipeline.storage.local_files import (
+from pipeline.storage.local.files import (
     NO_SPACE,
     UNSYNCED_FOLDERS,
     describe_full_disk,

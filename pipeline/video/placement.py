@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.recipe import Bucket, Recipe
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe
 from stvae.geometry import Geometry
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from pipeline.recipe import Bucket, Recipe
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe
 from pipeline.video.placement import CENTER, CropPosition, Placement, choose_bucket, fit_to_bucket
 from stvae.geometry import Geometry
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.bucket import Bucket
 from pipeline.output.index_parts import ROWS_PER_PART
-from pipeline.recipe import Bucket
 from tests.support.latent_set import write_latents
 
 BUCKETS = [Bucket(frames, *size) for frames in (17, 34, 51) for size in ((32, 32), (32, 56), (56, 32))]

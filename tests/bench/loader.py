@@ -20,10 +20,10 @@ from unittest import mock
 
 import numpy as np
 
+from pipeline.bucket import Bucket
 from pipeline.loader import Batches, LatentDataset
 from pipeline.loader.schedule.epoch import schedule_epoch
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
-from pipeline.recipe import Bucket
 from tests.bench import loader_peers
 from tests.bench.range_server import range_server
 from tests.support.latent_set import write_latents

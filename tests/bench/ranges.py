@@ -18,7 +18,8 @@ from pathlib import Path
 
 import av
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip

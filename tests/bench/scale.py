@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import run as run_module
+from pipeline.bucket import Bucket
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import Reject
@@ -44,7 +45,7 @@ from pipeline.output.verify import verify
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import summarize
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.sources import folder as folder_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item

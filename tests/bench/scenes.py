@@ -18,7 +18,8 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from pipeline.recipe import SCENE_THRESHOLDS, Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import SCENE_THRESHOLDS, Recipe, Run
 from pipeline.video.decoders import Decoders
 from pipeline.video.windows import Skip, VideoFacts
 from tests.support.clips_maker import make_clip, package_clip

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import estimate
 from pipeline.dry_run.table import format_estimate
 from pipeline.errors import ConfigError, SourceChanged
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.storage.store import Store
 from stvae import Card

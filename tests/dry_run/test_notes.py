@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import parse_speeds
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.dry_run.notes import list_notes
 from pipeline.output.counts import Counts
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from tests.dry_run.estimates import make_estimate
 
 A, B, STILL = Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 56)

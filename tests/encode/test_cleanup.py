@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.encode import cleanup
 from pipeline.encode.cleanup import clean_up
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.output.index import newest_index
-from pipeline.recipe import Bucket
 from pipeline.storage.store import Store
 from tests.support.latent_set import write_latents
 

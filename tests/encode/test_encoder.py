@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from jobs.encode_dataset import main
+from pipeline.bucket import Bucket
 from pipeline.encode import encoder as encode_module
 from pipeline.encode import shard_attempt
 from pipeline.encode.counters import EncoderCounters
@@ -27,7 +28,7 @@ from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
 from pipeline.loader import LatentDataset
 from pipeline.output.dataset import read_dataset
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit

@@ -29,9 +29,10 @@ from unittest import mock
 import torch
 
 import stvae.vae  # noqa: F401 (so that jobs, which are forked from here, start at once)
+from pipeline.bucket import Bucket
 from pipeline.errors import LatentmillError
 from pipeline.progress import run_log as records
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.storage.failpoints import VARIABLE, Failpoint
 from pipeline.storage.store import Store

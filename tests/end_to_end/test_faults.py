@@ -32,9 +32,10 @@ from hypothesis.stateful import (
 )
 
 from pipeline import run as run_module
+from pipeline.bucket import Bucket
 from pipeline.errors import LatentmillError
 from pipeline.executor import local as local_module
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.storage import concurrency as parallel_module
 from pipeline.storage.urls import canonical

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
 from pipeline.output.plan import read_plan
 from pipeline.output.verify import verify
 from pipeline.progress.summary import Summary
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.report.round_trip import compare_samples
 from pipeline.run import encode
 from pipeline.storage.store import Store

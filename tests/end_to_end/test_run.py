@@ -22,13 +22,14 @@ import torch
 import webdataset as wds
 
 from jobs.encode_dataset import main
+from pipeline.bucket import Bucket
 from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import ConfigError, Rejected, SourceChanged
 from pipeline.loader import LatentDataset
 from pipeline.output.serialization import pack_latent
 from pipeline.progress.summary import Summary
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.report.round_trip import source_frames
 from pipeline.run import encode
 from stvae import Card, load_vae

@@ -13,9 +13,10 @@ import pytest
 import s3fs
 import tenacity.nap
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, Rejected, StoreError
 from pipeline.progress.summary import Summary
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
 from stvae import Card

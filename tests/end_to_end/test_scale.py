@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.output import index_builder
 from pipeline.output import index_parts as parts
@@ -19,7 +20,7 @@ from pipeline.output.index import Index
 from pipeline.output.index_builder import build_index
 from pipeline.output.plan import read_plan
 from pipeline.output.verify import verify
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import manifest as manifests
 from pipeline.sources.file_table import Files

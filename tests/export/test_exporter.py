@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.export_dataset import main
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.export import targets
 from pipeline.export.exporter import export_dataset
 from pipeline.export.target import ExportedSample, ExportTarget
 from pipeline.export.targets import find_target
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket
 from pipeline.storage.store import Store
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT

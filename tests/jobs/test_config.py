@@ -13,8 +13,9 @@ from jobs import config
 from jobs.arguments import Arguments
 from jobs.encode_dataset import main, parse_arguments
 from jobs.flags import FLAGS
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from tests.support.http_server import Reply, serving
 from tests.support.paths import ROOT
 

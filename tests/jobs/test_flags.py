@@ -11,7 +11,8 @@ import pytest
 from jobs.arguments import Arguments
 from jobs.encode_dataset import main, parse_arguments
 from jobs.flags import FLAGS, GROUPS
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.setting import available_cpus
 from tests.support.paths import ROOT
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError
 from pipeline.loader import LatentDataset
 from pipeline.loader.collation.damage import has_non_finite
 from pipeline.loader.torch_data import SampleDataset, StepSampler
-from pipeline.recipe import Bucket
 from tests.bench.range_server import range_server
 from tests.support.latent_set import write_latents
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.export_dataset import main as export
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.loader.torch_data import StepSampler
-from pipeline.recipe import Bucket
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT
 

@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import Batches, LatentDataset
 from pipeline.loader.filters import WhereError
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import load_vae, read_card
 from tests.support.clips_maker import make_clip

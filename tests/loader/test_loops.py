@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import Batches, LatentDataset
 from pipeline.loader.torch_data import SampleDataset, StepSampler
-from pipeline.recipe import Bucket
 from tests.support.latent_set import write_latents
 
 BUCKETS = [Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 32)] * 8

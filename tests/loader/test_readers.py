@@ -14,11 +14,11 @@ import pytest
 import tenacity
 import torch
 
+from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.loader import Batch, LatentDataset
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.readers import MAX_GAP_BYTES, MAX_REQUEST_BYTES, LocalReader, MappedReader, Span, merge_spans
-from pipeline.recipe import Bucket
 from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
 from tests.bench.range_server import range_server

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.loader.filters import WhereError
 from pipeline.loader.schedule.cache import SCHEDULES_KEPT
-from pipeline.recipe import Bucket
 from tests.support.latent_set import latent, write_latents
 
 BUCKETS = [Bucket(17, 32, 32), Bucket(102, 32, 32), Bucket(51, 32, 56)] * 6

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
 from pipeline.loader.open_sora import open_sora_batch
 from pipeline.loader.options import BatchOptions
 from pipeline.loader.torch_data import SampleDataset, StepSampler
-from pipeline.recipe import Bucket
 from tests.support.latent_set import write_latents
 
 BUCKETS = [Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 32)] * 8

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket
 from tests.loader.trainer_loops import BATCH_SIZE, EPOCHS
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT

@@ -13,10 +13,10 @@ import torch
 
 from jobs.report import main as report
 from jobs.verify_dataset import main as verify
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError, StoreError
 from pipeline.loader import LatentDataset
 from pipeline.output.index import newest_index
-from pipeline.recipe import Bucket
 from pipeline.storage.range_client import VARIABLE as RANGE_CLIENT
 from pipeline.storage.store import Store
 from tests.support.latent_set import latent, write_latents

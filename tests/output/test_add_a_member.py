@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import estimate
 from pipeline.loader import LatentDataset
 from pipeline.output import members
 from pipeline.output.verify import verify
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.report.round_trip import source_frames
 from pipeline.run import encode
 from pipeline.storage.store import Store

@@ -14,13 +14,14 @@ import pytest
 
 from jobs.report import main as report
 from jobs.verify_dataset import main as verify
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import LatentDataset
 from pipeline.output.dataset import check_recipe, open_dataset, read_dataset
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index
 from pipeline.output.unit_metadata import newest_unit_metadata, unit_metadata_paths
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.output.plan import read_plan
 from pipeline.output.verify import verify
 from pipeline.progress.summary import Summary
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.storage.store import Store
 from stvae import Card

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify_dataset import main as verify_main
+from pipeline.bucket import Bucket
 from pipeline.encode.attempts import list_attempts
 from pipeline.errors import IntegrityError
 from pipeline.export.exporter import export_dataset
@@ -22,7 +23,7 @@ from pipeline.loader import LatentDataset
 from pipeline.output.layout.own_files import FOLDERS, stray_files
 from pipeline.output.plan import read_plan
 from pipeline.output.reject_retries import plan_retries
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.report.history import read_history
 from pipeline.report.page import write_page
 from pipeline.run import encode

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from jobs.verify_dataset import main
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import Card
 from tests.support.clips_maker import make_clip

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import estimate
 from pipeline.dry_run.table import format_estimate
 from pipeline.loader import LatentDataset
 from pipeline.progress.captions import metadata_hints
 from pipeline.progress.summary import Summary
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import Card
 from tests.support.clips_maker import make_image

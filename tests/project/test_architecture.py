@@ -33,10 +33,10 @@ LEVELS = (
 
 NARROWER = {
     "storage": "errors stvae",
-    "video": "errors recipe stvae",
+    "video": "bucket errors recipe stvae",
     "environment": "errors recipe setting storage stvae",
-    "sources": "errors recipe storage stvae",
-    "loader": "errors recipe storage output stvae",
+    "sources": "bucket errors recipe storage stvae",
+    "loader": "bucket errors recipe storage output stvae",
 }
 """Rooms that may import only these, although more rooms are below them."""
 

@@ -18,7 +18,8 @@ from tests.support.paths import ROOT
 ENCODE_AND_READ = """
 import sys
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import read_card
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.report import main
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import Card
 from tests.report.pages import HOSTILE, SCRIPT, SECRET

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.report.dataset_stats import collect_stats
 from pipeline.run import encode
 from pipeline.storage.store import Store

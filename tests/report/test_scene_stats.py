@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.report.dataset_stats import collect_stats
 from pipeline.report.page import render
 from pipeline.report.scene_stats import SceneStats

@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import estimate
 from pipeline.dry_run.table import format_estimate
 from pipeline.errors import Rejected, SourceChanged
 from pipeline.progress.progress import work_by_unit
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import FORMATS, format_of, plan_units

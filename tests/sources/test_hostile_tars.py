@@ -17,8 +17,9 @@ import webdataset as wds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, Rejected
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
 from pipeline.sources import sidecars

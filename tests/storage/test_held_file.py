@@ -76,7 +76,8 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest
 
 DOWNLOADS = """
 import resource, sys, threading
-from pipeline.recipe import Bucket, Recipe
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
 from pipeline.storage.held_file import set_memory_budget

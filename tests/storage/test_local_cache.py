@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.local_cache import make_once, write_whole
+from pipeline.storage.local.cache import make_once, write_whole
 
 MAKE = """
 import os, signal, sys, time
 from pathlib import Path
-from pipeline.storage.local_cache import make_once
+from pipeline.storage.local.cache import make_once
 
 def make(partial):
     partial.mkdir()

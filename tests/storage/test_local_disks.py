@@ -11,7 +11,7 @@ import pytest
 import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.storage.local_files import NO_FOLDER_SYNC, NO_LINKS, UNSYNCED_FOLDERS
+from pipeline.storage.local.files import NO_FOLDER_SYNC, NO_LINKS, UNSYNCED_FOLDERS
 from pipeline.storage.probe import open_output
 from pipeline.storage.store import PARTIAL, Store
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import Card, conventions, load_vae, read_card
 from stvae.autoencoder import mean_and_logvar

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.bucket import Bucket
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index_builder import build_index
 from pipeline.output.members import members_of
 from pipeline.output.shard_writer import ShardWriter
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store

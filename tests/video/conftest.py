@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Outcome
 from pipeline.video.windows import VideoFacts, select_windows

@@ -29,8 +29,9 @@ from typing import Any
 import av
 import numpy as np
 
+from pipeline.bucket import Bucket
 from pipeline.errors import LatentmillError
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decoders import MAX_GROWTH, Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, select_windows

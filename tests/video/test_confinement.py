@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.video import decode_process
 from pipeline.video.confinement import landlock, system_calls
@@ -184,7 +185,8 @@ def test_it_holds_for_other_users_too(user: str, tmp_path_factory: pytest.TempPa
 FOUND = """
 import importlib.util, json, sys
 from pipeline.errors import ConfigError
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decoders import Decoders
 from pipeline.video.windows import select_windows
 from stvae.geometry import multiples, plain_geometry

@@ -10,7 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.video import decode_session
 from pipeline.video.decode_session import Session
 from pipeline.video.decoders import Decoders, _Video

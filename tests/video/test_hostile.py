@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import select_windows

@@ -16,7 +16,8 @@ PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 24, 24
 """From linux/prctl.h and linux/capability.h."""
 DECODE = """
 import sys
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decoders import Decoders
 from pipeline.video.windows import select_windows
 from stvae.geometry import multiples, plain_geometry

@@ -13,8 +13,9 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.bucket import Bucket
 from pipeline.errors import Rejected
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.video import pyav_reader, seeking
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline import environment
+from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, Rejected
-from pipeline.recipe import Bucket, Recipe, Run
+from pipeline.recipe import Recipe, Run
 from pipeline.video.decode_process import DecodeChild
 from pipeline.video.decode_session import Session, answer
 from pipeline.video.decoders import Decoders

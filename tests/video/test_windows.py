@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe import Bucket, Recipe
+from pipeline.bucket import Bucket
+from pipeline.recipe import Recipe
 from pipeline.video.placement import choose_bucket, fit_to_bucket
 from pipeline.video.windows import Skip, VideoFacts, Window, select_windows
 from stvae.geometry import multiples, plain_geometry

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError
 from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens, pad_latents, sample_posterior
 from pipeline.loader.collation.damage import find_damage
@@ -24,7 +25,7 @@ from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices, derive_seed
 from pipeline.output.members import CHECKSUM, Member
-from pipeline.recipe import Bucket, Recipe
+from pipeline.recipe import Recipe
 from stvae.card import Card
 from stvae.normalization import normalize_
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.loader.schedule.epoch import EpochSchedule
-from pipeline.storage.local_cache import lock_beside, write_whole
+from pipeline.storage.local.cache import lock_beside, write_whole
 
 SCHEDULES_KEPT = 8
 """Number of schedules that a folder keeps, the newest. A process that has mapped an older one can go on using it."""

@@ -23,8 +23,8 @@ from pipeline.sources.layouts.captions import set_caption
 from pipeline.sources.retrying_file import is_folder, open_retrying, read_whole, retry_call
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
-from pipeline.storage.links import LinkPolicy
 from pipeline.storage.listing import iter_files
+from pipeline.storage.local.links import LinkPolicy
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical, open_filesystem, scheme_of, suffix_of
 
 EPISODES = "meta/episodes"

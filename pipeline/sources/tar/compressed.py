@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.errors import StoreError
 from pipeline.sources.retrying_file import open_retrying
 from pipeline.sources.tar.members import BLOCK_BYTES, DamagedTar, is_header
-from pipeline.storage.local_files import NO_SPACE, describe_full_disk
+from pipeline.storage.local.files import NO_SPACE, describe_full_disk
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a compressed file, and the name of its compression."""

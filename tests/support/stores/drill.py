@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from jobs import verify_dataset
+from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
-from pipeline.recipe import Bucket
 from pipeline.storage.drivers.clients import DRIVERS
 from pipeline.storage.failpoints import Failpoint
 from pipeline.storage.range_client import VARIABLE as RANGE_CLIENT
