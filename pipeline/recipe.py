@@ -242,12 +242,6 @@ def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collectio
         )
 
 
-def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Lines ``name: recorded -> ours`` for every field that differs between two recipes' plain values."""
-    names = sorted(recorded.keys() | ours.keys())
-    return [f"{n}: {recorded.get(n)} -> {ours.get(n)}" for n in names if recorded.get(n) != ours.get(n)]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """Where the work is and how it is done. Free to change when a job is run again."""

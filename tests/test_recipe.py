@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.recipe import Recipe, Run, differing_fields
+from pipeline.output.dataset import differing_fields
+from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from stvae import Card
 from tests.support.golden import TINY

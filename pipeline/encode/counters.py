@@ -13,7 +13,7 @@ from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
 from pipeline.sources.formats import format_of
 from pipeline.sources.units import Unit
-from pipeline.storage.waits import WAITS
+from pipeline.storage.drivers.waits import WAITS
 
 
 @dataclass(kw_only=True, slots=True)

@@ -31,9 +31,9 @@ from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint, shown_vae
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.held_file import set_memory_budget
 from pipeline.storage.store import Store
-from pipeline.storage.waits import WAITS
 from pipeline.video.decoders import Decoders
 from stvae import gc_paused, load_vae
 from stvae.card import UnknownVAE

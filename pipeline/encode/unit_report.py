@@ -78,7 +78,7 @@ class Heartbeat(TypedDict):
     idle_s: dict[str, float]
     """Idle seconds by cause, as in ``UnitReport``."""
     waits: list[str]
-    """Phrases about the requests that it waits to make again, as of ``storage.waits``."""
+    """Phrases about the requests that it waits to make again, as of ``storage.drivers.waits``."""
     waited_s: float
     """Seconds of all such waits of its process."""
     units: dict[str, UnitHeartbeat]

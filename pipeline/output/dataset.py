@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.recipe import FORMAT_VERSION, Recipe, Run, differing_fields, refuse_unknown_fields
+from pipeline.recipe import FORMAT_VERSION, Recipe, Run, refuse_unknown_fields
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.named_files import get_if_present
 from pipeline.storage.store import Store
@@ -67,6 +67,12 @@ def check_recipe(store: Store, recipe: Recipe) -> Dataset:
             fields,
         )
     return recorded
+
+
+def differing_fields(recorded: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Lines ``name: recorded -> ours`` for every field that differs between two recipes' plain values."""
+    names = sorted(recorded.keys() | ours.keys())
+    return [f"{n}: {recorded.get(n)} -> {ours.get(n)}" for n in names if recorded.get(n) != ours.get(n)]
 
 
 def require_dataset(store: Store) -> Dataset:

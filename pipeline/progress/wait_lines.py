@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.storage.waits import WAITS
+from pipeline.storage.drivers.waits import WAITS
 
 CHECK_EVERY_S = 1.0
 SAY_EVERY_S = 10.0

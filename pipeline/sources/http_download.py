@@ -24,10 +24,10 @@ from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
 from pipeline.sources.url_policy import check_http, parse_url
+from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.held_file import HeldFile
 from pipeline.storage.retry import retried
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical
-from pipeline.storage.waits import requests_to
 
 MAX_REDIRECTS = 5
 CONNECT_TIMEOUT_S = 30.0

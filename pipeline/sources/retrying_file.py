@@ -16,9 +16,9 @@ from pipeline.storage.drivers.errors import (
     is_transient,
     remote_errors,
 )
+from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.retry import retried
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem
-from pipeline.storage.waits import requests_to
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to a store asks for."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import tenacity
 
 from pipeline.storage.drivers.errors import ShortRead, is_transient, retry_after_s
-from pipeline.storage.waits import note_pause
+from pipeline.storage.drivers.waits import note_pause
 
 TRIES = 6
 LONGEST_PAUSE_S = 20.0

@@ -22,6 +22,7 @@ import fsspec
 
 from pipeline.errors import StoreError
 from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
+from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
 from pipeline.storage.local.files import (
@@ -38,7 +39,6 @@ from pipeline.storage.local.files import (
 from pipeline.storage.retry import check_length, check_range, retried
 from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of
-from pipeline.storage.waits import requests_to
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""

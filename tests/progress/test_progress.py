@@ -172,10 +172,18 @@ def test_what_confines_decoders_is_said_once_for_all_machines_where_it_is_the_sa
     same, other = "decoders are confined by Landlock 7", "decoders can read other files: they are confined by nothing"
     beats = [("node1-1", same), ("node1-2", same), ("node2-1", other)]
     heartbeats: list[Heartbeat] = [
-        {"encoder": encoder, "confinement": text, "encoder_s": 1.0, "idle_s": {}, "units": {}}
+        {
+            "encoder": encoder,
+            "confinement": text,
+            "encoder_s": 1.0,
+            "idle_s": {},
+            "waits": [],
+            "waited_s": 0.0,
+            "units": {},
+        }
         for encoder, text in beats
     ]
-    job_progress.heartbeats.connect(lambda: heartbeats)
+    job_progress.heartbeats.connect(lambda: heartbeats, lambda: None)
     job_progress.poll()
     job_progress.poll()
     job_progress.add(report(units_of(10)[0], 2.0, confinement=same))

@@ -14,9 +14,9 @@ from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
-from pipeline.storage import waits
+from pipeline.storage.drivers import waits
+from pipeline.storage.drivers.waits import WAITS, Pause, Waits
 from pipeline.storage.store import Store
-from pipeline.storage.waits import WAITS, Pause, Waits
 from tests.support.http_server import Reply, serving
 
 
