@@ -67,10 +67,11 @@ def _with_fallback(first: ReadRange, second: ReadRange) -> ReadRange:
 
     def request(path: str, offset: int, length: int) -> memoryview:
         nonlocal current
+        used = current  # another thread may change it meanwhile
         try:
-            return current(path, offset, length)
+            return used(path, offset, length)
         except StoreError as error:
-            if current is second or not any(words in str(error.__cause__) for words in REFUSALS):
+            if used is second or not any(words in str(error.__cause__) for words in REFUSALS):
                 raise
         data = second(path, offset, length)
         current = second
