@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check pytest format
+.PHONY: demo test check audit pytest format
 
 demo: .venv/installed
 	$(BIN)/python jobs/demo.py
@@ -18,6 +18,13 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive stvae pipeline jobs
+
+# known vulnerabilities of the pinned packages; asks the package index, so it is not a part of the tests
+audit: .venv/installed
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet 'pip-audit>=2.9,<3'
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: .venv/installed
 	$(BIN)/ruff format .

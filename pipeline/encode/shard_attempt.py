@@ -15,6 +15,7 @@ from pipeline.encode.items_of_file import WantedWindows, items_by_file
 from pipeline.encode.micro_batches import DecodedClip, EncodedClips, MicroBatchEncoder
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_text import UnitText, too_much_text, without_text
 from pipeline.encode.utilization import Activity, UnitActivity
 from pipeline.errors import Reject, Rejected
 from pipeline.output.rows import sample_id
@@ -55,6 +56,7 @@ class ShardAttempt:
     """Clips of each size that do not fill a micro-batch yet."""
     _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
     """The micro-batch that was submitted last, until its results are in the shard."""
+    _text: UnitText = field(default_factory=UnitText, init=False)
     _retried: dict[int, tuple[tuple[int, str], ...]] = field(init=False)
     """Windows to retry, each with its group, by the item's ordinal; empty unless the unit retries rejects."""
 
@@ -83,7 +85,9 @@ class ShardAttempt:
 
     def _add_outcome(self, item: Item, facts: VideoFacts | None, outcome: Outcome) -> None:
         """Write a skip or a reject to the shard, or add a clip to the micro-batch of its size."""
-        if isinstance(outcome, Skip):
+        if not self._text.takes(item):
+            self.shard.add_reject(without_text(item), facts, too_much_text(outcome))
+        elif isinstance(outcome, Skip):
             self.shard.add_skip(item, facts, outcome)
         elif isinstance(outcome, RejectedWindow):
             self.shard.add_reject(item, facts, outcome)

@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from pipeline.errors import ConfigError
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.recipe import Recipe
 from pipeline.sources.file_table import FILE_TYPE, Files
 from pipeline.sources.formats import plan_units
 from pipeline.sources.units import Plan, Source, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
-from pipeline.storage.parquet import parquet_writer, row_groups, schema_from_text, schema_to_text
+from pipeline.storage.parquet import (
+    parquet_writer,
+    read_parquet,
+    row_groups,
+    schema_from_text,
+    schema_to_text,
+    write_parquet,
+)
 from pipeline.storage.store import Store
 
 UNITS_PER_ROW_GROUP = 1000
@@ -77,8 +85,26 @@ def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, gener
         with parquet_writer(scratch, schema) as writer:
             for start in range(0, len(units), UNITS_PER_ROW_GROUP):
                 writer.write_table(_to_table(units[start : start + UNITS_PER_ROW_GROUP], schema))
+        _check_readable(scratch.read_bytes(), units, columns)
         store.put_new(f"plan/{generation:04d}.parquet", scratch)
     failpoint(Failpoint.PLAN_RECORDED)
+
+
+def _check_readable(content: bytes, units: list[Unit], columns: pa.Schema) -> None:
+    """ConfigError unless the recorded units and columns can be read again: a plan that cannot ends every later job."""
+    try:
+        read = (unit for table in row_groups(content) for unit in _from_table(table))
+        same = (
+            all(one == other for one, other in zip(read, units, strict=True))
+            and schema_from_text(schema_to_text(columns)) == columns
+        )
+        read_parquet(write_parquet(columns.empty_table()))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"the plan cannot be recorded: {str(error)[:200]}; leave out columns of unusual types, or write them as text"
+        ) from error
+    if not same:
+        raise ConfigError("the plan cannot be recorded: its names or columns change when they are written; rename them")
 
 
 def read_plan(store: Store) -> Plan:

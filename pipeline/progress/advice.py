@@ -29,6 +29,7 @@ ADVICE: dict[str, str] = {
     "not_a_file": "replace the link, device or folder with the file itself",
     "bad_key": "rename the member of the tar in UTF-8",
     "bad_sidecar": "make the text file plain UTF-8 and the .json one strict JSON object",
+    "too_much_text": "shorten the captions and metadata, or lower --unit-clips in a new output",
     "damaged_tar": "copy the tar from an intact original to a new name: it becomes a new source",
     "empty": "fetch the file again: it has no bytes",
     "truncated": "fetch the file again: it ends early",

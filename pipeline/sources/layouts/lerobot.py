@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.file_table import File, Files
 from pipeline.sources.item import MEDIA_SUFFIXES, Item
 from pipeline.sources.layouts.captions import set_caption
+from pipeline.sources.manifest.parquet_pages import ManifestFile
+from pipeline.sources.manifest.parquet_rows import parquet_rows
 from pipeline.sources.retrying_file import is_folder, open_retrying, read_whole, retry_call
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.units import Source, Unit, check_facts_as_planned, new_unit
@@ -168,12 +169,10 @@ def _episodes(url: str, file: File) -> Iterator[dict[str, Any]]:
     location = f"{url.rstrip('/')}/{file.path}"
     try:
         with open_retrying(location, file.facts.size) as f:
-            parquet = pq.ParquetFile(f, pre_buffer=False)
+            parquet = ManifestFile(f)
             names = [name for name in parquet.schema_arrow.names if name.startswith(PREFIX)]
             wanted = [name for name in ("episode_index", "tasks") if name in parquet.schema_arrow.names]
-            # only this thread may hold the Python file: see storage/parquet.py
-            for batch in parquet.iter_batches(columns=[*wanted, *names], use_threads=False):
-                yield from batch.to_pylist()
+            yield from parquet_rows(parquet, 0, parquet.metadata.num_rows, [*wanted, *names], location)
     except pa.ArrowException:
         raise ConfigError(f"'{canonical(location)}' cannot be read as Parquet") from None
 

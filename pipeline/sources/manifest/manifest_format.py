@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
@@ -23,6 +22,7 @@ from pipeline.sources.manifest.columns import (
     choose_columns,
 )
 from pipeline.sources.manifest.layout import arrow_errors, known_layout, layout_of
+from pipeline.sources.manifest.parquet_pages import ManifestFile
 from pipeline.sources.manifest.parquet_rows import check_text, column_tables, column_values
 from pipeline.sources.manifest.ranges import SpelledLists, count_ranges, range_names
 from pipeline.sources.manifest.records import Slice
@@ -142,7 +142,7 @@ def _columns(surveyed: Survey, source: Source, recipe: Recipe) -> Columns:
 def _first_values(source: Source, name: str) -> Iterator[Any]:
     """Yield some values of a column of a Parquet file."""
     with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
-        for _, value in zip(range(SAMPLE_ROWS), column_values(pq.ParquetFile(f, pre_buffer=False), name), strict=False):
+        for _, value in zip(range(SAMPLE_ROWS), column_values(ManifestFile(f), name, source.url), strict=False):
             yield value
             if isinstance(value, dict) or (isinstance(value, bytes) and len(value) > SAMPLE_ROWS):
                 return  # a file; one is enough
@@ -153,7 +153,7 @@ def _check_bytes(columns: Columns, source: Source) -> None:
     for name in columns.needed & set(columns.types.names):
         if is_binary(columns.types.field(name).type) and not (columns.has_content and name == columns.path):
             with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
-                check_text(pq.ParquetFile(f, pre_buffer=False), name, source.url)
+                check_text(ManifestFile(f), name, source.url)
 
 
 def _user_columns(columns: Columns) -> pa.Schema:
@@ -176,7 +176,7 @@ def _may_name_several(columns: Columns, lists: SpelledLists, source: Source) -> 
     texts = [name for name in columns.ranges if not pa.types.is_primitive(columns.types.field(name).type)]
     if known_layout(source.url).name == "parquet" and texts:
         with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
-            for table in column_tables(pq.ParquetFile(f, pre_buffer=False), texts):
+            for table in column_tables(ManifestFile(f), texts, source.url):
                 lists.add(table)
     return bool(lists.names & set(columns.ranges))
 
@@ -229,7 +229,7 @@ def _repeated(repeats: Repeats, surveyed: Survey, columns: Columns, source: Sour
         repeats = Repeats([columns.path])
         with arrow_errors(source.url), open_retrying(source.url, source.facts.size) as f:
             read = 0
-            for table in column_tables(pq.ParquetFile(f, pre_buffer=False), [columns.path]):
+            for table in column_tables(ManifestFile(f), [columns.path], source.url):
                 repeats.add(table)
                 read += table.num_rows
                 if read >= MAX_ROWS:

@@ -6,12 +6,21 @@ import codecs
 import csv
 import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO
 
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.sources.manifest.bounds import (
+    MAX_HEADER_BYTES,
+    MAX_NESTING,
+    check_columns,
+    check_row_bytes,
+    check_slice_bytes,
+    is_nested_too_deeply,
+)
 from pipeline.sources.manifest.layout import Layout
 from pipeline.storage.urls import canonical
 
@@ -59,7 +68,11 @@ def read_header(file: IO[bytes], layout: Layout, url: str) -> bytes:
         mark = codecs.BOM_UTF8 if beginning.startswith(codecs.BOM_UTF8) else b""
         file.seek(len(mark))
         return mark
-    header = file.readline()
+    header = file.readline(MAX_HEADER_BYTES + 1)
+    if len(header) > MAX_HEADER_BYTES:
+        raise ConfigError(
+            f"{name} has a first line of more than {MAX_HEADER_BYTES >> 20} MB; it should name the columns"
+        )
     if b"\r" in header.rstrip(b"\r\n"):
         raise ConfigError(f"{name} has lines that end in CR alone; save it with the line ends LF or CRLF")
     if header.count(b'"') % 2:
@@ -73,11 +86,12 @@ def read_header(file: IO[bytes], layout: Layout, url: str) -> bytes:
 
 
 def check_names(names: list[str], url: str) -> None:
-    """ConfigError if two columns have the same name."""
-    twice = [name for name in names if names.count(name) > 1]
+    """ConfigError if two columns have the same name, or if there are too many."""
+    check_columns(names, f"manifest '{canonical(url)}'")
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(
-            f"manifest '{canonical(url)}' has {names.count(twice[0])} columns named '{twice[0]}'; rename one"
+            f"manifest '{canonical(url)}' has {Counter(names)[twice[0]]} columns named '{twice[0]}'; rename one"
         )
 
 
@@ -121,6 +135,7 @@ class _Cutter:
             self.last_end, self.cuts = self.offset, [self.offset]
         positions = self._ends_in(block)
         self._check_utf8(file, block, positions)
+        self._check_bounds(block, positions)
         starts = np.concatenate(([self.last_end], positions[:-1])) if len(positions) else positions
         lengths = positions - starts
         empty = lengths == 1
@@ -153,6 +168,8 @@ class _Cutter:
             self.cuts.append(self.offset)
         self.cuts[-1] = self.offset  # empty lines at the end
         starts = range(0, self.count, self.every)
+        for start, (first, end) in zip(starts, itertools.pairwise(self.cuts), strict=True):
+            check_slice_bytes(end - first, start, min(start + self.every, self.count), name)
         return [
             Slice(start=s, stop=min(s + self.every, self.count), byte_start=a, byte_stop=b)
             for s, (a, b) in zip(starts, itertools.pairwise(self.cuts), strict=True)
@@ -167,6 +184,20 @@ class _Cutter:
             ends &= parity == 0
             self.inside = int(parity[-1])
         return np.flatnonzero(ends) + 1 + self.offset
+
+    def _check_bounds(self, block: bytes, positions: np.ndarray) -> None:
+        """ConfigError for a row that is too long, or nested too deeply for Arrow's parser."""
+        name = f"manifest '{canonical(self.url)}'"
+        edges = np.concatenate(([self.last_end], positions, [self.offset + len(block)]))
+        lengths = np.diff(edges)
+        check_row_bytes(int(lengths.max()), self.count + 1 + int(lengths.argmax()), name)
+        if self.layout.separator is None:
+            line = is_nested_too_deeply(block, positions - self.offset)
+            if line is not None:
+                raise ConfigError(
+                    f"{name}: row {self.count + 1 + line} has more than {MAX_NESTING} lists or objects inside one "
+                    "another; write them as text"
+                )
 
     def _check_utf8(self, file: IO[bytes], block: bytes, positions: np.ndarray) -> None:
         """ConfigError, with row and column, if the block is not UTF-8."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.sources.manifest.layout import arrow_errors, known_layout
-from pipeline.sources.manifest.parquet_rows import heavy_columns, parquet_rows, plain_schema
+from pipeline.sources.manifest.parquet_pages import ManifestFile, check_pages, check_rows
+from pipeline.sources.manifest.parquet_rows import check_times, heavy_columns, parquet_rows, plain_schema
 from pipeline.sources.manifest.records import Slice, cut_records, read_header
 from pipeline.sources.manifest.text_rows import parse, text_schema
 from pipeline.sources.manifest.unpack import open_text
 from pipeline.sources.retrying_file import file_facts, open_retrying
+from pipeline.storage.urls import canonical
 
 SAMPLE_ROWS = 100
 """Number of rows whose values help to tell what a column holds."""
@@ -45,12 +46,16 @@ def survey(url: str, rows_per_slice: int, watch: Callable[[pa.Table], None] = la
         size_bytes = file_facts(url).size
         if layout.name == "parquet":
             with open_retrying(url, size_bytes) as f:
-                parquet = pq.ParquetFile(f, pre_buffer=False)
+                parquet = ManifestFile(f)
+                check_rows(parquet, size_bytes, f"manifest '{canonical(url)}'")
                 num_rows = parquet.metadata.num_rows
                 starts = range(0, num_rows, rows_per_slice)
                 slices = [Slice(start=s, stop=min(s + rows_per_slice, num_rows)) for s in starts]
                 schema = plain_schema(parquet, url)
-                return Survey(schema=schema, slices=slices, heavy=heavy_columns(parquet, schema))
+                heavy = heavy_columns(parquet, schema)
+                check_pages(parquet, set(schema.names) - set(heavy), f"manifest '{canonical(url)}'")
+                check_times(parquet, schema, url)
+                return Survey(schema=schema, slices=slices, heavy=heavy)
         with open_text(url, size_bytes) as f:
             header = read_header(f, layout, url)
             slices = cut_records(f, header, rows_per_slice, layout, url)
@@ -83,8 +88,8 @@ def rows(url: str, part: Slice, header: str, schema: pa.Schema, size_bytes: int)
     with arrow_errors(url, part.start):
         if layout.name == "parquet":
             with open_retrying(url, size_bytes) as f:
-                parquet = pq.ParquetFile(f, pre_buffer=False)
-                yield from parquet_rows(parquet, part.start, part.stop, schema.names or None)
+                parquet = ManifestFile(f)
+                yield from parquet_rows(parquet, part.start, part.stop, schema.names or None, url)
             return
         with open_text(url, size_bytes) as f:
             f.seek(part.byte_start)

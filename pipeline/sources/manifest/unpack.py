@@ -23,8 +23,10 @@ from pipeline.storage.urls import FileFacts, canonical
 MAX_BYTES = 64 << 30
 """Largest unpacked copy."""
 READ_CHARS = 1 << 20
-MAX_ROW_CHARS = 64 << 20
-"""Longest object of a JSON array in characters."""
+MAX_ROW_CHARS = 16 << 20
+"""Longest object of a JSON array in characters. Python needs up to 20 bytes for each."""
+MAX_RATIO, FREE_BYTES = 250, 1 << 30
+"""Largest ratio of unpacked to packed bytes, beyond the first gigabyte: text that people write packs to a tenth."""
 
 
 def open_text(url: str, size_bytes: int) -> IO[bytes]:
@@ -49,9 +51,9 @@ def _unpacked(url: str, facts: FileFacts) -> IO[bytes]:
         try:
             text: Any = gzip.GzipFile(fileobj=packed) if layout.compressed else packed
             if layout.name == "json":
-                _write_lines(url, text, copy)
+                _write_lines(url, _limited(url, text, packed), copy)
             else:
-                shutil.copyfileobj(_limited(url, text), copy, READ_CHARS)
+                shutil.copyfileobj(_limited(url, text, packed), copy, READ_CHARS)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             problem = "ends early" if isinstance(error, EOFError) else "is damaged, or not compressed with gzip"
             raise ConfigError(f"manifest '{canonical(url)}' {problem}") from None
@@ -59,8 +61,8 @@ def _unpacked(url: str, facts: FileFacts) -> IO[bytes]:
     return copy
 
 
-def _limited(url: str, text: Any) -> Any:
-    """A file that raises ConfigError when more than ``MAX_BYTES`` are read from it."""
+def _limited(url: str, text: Any, packed: IO[bytes]) -> Any:
+    """A file that raises ConfigError when it gives more than ``MAX_BYTES``, or far more than ``packed`` has."""
 
     class Limited(io.RawIOBase):
         total = 0
@@ -73,6 +75,11 @@ def _limited(url: str, text: Any) -> Any:
             self.total += len(data)
             if self.total > MAX_BYTES:
                 raise ConfigError(f"manifest '{canonical(url)}' unpacks to more than {MAX_BYTES >> 30} GB")
+            if self.total > FREE_BYTES + MAX_RATIO * packed.tell():
+                raise ConfigError(
+                    f"manifest '{canonical(url)}' unpacks to more than {MAX_RATIO} times its size; unpack it yourself if "
+                    "it is what you expect"
+                )
             buffer[: len(data)] = data
             return len(data)
 
@@ -81,7 +88,7 @@ def _limited(url: str, text: Any) -> Any:
 
 def _write_lines(url: str, text: Any, copy: IO[bytes]) -> None:
     """Write the objects of a JSON array one per line."""
-    characters = io.TextIOWrapper(io.BufferedReader(_limited(url, text), READ_CHARS), encoding="utf-8-sig")
+    characters = io.TextIOWrapper(io.BufferedReader(text, READ_CHARS), encoding="utf-8-sig")
     num_rows = 0
     try:
         for value in _objects(url, characters):
@@ -103,12 +110,15 @@ def _objects(url: str, characters: IO[str]) -> Iterator[dict[str, Any]]:
         if position < len(text) and text[position] != "{":
             raise ConfigError(f"{name}: row {row} is not an object; expected a JSON array of objects")
         if position < len(text):
+            start = position
             try:
                 value, position = decoder.raw_decode(text, position)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # ValueError: not JSON, or a number with thousands of digits
                 if ended or len(text) - position > MAX_ROW_CHARS:
                     raise ConfigError(f"{name}: row {row} is not strict JSON, or the file ends in it") from None
             else:
+                if position - start > MAX_ROW_CHARS:
+                    raise ConfigError(f"{name}: row {row} has more than {MAX_ROW_CHARS >> 20} MB; a row names a video")
                 if row == 1 and value and all(isinstance(field, dict | list) for field in value.values()):
                     raise ConfigError(
                         f"{name} is one object with the field '{next(iter(value))}'; expected an array of objects"
@@ -118,6 +128,6 @@ def _objects(url: str, characters: IO[str]) -> Iterator[dict[str, Any]]:
                 continue
         elif ended:
             return
-        more = characters.read(max(READ_CHARS, len(text) - position))
+        more = characters.read(min(max(READ_CHARS, len(text) - position), MAX_ROW_CHARS))
         ended = not more
         text, position = text[position:] + more, 0

@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.sources.manifest import parquet_rows
+from pipeline.sources.manifest.parquet_pages import ManifestFile
 from tests.sources.manifest.test_ranges import notes
 from tests.sources.test_sources import content_of, planned, read_items
 
@@ -128,6 +129,11 @@ def test_batches_are_bounded_by_bytes(tmp_path: Path) -> None:
     same = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["\0" * (8 << 20)]))
     bomb = write(tmp_path / "b.parquet", pa.table({"path": ["a.mp4"] * 1000, "x": same}))
     light = write(tmp_path / "c.parquet", pa.table({"path": ["a.mp4"] * 10_000}))
-    rows = [parquet_rows._rows_per_batch(pq.ParquetFile(path), 0, None) for path in (heavy, bomb, light)]
+
+    def rows_per_batch(path: str, names: list[str] | None = None) -> int:
+        with open(path, "rb") as file:
+            return parquet_rows._rows_per_batch(ManifestFile(file), 0, names, path)
+
+    rows = [rows_per_batch(path) for path in (heavy, bomb, light)]
     assert 1 <= rows[0] <= 10 and 1 <= rows[1] <= 5 and rows[2] == parquet_rows.BATCH_ROWS
-    assert parquet_rows._rows_per_batch(pq.ParquetFile(bomb), 0, ["path"]) == parquet_rows.BATCH_ROWS
+    assert rows_per_batch(bomb, ["path"]) == parquet_rows.BATCH_ROWS

@@ -65,7 +65,7 @@ ROWS = b"path,caption\na.mp4,one\n"
         (
             "m.jsonl",
             b'{"path": "a", "x": ' + b"[" * 3000 + b"]" * 3000 + b"}\n",
-            "cannot be read as jsonl|more than 16 lists",
+            "row 1 has more than 64 lists",
         ),
         ("m.jsonl", b'{"path": "a", "x": ' + b"[" * 20 + b"1" + b"]" * 20 + b"}\n", "'x' has more than 16 lists"),
         ("m.csv.gz", ROWS, "is damaged, or not compressed with gzip"),
