@@ -51,19 +51,19 @@ def test_parquet_that_is_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, rec
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
-@pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip", "brotli", "lz4"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_pages_of_every_kind_are_measured(
     tmp_path: Path, recipe: Recipe, dictionary: bool, compression: str, version: str
 ) -> None:
     rows = {
-        "path": [f"{n % 100}.mp4" for n in range(3000)],
-        "caption": [None if n % 7 else f"caption {n}" for n in range(3000)],
-        "tags": [["a", None, str(n)][: n % 4] for n in range(3000)],
-        "score": [n / 3 for n in range(3000)],
+        "path": [f"{n % 100}.mp4" for n in range(120)],
+        "caption": [None if n % 7 else f"caption {n}" for n in range(120)],
+        "tags": [["a", None, str(n)][: n % 4] for n in range(120)],
+        "score": [n / 3 for n in range(120)],
     }
     options: Any = {"use_dictionary": dictionary, "compression": compression, "data_page_version": version}
-    pq.write_table(pa.table(rows), tmp_path / "m.parquet", data_page_size=2000, row_group_size=1000, **options)
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet", data_page_size=100, row_group_size=50, **options)
     found = read_items(tmp_path, recipe, str(tmp_path / "m.parquet"))
     assert [item.key for item in found] == rows["path"] and [item.caption for item in found] == rows["caption"]
     assert [item.meta["meta_tags"] for item in found] == rows["tags"]
