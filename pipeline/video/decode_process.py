@@ -19,17 +19,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
-
-import numpy as np
+from typing import Any
 
 from pipeline.errors import LatentmillError, Rejected
 from pipeline.video.confinement import kernel
 from pipeline.video.confinement.confinement import Confinement
-from pipeline.video.windows import VideoFacts
+from pipeline.video.confinement.replies import read_reject, reading_reply
 
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
 """Environment variables that children may see. Credentials are not among them; ``confinement/`` hides other processes."""
@@ -43,11 +39,6 @@ WORKER = "pipeline.video.decode_worker"
 """Module that is run as the server."""
 ERROR_BYTES = 2000
 """Bytes of the server's error output that are shown if it does not start."""
-FACT_TYPES = {
-    name: tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
-    for name, hint in get_type_hints(VideoFacts).items()
-}
-"""Types of each field of ``VideoFacts``, for ``isinstance``."""
 
 
 class DecodeChild:
@@ -77,7 +68,7 @@ class DecodeChild:
         with reading_reply(stage), _closing(reply_fds):
             reply = dict(json.loads(data))
             if "error" in reply:
-                raise Rejected(*map(str, reply["error"]))
+                raise read_reject(reply["error"])
             return reply, _content(reply_fds[0]) if reply_fds else b""
 
     def end(self) -> int:
@@ -178,36 +169,6 @@ class DecodeServer:
             raise LatentmillError("the decoders' server process has ended")
         reply: dict[str, Any] = json.loads(data)
         return reply, fds
-
-
-@contextlib.contextmanager
-def reading_reply(stage: str) -> Iterator[None]:
-    """Reject the item if a reply is not what a child of ours sends: its decoder runs code of the input."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise Rejected(stage, "crash", f"the decoder's reply makes no sense: {type(error).__name__}") from error
-
-
-def read_facts(reply: dict[str, Any], pts: mmap.mmap | bytes) -> VideoFacts:
-    """The facts in the reply to ``open``. Raises Rejected for what no child of ours sends."""
-    with reading_reply("probe"):
-        values = reply["facts"] | {
-            "pts": tuple(np.frombuffer(pts, dtype=np.int64).tolist()),
-            "sample_aspect": Fraction(reply["facts"]["sample_aspect"]),
-            "time_base": Fraction(reply["facts"]["time_base"]),
-            "crop": tuple(map(int, reply["facts"]["crop"])),
-            "key_frames": (),
-            "scenes": None,
-        }
-        facts = VideoFacts(**values)
-        for name, types in FACT_TYPES.items():
-            if not isinstance(getattr(facts, name), types):
-                raise TypeError(f"{name} is a {type(getattr(facts, name)).__name__}")
-        sizes = (facts.width, facts.height, facts.coded_width, facts.coded_height)
-        if not facts.pts or min(sizes) <= 0 or facts.time_base <= 0:
-            raise ValueError("a video without frames, time or size")
-        return facts
 
 
 @contextlib.contextmanager

@@ -17,7 +17,16 @@ import numpy as np
 
 from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
-from pipeline.video.decode_process import DecodeChild, DecodeServer, read_facts, reading_reply
+from pipeline.video.confinement.replies import (
+    MAX_FRAMES,
+    Content,
+    read_decoder,
+    read_facts,
+    read_frames,
+    read_scenes,
+    reading_reply,
+)
+from pipeline.video.decode_process import DecodeChild, DecodeServer
 from pipeline.video.outcomes import Clip, Decoded, Frames, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, in_decoding_order, positions_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window, repeats
@@ -26,6 +35,8 @@ RETRYABLE_REASONS = ("timeout", "memory", "crash")
 """Reasons of rejects that may not occur again in another child. The video is tried once more."""
 MAX_GROWTH = 0.25
 """Share of its memory limit that a child may keep after a video. Damaged videos leak; a child that keeps more is ended."""
+MAX_REPLIES = MAX_FRAMES // 100
+"""Number of replies after which a child that always needs more time is ended. It decodes 200 frames for each."""
 
 WindowSelector = Callable[[VideoFacts], Sequence[Window | Skip]]
 RangeSelector = Callable[[VideoFacts, Range | None], Sequence[Window | Skip]]
@@ -109,10 +120,12 @@ class Decoders:
         """Keep the child for another video. It closes this one first, since that may hold memory."""
         try:
             reply, _ = child.request({"op": "close"} | self._limits)
+            with reading_reply("decode"):
+                has_grown = int(reply["grown_bytes"]) > MAX_GROWTH * self._limits["memory_bytes"]
         except Rejected:
             child.end()
             return
-        if reply.get("grown_bytes", 0) > MAX_GROWTH * self._limits["memory_bytes"] or not reply.get("takes_others"):
+        if has_grown or not reply.get("takes_others"):
             child.end()
         else:
             self._idle.append(child)
@@ -213,15 +226,12 @@ class _Video:
         """Positions (start, stop) of the scenes between two positions in the video's frames."""
         request = {"op": "scenes", "start": start, "stop": stop}
         request |= {"method": self.recipe.scenes, "threshold": self.recipe.scene_threshold}
-        reply: dict[str, Any] = {"more": True}
-        while reply.get("more"):
-            reply, content = child.request(request | self.limits)
-        with reading_reply("decode"):
-            return tuple((int(a), int(b)) for a, b in np.frombuffer(content, dtype=np.int64).reshape(-1, 2))
+        _, content = self._request(child, request)
+        return read_scenes(content, start, stop)
 
     def _open(self, child: DecodeChild) -> VideoFacts:
         reply, pts = child.request({"op": "open"} | self.limits, self.fd)
-        return read_facts(reply, pts)
+        return read_facts(reply, pts, self.limits)
 
     def _send_windows(self, child: DecodeChild, facts: VideoFacts, windows: list[Window]) -> str:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.
@@ -247,22 +257,25 @@ class _Video:
             reply, _ = child.request(request | self.limits, fd)
         finally:
             os.close(fd)
-        with reading_reply("decode"):
-            return str(reply["decoder"])
+        return read_decoder(reply)
 
     def _next(self, child: DecodeChild, window: Window, decoder: str) -> Outcome:
         """Decode the next window. It becomes a skip if more of its frames repeat than the recipe allows."""
-        reply: dict[str, Any] = {"more": True}
-        while reply.get("more"):  # so that the way to a distant frame does not count as a hang
-            reply, content = child.request({"op": "next"} | self.limits)
-        with reading_reply("decode"):
-            frames_THWC = np.frombuffer(content, dtype=np.uint8).reshape(len(window.pts), *reply["shape"][1:3], 3)
+        frames_THWC = read_frames(*self._request(child, {"op": "next"}), len(window.pts))
         if frames_THWC.shape[1:3] != (window.bucket.height, window.bucket.width):
             frames_THWC = self._resized(frames_THWC, window)
         still = sum(np.array_equal(a, b) for a, b in pairwise(frames_THWC))
         if still / max(1, len(frames_THWC) - 1) > max(self.recipe.max_repeats, repeats(window.pts)):
             return Skip(index=window.index, reason="frozen_frames", group=window.group)
         return Clip(window=window, frames_THWC=frames_THWC, decoder=decoder)
+
+    def _request(self, child: DecodeChild, request: dict[str, Any]) -> tuple[dict[str, Any], Content]:
+        """Repeat a request until the child is done. It may take long, and a reply with ``more`` shows that it works."""
+        for _ in range(MAX_REPLIES):
+            reply, content = child.request(request | self.limits)
+            if not reply.get("more"):
+                return reply, content
+        raise Rejected("decode", "crash", "the decoder's replies do not end")
 
     def _resized(self, frames_THWC: Frames, window: Window) -> Frames:
         from pipeline.video.resize import resize_frame

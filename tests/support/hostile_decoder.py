@@ -154,7 +154,9 @@ class Attacks:
             fds = list(os.pipe())
         if lie == "many_files":
             fds, facts = [*fds * 4], {}
-        data = {"no_json": b"{", "no_object": b"[1]"}.get(lie, json.dumps({"facts": facts}).encode())
+        data = {"no_json": b"{", "no_object": b"[1]", "nested": b"[" * 100_000}.get(
+            lie, json.dumps({"facts": facts}).encode()
+        )
         socket.send_fds(sock, [data], fds)
         os._exit(0)
 

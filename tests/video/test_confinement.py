@@ -242,7 +242,8 @@ def test_a_kernel_that_lacks_something_still_decodes_and_says_what_is_open(
 
 
 @pytest.mark.parametrize(
-    "lie", ["no_json", "no_object", "facts_of_other_types", "no_frames", "changing_file", "a_pipe", "many_files"]
+    "lie",
+    ["no_json", "no_object", "nested", "facts_of_other_types", "no_frames", "changing_file", "a_pipe", "many_files"],
 )
 def test_a_reply_that_makes_no_sense_is_a_reject(decoders: Decoders, lie: str) -> None:
     with tempfile.TemporaryFile() as video:
