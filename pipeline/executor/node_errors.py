@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,15 @@ class NodeErrors:
     def unusable_nodes(self) -> set[str]:
         """Ids of the nodes on which no encoder can start."""
         return set(self._unusable)
+
+    def next_round(self, units: Sequence[str]) -> tuple[set[str], set[str]]:
+        """The units to encode next, and the nodes to leave out: some have failed there, or no encoder starts there.
+
+        Units that have failed nowhere come first. Then come those that failed on the same nodes, since leaving out all
+        nodes on which any unit failed might leave no node.
+        """
+        failed = min((self._failed.get(unit, set()) for unit in units), key=len)
+        return {unit for unit in units if self._failed.get(unit, set()) <= failed}, failed | self.unusable_nodes
 
     def succeeded(self, report: UnitReport) -> None:
         """Note that an encoder works, perhaps on a node where it could not start before."""

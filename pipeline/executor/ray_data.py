@@ -31,7 +31,9 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
     remaining = {task.unit.name: task for task in tasks}
     with limited_memory_kills(run, heartbeats.say) as kills:
         while remaining:
-            rows = _start_pool(ray, list(remaining.values()), settings, errors.unusable_nodes)
+            names, excluded_nodes = errors.next_round(list(remaining))
+            tasks = [task for name, task in remaining.items() if name in names]
+            rows = _start_pool(ray, tasks, settings, excluded_nodes)
             without_encoder: set[str] = set()
             try:
                 for row in rows:
@@ -44,14 +46,14 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
                         continue
                     errors.add(result)
                     without_encoder |= set() if result.started else {result.encoder}
-                    if len(without_encoder) == min(run.actors, len(remaining)):
+                    if len(without_encoder) == min(run.actors, len(names & remaining.keys())):
                         break  # no encoder of this pool works; the next pool is placed on other nodes
             except ray.data.exceptions.ExecutionTimeoutError as error:
                 raise no_progress_error(run) from error
 
 
-def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, unusable_nodes: set[str]) -> Iterator[Any]:
-    """Start actors on other nodes than ``unusable_nodes``. Returns the rows of their reports, one per task, as they come."""
+def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, excluded_nodes: set[str]) -> Iterator[Any]:
+    """Start actors on other nodes than ``excluded_nodes``. Returns the rows of their reports, one per task, as they come."""
     run = settings.run
     actors = min(run.actors, len(tasks))
     # The pool has a fixed size: Ray starts an encoder on every node that joins, and asks its autoscaler for missing
@@ -72,7 +74,7 @@ def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, unus
             compute=pool,
             num_cpus=run.cpus,
             num_gpus=run.gpus or None,
-            label_selector=excluding(unusable_nodes),
+            label_selector=excluding(excluded_nodes),
         )
         .iter_rows()
     )
