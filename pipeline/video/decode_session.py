@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -115,7 +116,7 @@ class Session:
         """Start to decode the windows in ``fds[0]``. Replies with the name of the decoder.
 
         Shape: one int64 array ``[n, length_1 .. length_n, placement_1 .. placement_n, pts of window 1, .., of window n]``.
-        Invariant: the lengths add up to the number of presentation times; the first ones of the windows ascend.
+        Invariant: the lengths add up to the number of presentation times; the last ones of the windows ascend.
         Example: ``[2, 3, 2, 0, 0, 0, 1, 2, 3, 4]`` stands for windows (0, 1, 2) and (3, 4), both with placement 0.
         """
         assert self.file is not None and self.facts is not None
@@ -170,17 +171,18 @@ class Session:
         """Yield the clip of each window, in one pass over the frames; None after each ``FRAMES_PER_REPLY`` unwanted ones.
 
         Shapes: ``frames`` yields (pts, ``[H,W,3]``), without pixels if no window needs it; a clip is ``[T,H,W,3]``.
-        Invariant: pts of ``frames`` and starts of windows ascend, so frames before the current window are dropped.
+        Invariant: pts of ``frames`` and ends of windows ascend. Frames before all windows that remain are dropped.
         Example: windows (0, 1, 1) and (1, 2) decode frames 0, 1, 2 once; the first clip has frame 1 twice.
         """
         uses: dict[int, set[int]] = {}
         for window in windows:
             for pts in window.pts:
                 uses.setdefault(pts, set()).add(window.placement)
+        first_needed = list(itertools.accumulate((window.pts[0] for window in reversed(windows)), min))[::-1]
         kept: dict[tuple[int, int], Frame] = {}
         reached, unwanted = False, 0
-        for window in windows:
-            kept = {key: frame for key, frame in kept.items() if key[0] >= window.pts[0]}
+        for window, first in zip(windows, first_needed, strict=True):
+            kept = {key: frame for key, frame in kept.items() if key[0] >= first}
             reached = (window.pts[-1], window.placement) in kept
             while not reached:
                 pts, frame = next(frames, (window.pts[-1] + 1, None))

@@ -237,7 +237,7 @@ class _Video:
         """Tell the child which windows to decode. Returns the name of the decoder that it uses.
 
         Shape: one int64 array ``[n, length_1 .. length_n, placement_1 .. placement_n, pts of window 1, .., of window n]``.
-        Invariant: the lengths add up to the number of presentation times; the first ones of the windows ascend.
+        Invariant: the lengths add up to the number of presentation times; the last ones of the windows ascend.
         Example: windows (0, 1, 2) and (3, 4) with one placement are sent as ``[2, 3, 2, 0, 0, 0, 1, 2, 3, 4]``.
         """
         lengths = [len(window.pts) for window in windows]

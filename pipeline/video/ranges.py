@@ -79,17 +79,18 @@ def select_in_range(
 def in_decoding_order(
     selected: Sequence[Sequence[Window | Skip | RejectedWindow]],
 ) -> list[tuple[int, Window | Skip | RejectedWindow]]:
-    """The windows of several ranges by the time of their first frame, each with the number of its range.
+    """The windows of several ranges by the time of their last frame, each with the number of its range.
 
-    The windows of one group of buckets in one range keep their order: a skip follows the window before it.
+    Damage then rejects no window that ends before it. The windows of one group of buckets in one range keep their order: a
+    skip follows the window before it.
     """
     keyed = []
     for number, windows in enumerate(selected):
-        starts: defaultdict[str, float] = defaultdict(lambda: -math.inf)
+        ends: defaultdict[str, float] = defaultdict(lambda: -math.inf)
         for position, window in enumerate(windows):
             if isinstance(window, Window):
-                starts[window.group] = max(starts[window.group], window.pts[0])
-            keyed.append(((starts[window.group], number, position), window))
+                ends[window.group] = max(ends[window.group], window.pts[-1])
+            keyed.append(((ends[window.group], number, position), window))
     keyed.sort(key=lambda pair: pair[0])
     return [(key[1], window) for key, window in keyed]
 

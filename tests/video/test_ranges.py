@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, in_decoding_order, positions_in_range, range_seconds, select_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import make_clip, numbered_frame, plain_facts, read_number
+from tests.support.clips_maker import damage, make_clip, numbered_frame, plain_facts, read_number
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 RECIPE = Recipe(vae="x", buckets=(Bucket(17, 64, 112),), micro_batch=(1,), windows="all")
@@ -114,14 +115,23 @@ def test_several_ranges_of_a_video_are_decoded_in_one_pass(decoders: Decoders, t
     assert isinstance(outside, RejectedWindow) and outside.reject.name == "probe/bad_range"
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
+def test_a_range_that_ends_before_damage_keeps_its_clips(decoders: Decoders, tmp_path: Path, name: str) -> None:
+    """Also if it begins after the window that is damaged, in a file that cannot be decoded from behind the damage on."""
+    path = make_clip(tmp_path / name, 60)
+    damage(path, 30)
+    long = (Bucket(34, 64, 112), Bucket(17, 64, 112))
+    select = partial(select_in_range, recipe=replace(RECIPE, buckets=long), geometry=GEOMETRY)
+    ranges = [(0.0, None), (4 / 24, 21 / 24)]
+    with path.open("rb") as file:
+        found = list(decoders.clips_of_ranges(file.fileno(), ranges, [select] * 2))
+    assert [isinstance(outcome, Clip) for number, (_, outcome) in found if number == 1] == [True]
+    assert isinstance(next(outcome for number, (_, outcome) in found if number == 0), RejectedWindow)
+
+
 def test_damage_in_one_range_does_not_cost_another(decoders: Decoders, tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 200)
-    with av.open(str(path)) as container:
-        packet = [p for p in container.demux(video=0) if p.size][60]
-        position, size = packet.pos, packet.size
-    data = bytearray(path.read_bytes())
-    data[position : position + size] = bytes(size)
-    path.write_bytes(data)
+    damage(path, 60)
     before, inside, after = decode(decoders, path, (0.0, 0.8), (50 / 24, 80 / 24), (150 / 24, 170 / 24))
     assert numbers(before) == [list(range(17))] and numbers(after) == [list(range(150, 167))]
     assert not numbers(inside) and {o.reject.stage for o in inside if isinstance(o, RejectedWindow)} == {"decode"}
