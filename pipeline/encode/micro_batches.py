@@ -72,7 +72,7 @@ class MicroBatchEncoder:
         self.queue = DeviceQueue()
 
     def submit(self, clips: list[DecodedClip], activities: UnitActivity) -> Future[EncodedClips]:
-        """Encode clips of one bucket, at most the recipe's micro-batch.
+        """Encode clips of one size, at most the micro-batch of their buckets, which is the same for all.
 
         The micro-batch is prepared and uploaded in the caller's thread, so that it is there when the device gets free.
         """
@@ -97,6 +97,7 @@ class MicroBatchEncoder:
         bucket = window.bucket
         size = self.recipe.clips_per_call[window.filled]
         pixels_BTHWC = np.zeros((size, bucket.num_frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+        assert len(clips) <= size, "more clips than the recipe's micro-batch"
         for row, decoded in zip(pixels_BTHWC, clips, strict=False):
             row[:] = decoded.clip.frames_THWC
         seeds = None

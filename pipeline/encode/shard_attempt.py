@@ -52,8 +52,8 @@ class ShardAttempt:
     shard: ShardWriter
     crash_history: CrashHistory
     activities: UnitActivity
-    _waiting: dict[Bucket, list[DecodedClip]] = field(default_factory=dict, init=False)
-    """Clips of each size that do not fill a micro-batch yet."""
+    _waiting: dict[tuple[Bucket, int], list[DecodedClip]] = field(default_factory=dict, init=False)
+    """Clips that do not fill a micro-batch yet, by their size and the number of clips that fill one."""
     _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
     """The micro-batch that was submitted last, until its results are in the shard."""
     _text: UnitText = field(default_factory=UnitText, init=False)
@@ -145,10 +145,11 @@ class ShardAttempt:
     def _add_clip(self, decoded: DecodedClip) -> None:
         """Keep a clip until the micro-batch of its size is full, then encode that."""
         window = decoded.clip.window
-        micro_batch = self._waiting.setdefault(window.bucket, [])
+        full = self.context.settings.recipe.clips_per_call[window.filled]
+        micro_batch = self._waiting.setdefault((window.bucket, full), [])
         micro_batch.append(decoded)
-        if len(micro_batch) == self.context.settings.recipe.clips_per_call[window.filled]:
-            self._encode(self._waiting.pop(window.bucket))
+        if len(micro_batch) == full:
+            self._encode(self._waiting.pop((window.bucket, full)))
 
     def _encode(self, micro_batch: list[DecodedClip]) -> None:
         """Submit a micro-batch to the VAE, then store the results of the one before."""

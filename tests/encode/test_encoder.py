@@ -96,6 +96,28 @@ def test_when_memory_runs_out_fewer_clips_then_tiles_then_a_reject(
         assert summary.counts.rejects == {"encode/memory": 3} and "64x64x17" in rows[0]["reject_message"]
 
 
+def test_shortened_clips_do_not_mix_with_those_of_a_bucket_with_another_micro_batch(
+    tmp_path: Path, tiny_card: Card
+) -> None:
+    """A clip of the long bucket may be shortened to the size of the short one."""
+    for number, num_frames in enumerate([17, 17, 51, 17]):
+        write_video(tmp_path / "videos" / f"{number}.mp4", number, num_frames)
+    recipe = Recipe(
+        vae=tiny_card.sha256,
+        buckets=(Bucket(17, *SIZE), Bucket(34, *SIZE)),
+        micro_batch=(3, 2),
+        windows="all",
+        remainder="shorten",
+    )
+    run = Run(output=str(tmp_path / "out"), vae=str(TINY), sources=(str(tmp_path / "videos"),), local=True, cpus=1)
+    with painted():
+        encode(recipe, run, tiny_card, say=lambda line: None)
+    rows = assert_sound(tmp_path / "out")
+    assert_together(rows, tmp_path / "out")
+    clips = sorted((row["key"], row["num_frames"]) for row in rows)
+    assert clips == [("0.mp4", 17), ("1.mp4", 17), ("2.mp4", 17), ("2.mp4", 34), ("3.mp4", 17)]
+
+
 def test_an_error_that_is_not_memory_stops_the_job(wan: Path, videos: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("a kernel is missing")
