@@ -331,6 +331,7 @@ def main(folder: Path, names: list[str]) -> None:
     import torch
 
     from tests.support.clips_maker import make_image
+    from tests.support.painted import painted_decoders
 
     torch.set_num_threads(1)
     _ = diffusers.AutoencoderKL, diffusers.AutoencoderKLWan
@@ -341,8 +342,9 @@ def main(folder: Path, names: list[str]) -> None:
     vaes = {name: build(name, folder) for name in names}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_BYTES, used + MAX_BYTES))
-    for name, vae in vaes.items():
-        print(json.dumps({"name": name} | attempt(vae, folder / f"out {name}")), flush=True)
+    with painted_decoders():  # real ones would take most of the time, and no case gets to a video
+        for name, vae in vaes.items():
+            print(json.dumps({"name": name} | attempt(vae, folder / f"out {name}")), flush=True)
 
 
 if __name__ == "__main__":

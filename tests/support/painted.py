@@ -164,8 +164,15 @@ class PaintedActor(EncoderActor):
 @contextmanager
 def painted() -> Iterator[None]:
     """Make the encoders of this process use these decoders and this VAE."""
+    vae = mock.patch.object(encode_module, "load_vae", lambda *_, **__: PaintedVAE(read_card(str(TINY))))
+    with painted_decoders(), vae:
+        yield
+
+
+@contextmanager
+def painted_decoders() -> Iterator[None]:
+    """Make the encoders of this process use these decoders, but their own VAE."""
     with (
-        mock.patch.object(encode_module, "load_vae", lambda *_, **__: PaintedVAE(read_card(str(TINY)))),
         mock.patch.object(encode_module, "Decoders", PaintingDecoders),
         mock.patch.object(estimate_module, "Decoders", PaintingDecoders),
     ):
