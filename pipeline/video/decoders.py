@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
+from pipeline.video.confinement.child import is_memory_file
 from pipeline.video.confinement.replies import (
     MAX_FRAMES,
     Content,
@@ -59,6 +60,7 @@ class Decoders:
         if run.confine == "require" and not self.confinement.is_complete:
             self._server.close()
             raise ConfigError(f"--confine require is not met here: {self.confinement}")
+        self._opens_by_path = recipe.decoder == "decord"
         self._idle: list[DecodeChild] = []
 
     def close(self) -> None:
@@ -93,7 +95,7 @@ class Decoders:
         try:
             for last_try in (False, True):
                 # the second try gets a fresh child, since an idle one may have lost memory to its last video
-                child = self._server.fork() if last_try else self._take()
+                child = self._server.fork() if last_try else self._take(video.fd)
                 try:
                     yield from video.outcomes(child)
                     return
@@ -109,8 +111,10 @@ class Decoders:
             if child is not None:
                 self._release(child)
 
-    def _take(self) -> DecodeChild:
-        """An idle child, or a new one."""
+    def _take(self, fd: int) -> DecodeChild:
+        """An idle child, or a new one for a file that an idle child has no right to open by path, as decord does."""
+        if self._opens_by_path and not is_memory_file(fd):
+            return self._server.fork()
         try:
             return self._idle.pop()
         except IndexError:

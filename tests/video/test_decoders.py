@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.bucket import Bucket
 from pipeline.recipe import Recipe, Run
+from pipeline.storage.held_file import HeldFile, MemoryBudget
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, select_windows
@@ -108,6 +109,22 @@ def test_both_decoders_give_the_same_frames(decode: Decode, name: str) -> None:
     for a, b in zip(by_pyav, by_decord, strict=True):
         difference = np.abs(a.frames_THWC.astype(int) - b.frames_THWC)
         assert difference.mean() < 1.0 and difference.max() <= 16
+
+
+def test_the_decoder_of_a_video_does_not_depend_on_where_it_is_held(
+    servers: dict[str, Decoders], tmp_path: Path
+) -> None:
+    """A child that has read memory files has no right to open one on the scratch disk."""
+    content = make_clip(tmp_path / "clip.mp4", 20).read_bytes()
+    recipe = Recipe(vae="x", buckets=(BUCKET,), micro_batch=(1,))
+    select = partial(select_windows, recipe=recipe, geometry=GEOMETRY)
+    used = []
+    for memory_bytes in (1 << 30, 1 << 30, 1, 1, 1 << 30):
+        with HeldFile(MemoryBudget(memory_bytes)) as file:
+            file.append(content)
+            file.freeze()
+            used += [o.decoder for _, o in servers["decord"].clips(file.fileno(), select) if isinstance(o, Clip)]
+    assert used == ["decord"] * 5
 
 
 @pytest.mark.parametrize("name", ["open_gop.mp4", "h264.ts", "mpeg2.mpg", "av1.mp4", "10bit.mp4"])

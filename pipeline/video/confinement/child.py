@@ -80,7 +80,7 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     """
     measures = Measures(refused=dict(policy.refused))
     measures.take("network", kernel.leave_network)
-    reopened = video if policy.reopens_video and video is not None and not _is_memory_file(video) else None
+    reopened = video if policy.reopens_video and video is not None and not is_memory_file(video) else None
     ruleset = policy.ruleset
     if ruleset is not None and reopened is not None:
         ruleset = landlock.make_ruleset(policy.paths)
@@ -99,7 +99,7 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     return measures, reopened is None
 
 
-def _is_memory_file(fd: int) -> bool:
+def is_memory_file(fd: int) -> bool:
     """Return True for a file that every user may open again, and that no Landlock rule is needed for."""
     return os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
 
