@@ -9,6 +9,7 @@ from pipeline.encode.encoder import UNITS_IN_FLIGHT, ShardEncoder
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.tasks import Task
+from pipeline.storage.drivers.waits import WAITS
 
 
 def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
@@ -21,5 +22,6 @@ def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats:
         for done in as_completed(futures):
             yield done.result()
     finally:
-        encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once
-        pool.shutdown(cancel_futures=True)
+        with WAITS.given_up():
+            encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once
+            pool.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import tenacity
 
 from pipeline.storage.drivers.errors import ShortRead, is_transient, retry_after_s
-from pipeline.storage.drivers.waits import note_pause
+from pipeline.storage.drivers.waits import WAITS, note_pause
 
 TRIES = 6
 LONGEST_PAUSE_S = 20.0
@@ -65,6 +65,7 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) ->
     return tenacity.Retrying(
         stop=stop,
         wait=pause,
+        sleep=lambda seconds: WAITS.sleep(seconds),
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
         before_sleep=lambda state: note_pause(state, TRIES - 1),
         reraise=True,

@@ -11,7 +11,6 @@ from unittest import mock
 import boto3
 import pytest
 import s3fs
-import tenacity.nap
 
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, Rejected, StoreError
@@ -19,6 +18,7 @@ from pipeline.progress.summary import Summary
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources import fetch as fetch_module
+from pipeline.storage.drivers.waits import WAITS
 from stvae import Card
 from tests.sources.test_sources import read_items
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
@@ -92,7 +92,7 @@ def test_an_outage_ends_in_an_error_that_names_the_file_and_the_job_can_go_on(
     fetch, calls = fetch_module.fetch, iter(range(1000))
     with (
         mock.patch("pipeline.encode.shard_attempt.fetch", fetch_then_fail),
-        mock.patch.object(tenacity.nap, "time"),  # no pauses between retries
+        mock.patch.object(WAITS, "sleep"),  # no pauses between retries
         mock.patch.object(s3fs.S3FileSystem, "retries", 1),
         pytest.raises(StoreError, match=f"bucket/.*{message}"),
     ):
@@ -111,7 +111,7 @@ def test_a_refusal_of_one_row_is_its_reject_and_an_expired_token_is_an_error(
     recipe = Recipe(vae="x", buckets=(Bucket(17, *SIZE),), micro_batch=(2,))
     (tmp_path / "m.csv").write_text(f"path\n{videos}/0.mp4\n{videos}/gone.mp4\nhf://datasets/a/b/c.mp4\n")
     one, gone, no_driver = read_items(tmp_path, recipe, str(tmp_path / "m.csv"))
-    with mock.patch.object(tenacity.nap, "time"), mock.patch.object(s3fs.S3FileSystem, "retries", 1):
+    with mock.patch.object(WAITS, "sleep"), mock.patch.object(s3fs.S3FileSystem, "retries", 1):
         os.close(fetch_module.fetch(one, recipe))
         with pytest.raises(Rejected) as missing:
             fetch_module.fetch(gone, recipe)

@@ -11,7 +11,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import tenacity
 import torch
 
 from pipeline.bucket import Bucket
@@ -19,6 +18,7 @@ from pipeline.errors import IntegrityError, StoreError
 from pipeline.loader import Batch, LatentDataset
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.readers import MAX_GAP_BYTES, MAX_REQUEST_BYTES, LocalReader, MappedReader, Span, merge_spans
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
 from tests.bench.range_server import range_server
@@ -144,7 +144,7 @@ def test_remote_shards_that_are_gone_or_cut_are_named(
         else:
             url = stack.enter_context(range_server(tmp_path / "out", 0.0, 1e12))
         read = open_ranges(Store(url))
-        stack.enter_context(mock.patch.object(tenacity.nap, "time"))  # retries without pauses
+        stack.enter_context(mock.patch.object(WAITS, "sleep"))  # retries without pauses
         for shard, offset in ((first.name, 0), (second.name, 900), (second.name, 2000)):
             with pytest.raises(StoreError, match=re.escape(f"{url}/shards/{shard}")):
                 read(f"shards/{shard}", offset, 200)

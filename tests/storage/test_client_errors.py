@@ -9,16 +9,15 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import SimpleNamespace
 
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.sources.discovery import find_sources
 from pipeline.storage import retry
 from pipeline.storage.drivers import s3 as s3_driver
 from pipeline.storage.drivers.errors import describe_error, is_transient, remote_errors, retry_after_s
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
 from tests.support.http_server import Reply, serving
@@ -43,7 +42,7 @@ def google_error(status: int, message: str) -> bytes:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before further tries, which are not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(WAITS, "sleep", found.append)
     monkeypatch.setattr(retry, "TRIES", 2)
     return found
 
@@ -194,7 +193,7 @@ def test_a_metadata_service_that_is_throttled_for_a_moment_is_asked_again(
     threading.Thread(target=metadata.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{metadata.server_port}/")
     try:
-        monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda s: None))
+        monkeypatch.setattr(WAITS, "sleep", lambda s: None)
         assert Store(f"{s3}/out").put_new("a", b"1")
         assert Throttled.refusals == 0
     finally:

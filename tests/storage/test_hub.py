@@ -6,17 +6,16 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError, SourceChanged, StoreError
 from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.retrying_file import file_facts, open_retrying
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.urls import open_filesystem
 from stvae import read_card
 from tests.sources.test_sources import content_of, planned, read_items, write_tar
@@ -43,7 +42,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before further tries, which are not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(WAITS, "sleep", found.append)
     return found
 
 

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.local.files import NO_FOLDER_SYNC, NO_LINKS, UNSYNCED_FOLDERS
 from pipeline.storage.probe import open_output
 from pipeline.storage.store import PARTIAL, Store
@@ -20,7 +20,7 @@ fsync, real_stat = os.fsync, os.stat
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(WAITS, "sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize("number", sorted(set(NO_LINKS)), ids=errno.errorcode.__getitem__)

@@ -8,10 +8,10 @@ from typing import Any
 import boto3
 import fsspec
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError
 from pipeline.storage import store as store_module
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.probe import REPLACES_BY_PARTS, open_output
 from pipeline.storage.store import Store
 from tests.support.s3_habits import (
@@ -37,7 +37,7 @@ def test_an_object_that_is_there_is_no_error_whatever_the_body_of_the_412(s3: st
 
 def test_a_conflict_of_conditional_requests_is_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(tenacity.nap.time, "sleep", pauses.append)
+    monkeypatch.setattr(WAITS, "sleep", pauses.append)
     with s3_with(conflicts_once()):
         store = Store(f"{s3}/out")
         assert store.put_new("a", b"first") and not store.put_new("a", b"second")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError, IntegrityError, StoreError
 from pipeline.storage import range_client
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.range_client import VARIABLE, open_ranges
 from pipeline.storage.store import Store
 from tests.support.connect_proxy import connect_proxy
@@ -24,7 +24,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(WAITS, "sleep", lambda seconds: None)
 
 
 @pytest.fixture

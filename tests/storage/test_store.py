@@ -8,13 +8,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import tenacity.nap
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.sources.discovery import find_sources
 from pipeline.storage import uploads
 from pipeline.storage.drivers.clients import DRIVERS
 from pipeline.storage.drivers.errors import without_secrets
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.probe import probe
 from pipeline.storage.retry import LONGEST_PAUSE_S, TRIES
 from pipeline.storage.store import PARTIAL, Store
@@ -179,14 +179,14 @@ def test_transient_errors_are_retried_a_bounded_number_of_times(
 
     pauses: list[float] = []
     monkeypatch.setattr(os, "link", busy)
-    monkeypatch.setattr(tenacity.nap.time, "sleep", pauses.append)
+    monkeypatch.setattr(WAITS, "sleep", pauses.append)
     with pytest.raises(StoreError, match="slow down"):
         Store(str(tmp_path / "out")).put_new("a", b"")
     assert attempts == TRIES and len(pauses) == TRIES - 1 and max(pauses) <= LONGEST_PAUSE_S
 
 
 def test_a_range_beyond_the_end_of_a_file_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenacity.nap, "time", mock.Mock())
+    monkeypatch.setattr(WAITS, "sleep", mock.Mock())
     store.put_new("file", b"12345")
     with pytest.raises(StoreError, match="got 1 of 3 bytes"):
         store.read_ranges("file", [(0, 2), (4, 3)])

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tenacity
 
 from pipeline.progress import wait_lines
 from pipeline.progress.wait_lines import report_waits
@@ -25,7 +24,7 @@ def test_a_wait_names_the_file_the_answer_and_the_retry(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda s: said.extend(WAITS.texts()))
+    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(WAITS.texts()))
     replies = iter([Reply(status=503), Reply(status=429), Reply(b"video")])
     before_s = WAITS.total_s
     with serving(lambda path: next(replies)) as server:
@@ -43,7 +42,7 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
 
     said: list[str] = []
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda s: said.extend(WAITS.texts()))
+    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(WAITS.texts()))
     store = Store(f"{s3}/out")
     store.put("a.json", b"{}")
     answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import pyarrow.parquet as pq
-import tenacity.nap
 
 from pipeline.storage import probe as probe_module
 from pipeline.storage import store as store_module
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.parquet import arrow_file
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class FaultyBucket:
         try:
             with (
                 mock.patch.object(store_module, "open_filesystem", lambda url: (self, ROOT[:-1])),
-                mock.patch.object(tenacity.nap, "time"),
+                mock.patch.object(WAITS, "sleep"),
                 mock.patch.object(probe_module, "CONDITIONAL_DRIVERS", {"s3": "tests"}),
                 mock.patch.object(probe_module, "ROUNDS", 1),
                 # one after the other, so that requests come in the same order every time

@@ -48,6 +48,7 @@ class Waits:
         self._lock = threading.Lock()
         self._pauses: dict[int, tuple[Pause, int]] = {}
         self._total_s = 0.0
+        self._given_up = threading.Event()
 
     @property
     def total_s(self) -> float:
@@ -60,6 +61,19 @@ class Waits:
         with self._lock:
             self._pauses[threading.get_ident()] = pause, retries
             self._total_s += pause.ends_s - self._now()
+
+    def sleep(self, seconds: float) -> None:
+        """Pause the calling thread, unless the work of this process is given up."""
+        self._given_up.wait(seconds)
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """End the pauses of now, and have none inside the ``with`` block, where threads only have to end."""
+        self._given_up.set()
+        try:
+            yield
+        finally:
+            self._given_up.clear()
 
     def texts(self) -> list[str]:
         """Phrases about the pauses of now, the longest trouble first. Short ones are left out."""
