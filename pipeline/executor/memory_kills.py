@@ -31,7 +31,7 @@ class MemoryKills:
         """Set before the main thread is interrupted."""
 
     def unit_ended(self) -> None:
-        """Note that an encoder has finished a unit: it is worth while to go on."""
+        """Note that an encoder has finished a unit: the job makes progress, so the kills before it no longer count."""
         self._at_last_unit = self._total
 
     def check(self) -> bool:
@@ -48,7 +48,7 @@ class MemoryKills:
                 f"Ray has killed encoders {self._total} times because their nodes ran out of memory ({since} since the last "
                 f"finished unit; the job ends after {MAX_KILLS}). To need less, {self._advice()}"
             )
-            self._said = 2 * self._total  # lines that are few, whatever the number
+            self._said = 2 * self._total  # so that many kills give few lines
         return self.error is not None
 
     def _advice(self) -> str:

@@ -69,9 +69,9 @@ class NodeError:
         """The row for ``read_row``."""
         return json.dumps(dataclasses.asdict(self))
 
-    def exception(self, place: str) -> LatentmillError:
-        """The error to raise in the driver. ``place``: the node in words; empty if there is only one."""
-        return ERROR_CLASSES.get(self.error, LatentmillError)(f"{place}: {self.message}" if place else self.message)
+    def exception(self, node: str) -> LatentmillError:
+        """The error to raise in the driver. ``node``: its node in words; empty if there is only one."""
+        return ERROR_CLASSES.get(self.error, LatentmillError)(f"{node}: {self.message}" if node else self.message)
 
 
 def read_row(text: str) -> UnitReport | NodeError:
@@ -111,12 +111,12 @@ class NodeErrors:
     def succeeded(self, report: UnitReport) -> None:
         """Note that an encoder works, perhaps on a node where it could not start before."""
         for node in [node for node in self._unusable if report.encoder.startswith(node[:12])]:
-            self._say(f"{_place(self._unusable.pop(node))} is in use again: an encoder could start there")
+            self._say(f"{_node_name(self._unusable.pop(node))} is in use again: an encoder could start there")
 
     def add(self, error: NodeError) -> None:
         """Count an error of a node. Raises it if no other node can encode the unit, or if it would be the same there."""
         nodes = self._nodes()
-        place = _place(error) if len(nodes) > 1 else ""
+        node = _node_name(error) if len(nodes) > 1 else ""
         if issubclass(ERROR_CLASSES.get(error.error, LatentmillError), SAME_EVERYWHERE):
             raise error.exception("")
         if error.started:
@@ -125,21 +125,26 @@ class NodeErrors:
             self._unusable[error.node] = error
         usable = nodes - self.unusable_nodes
         if not usable - self._failed[error.unit] or len(self._failed[error.unit]) >= MAX_NODES_PER_UNIT:
-            raise error.exception(place)
+            raise error.exception(node)
         if (error.node, error.message) not in self._said:
             self._said.add((error.node, error.message))
-            deed = f"could not encode unit {error.unit}" if error.started else "cannot start"
-            others = (
-                f"{len(usable)} other node{'' if len(usable) == 1 else 's'}" if not error.started else "another node"
-            )
-            self._say(f"the encoder on {_place(error)} {deed}: {error.message}; its units go to {others}")
+            self._say(_sentence(error, num_usable=len(usable)))
 
 
-def this_place() -> dict[str, str]:
-    """The fields of a ``NodeError`` that say where this process runs."""
+def own_process() -> dict[str, str]:
+    """The fields of a ``NodeError`` that name this process and its node."""
     node = current_node()
     return {"encoder": f"{node[:12]}-{os.getpid()}", "node": node, "host": os.uname().nodename}
 
 
-def _place(error: NodeError) -> str:
+def _sentence(error: NodeError, num_usable: int) -> str:
+    """The line about an error that other nodes make up for."""
+    encoder = f"the encoder on {_node_name(error)}"
+    if error.started:
+        return f"{encoder} could not encode unit {error.unit}: {error.message}; another node will encode it"
+    others = f"{num_usable} other node{'' if num_usable == 1 else 's'}"
+    return f"{encoder} cannot start: {error.message}; its units go to {others}"
+
+
+def _node_name(error: NodeError) -> str:
     return f"node {error.host} ({error.node[:12]})"

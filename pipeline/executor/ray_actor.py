@@ -17,7 +17,7 @@ from pipeline.encode.settings import EncoderSettings
 from pipeline.errors import LatentmillError
 from pipeline.executor.heartbeats import EVERY_S, HeartbeatChannel
 from pipeline.executor.metrics import Metrics
-from pipeline.executor.node_errors import START_ERRORS, NodeError, this_place
+from pipeline.executor.node_errors import START_ERRORS, NodeError, own_process
 from pipeline.executor.tasks import Task, unpack
 from pipeline.visible import make_foreign_text_visible, visible
 from stvae.memory import is_device_fault
@@ -87,7 +87,7 @@ class EncoderActor:
         return json.dumps(report.to_json())
 
     def _error(self, error: Exception, task: Task, *, started: bool) -> str:
-        return NodeError.of(error, unit=task.unit.name, started=started, **this_place()).to_json()
+        return NodeError.of(error, unit=task.unit.name, started=started, **own_process()).to_json()
 
     def _send_heartbeats(self, encoder: ShardEncoder, channel: HeartbeatChannel) -> None:
         while True:

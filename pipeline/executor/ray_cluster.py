@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, LatentmillError
-from pipeline.executor.node_errors import START_ERRORS, NodeError, NodeErrors, this_place
+from pipeline.executor.node_errors import START_ERRORS, NodeError, NodeErrors, own_process
 from pipeline.executor.ray_connection import LOCAL, join_cluster
 from pipeline.recipe import Run
 
@@ -80,7 +80,7 @@ def _result_or_error(function: Callable[..., T], arguments: tuple[Any, ...]) -> 
     try:
         return function(*arguments), None
     except START_ERRORS as error:
-        return None, NodeError.of(error, unit="", started=False, **this_place())
+        return None, NodeError.of(error, unit="", started=False, **own_process())
 
 
 def nodes_for_encoders(run: Run) -> set[str]:

@@ -131,7 +131,7 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
 
 
 def test_a_node_without_credentials_leaves_its_units_to_the_others(
-    cluster: Cluster, videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+    cluster: Cluster, videos: Path, held: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     """The output is in a bucket. On the other node the job ends with the node's name, since no node is left."""
     without = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -143,7 +143,10 @@ def test_a_node_without_credentials_leaves_its_units_to_the_others(
         last = alone.said.strip().splitlines()[-1]
         assert last.startswith("error: ") and "Unable to locate credentials" in last and "Traceback" not in alone.said
         good = cluster.add_node(num_cpus=1, env_vars=aws)
+        held.touch()  # or the good node might have done all of it before the other one has tried to start
         job = Job(cluster, videos, tmp_path / "both", "--actors", "2", output=f"{bucket}/both")
+        job.wait_until(lambda: "cannot start" in job.said)
+        held.unlink()
         assert job.process.wait(timeout=200) == 0, job.said
         for node in (broken, good):
             cluster.remove_node(node, allow_graceful=False)
