@@ -83,7 +83,7 @@ def one_per_bucket(values: Sequence[T], buckets: Sequence[Bucket]) -> tuple[T, .
 
 
 def numbers_needed(buckets: Sequence[Bucket]) -> str:
-    """How many values ``one_per_bucket`` takes, for messages."""
+    """The numbers of values that ``one_per_bucket`` takes, for messages."""
     groups = group_buckets(buckets)
     per_group = f"each of {len(groups)} groups or of " if len(groups) > 1 else "each of "
     return f"or one for {per_group}{len(buckets)} buckets"

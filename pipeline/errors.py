@@ -39,7 +39,7 @@ class StoreError(LatentmillError):
 
 
 class StoreRefusal(StoreError):
-    """A store answered that it will not do what was asked, for example because a key is missing or may not do it."""
+    """A store refused a request, for example because a key is missing or lacks a right. Trying again cannot help."""
 
 
 class SourceChanged(LatentmillError):

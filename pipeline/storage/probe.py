@@ -112,7 +112,7 @@ def _creates(store: Store, path: str) -> bool:
 
 
 def _creates_once(store: Store, other: Store, path: str) -> bool:
-    """Let two writers create a file at once, and a third afterwards; whether none of them replaced it.
+    """Let two writers create a file at once, and a third afterwards. Return whether none of them replaced it.
 
     A store may lose the answer to the writer that succeeded, so it is right if neither writer knows of its success.
     """

@@ -268,7 +268,7 @@ class Store:
             abort_uploads(self._fs, path, partial(self._retry, folder), lambda name: wanted(f"{folder}/{name}"))
 
     def replaces_by_parts(self, path: str) -> bool:
-        """Try to replace a file by an upload in parts, on the condition that it is absent; whether the store did it."""
+        """Try to replace a file by an upload in parts that must only create it. Return whether the store did replace it."""
         return "s3" in self._fs.protocol and self._retry(
             path, lambda: replaces_by_parts(self._fs, self._full_path(path))
         )

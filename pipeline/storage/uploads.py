@@ -93,7 +93,7 @@ def replaces_by_parts(fs: Any, path: str) -> bool:
     except Exception as error:
         if not is_there(error):
             raise
-        with contextlib.suppress(Exception):  # a store may have dropped the upload, or allow nobody to abort it
+        with contextlib.suppress(Exception):  # a store may have dropped the upload, or the role may not abort one
             fs.call_s3("abort_multipart_upload", **names)
         return False
     return True

@@ -24,7 +24,7 @@ HTTP_SCHEMES = ("http", "https")
 KEY_SCHEMES = ("s3", "gs", "az", "abfs", "hf")
 """Schemes in whose URLs ``?`` and ``#`` are characters of a key."""
 CREDENTIALS_SCHEMES = ("s3", "gs")
-"""Those of them whose URLs may have credentials before the bucket. Azure's have the container there."""
+"""Schemes whose URLs may have credentials before the bucket. Azure's URLs have the container there."""
 SIGNATURE = re.compile(
     r"\?(?:[^?]*&)?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|token|sig)=.*",
     re.I | re.S,

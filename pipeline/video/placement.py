@@ -25,7 +25,7 @@ CENTER = CropPosition()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """How a displayed frame becomes a bucket's frame: scaled to cover it, then cropped. In pixels."""
+    """Scale and crop that turn a displayed frame into a bucket's frame, in pixels. It is scaled first."""
 
     scaled_height: int
     scaled_width: int

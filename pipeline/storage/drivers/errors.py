@@ -38,7 +38,7 @@ CONNECTION_ERRORS = {
     "httpx2": ("TransportError", "StreamError"),
     "requests.exceptions": ("ConnectionError", "Timeout", "ChunkedEncodingError", "ContentDecodingError"),
 }
-"""Those of them that mean a failed connection or half an answer, which another try may not meet."""
+"""Exceptions of clients that mean a failed connection or half an answer, which another try may not meet."""
 TRANSIENT_ERRNOS = frozenset(
     {
         errno.EAGAIN,
