@@ -97,9 +97,13 @@ def _compose(url: str, shown: str) -> yaml.Node | None:
 def _read_field(flag: Flag, node: yaml.Node, place: str) -> Any:
     if _is_null(node):
         return None
+    _check_tag(node, place)
     if isinstance(node, yaml.SequenceNode) and flag.is_list:
         return flag.parse([_read_text(part, place) for part in node.value], place)
     if isinstance(node, yaml.MappingNode) and flag.setting.in_groups:
+        names = [_read_text(key, place) for key, _ in node.value]
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise ConfigError(f"{place}: group '{twice[0]}' is given twice")
         return flag.parse([text for key, value in node.value for text in _read_group(flag, key, value, place)], place)
     return flag.parse(flag.split(_read_text(node, place)), place)
 
@@ -114,11 +118,16 @@ def _read_group(flag: Flag, key: yaml.Node, node: yaml.Node, place: str) -> list
 
 def _read_text(node: yaml.Node, place: str) -> str:
     """The text of a scalar as it is written."""
-    if node.tag not in TAGS:
-        raise ConfigError(f"{place}: expected a plain value, got the tag {node.tag.removeprefix('tag:yaml.org,2002:')}")
+    _check_tag(node, place)
     if not isinstance(node, yaml.ScalarNode) or _is_null(node):
         raise ConfigError(f"{place}: expected a value, got {_describe(node)}")
     return str(node.value)
+
+
+def _check_tag(node: yaml.Node, place: str) -> None:
+    """ConfigError if a value has a tag that is not one of YAML's own plain ones."""
+    if node.tag not in TAGS:
+        raise ConfigError(f"{place}: expected a plain value, got the tag {node.tag.removeprefix('tag:yaml.org,2002:')}")
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -30,6 +30,7 @@ ADVICE: dict[str, str] = {
     "bad_key": "rename the member of the tar in UTF-8",
     "bad_sidecar": "make the text file plain UTF-8 and the .json one strict JSON object",
     "too_much_text": "shorten the captions and metadata, or lower --unit-clips in a new output",
+    "unbounded_column": "write the Parquet manifest again with smaller pages, or without that column, to a new name",
     "damaged_tar": "copy the tar from an intact original to a new name: it becomes a new source",
     "empty": "fetch the file again: it has no bytes",
     "truncated": "fetch the file again: it ends early",

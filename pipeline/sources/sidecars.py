@@ -24,6 +24,11 @@ SUFFIXES = {TEXT: ("txt", "caption"), JSON: ("json",)}
 ALL_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 MAX_BYTES = 16 << 20
 """Largest sidecar file that is read."""
+MAX_NESTING = 200
+"""Most lists and objects inside one another in a JSON file. Python can read and write fewer than a thousand."""
+TOO_DEEP = f"it has more than {MAX_NESTING} lists or objects inside one another"
+MAX_DIGITS = 4300
+"""Most digits of a whole number in a JSON file: Python turns no longer text into a number."""
 JSON_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INT64 = range(-(1 << 63), 1 << 63)
 NAN_TO_NULL = "nan_to_null"
@@ -147,6 +152,11 @@ def _strict_json(text: str) -> tuple[dict[str, Any], bool]:
             raise ValueError("a number is too large")
         return value
 
+    def bounded_int(number: str) -> int:
+        if len(number) > MAX_DIGITS:
+            raise ValueError(f"a number has {len(number)} digits; the limit is {MAX_DIGITS}")
+        return int(number)
+
     def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
@@ -155,13 +165,29 @@ def _strict_json(text: str) -> tuple[dict[str, Any], bool]:
 
     try:
         values = json.loads(
-            text, parse_constant=constants.append, parse_float=finite_float, object_pairs_hook=unique_fields
+            text,
+            parse_constant=constants.append,
+            parse_float=finite_float,
+            parse_int=bounded_int,
+            object_pairs_hook=unique_fields,
         )
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(TOO_DEEP) from None
     if not isinstance(values, dict):
         raise ValueError("it is not an object")
+    _check_nesting(values)
     return values, bool(constants)
+
+
+def _check_nesting(values: dict[str, Any]) -> None:
+    """ValueError if more than ``MAX_NESTING`` lists and objects are inside one another."""
+    level: list[Any] = [values]
+    for _ in range(MAX_NESTING):
+        inner = (list(value.values()) if isinstance(value, dict) else value for value in level)
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
 
 
 def _promote(value: Any, type_name: str) -> Any:

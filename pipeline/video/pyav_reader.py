@@ -21,6 +21,7 @@ from pipeline.video.containers import (
     stream_notes,
 )
 from pipeline.video.pictures import heif_grid, webp_animation
+from pipeline.video.pictures.declared_size import declared_size
 from pipeline.video.pictures.orientation import orientation_of
 from pipeline.video.windows import VideoFacts
 
@@ -51,6 +52,9 @@ def probe(file: BinaryIO, max_pixels: int, max_duration_s: float) -> VideoFacts:
 
 
 def _probe(file: BinaryIO, max_pixels: int) -> VideoFacts:
+    declared = declared_size(file)
+    if declared and declared[0] * declared[1] > max_pixels:
+        raise Rejected("probe", "too_large", f"frames have more than {max_pixels} pixels (--max-pixels)")
     container = open_container(file)
     try:
         stream = best_stream(container)

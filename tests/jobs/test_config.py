@@ -292,3 +292,34 @@ def test_printing_needs_no_urls_but_refuses_contradictions(capsys: pytest.Captur
     assert "source: null  # required" in capsys.readouterr().out
     assert main(["--config", str(RECIPES[0]), "--windows", "stride", "--print-config"]) == 2
     assert "--stride-frames" in capsys.readouterr().out
+
+
+LAUGHS = "a: &a [x,x,x]\n" + "".join(
+    f"{b}: &{b} [*{a},*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "no field 'a'"),
+        ("source:\n- &a [x, x]\n- &b [*a, *a]\n- [*b, *b]\n", "source: expected a value, got a list"),
+        ("source: &a [*a]\n", "source: expected a value, got a list"),
+        ("buckets: &a {x: *a}\n", "buckets: expected a value, got fields of its own"),
+        ("source: " + "[" * 100_000, "nested too deeply"),
+        ("? " * 100_000, "nested too deeply"),
+        ("fps: 1\nfps: 2\n", "r.yaml:2: field 'fps' is given twice"),
+        ("max-pixels: 1\nmax_pixels: 2\n", "r.yaml:2: field 'max_pixels' is given twice"),
+        ("buckets:\n  a: [32x32x1]\n  a: [64x64x1]\n", "buckets: group 'a' is given twice"),
+        ("<<: {fps: 1}\n", "no field '<<'"),
+        ("source: !!python/object/apply:os.system [x]\n", "got the tag python/object/apply:os.system"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_yaml_with_aliases_deep_lists_repeated_fields_or_tags_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        config.read_config(str(tmp_path / "r.yaml"))
+    assert message in str(raised.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.progress.captions import metadata_hints
 from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.formats import format_of
@@ -174,3 +175,35 @@ def test_what_lies_beside_a_folder_without_captions_is_named(tmp_path: Path) -> 
     plain.mkdir()
     (plain / "0.mp4").write_text("x")
     assert hint(str(plain)) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *(
+            ('{"x": ' + "[" * depth + "NaN" + "]" * depth + "}", "more than 200 lists")
+            for depth in (200, 900, 3000, 100_000)
+        ),
+        *(('{"x": ' * depth + "1" + "}" * depth, "more than 200 lists") for depth in (201, 900, 3000, 100_000)),
+        ('{"x": 1' + "0" * 5000 + "}", "a number has 5001 digits; the limit is 4300"),
+        ('{"x": 1e400}', "a number is too large"),
+    ],
+    ids=lambda value: value[:8],
+)
+def test_json_beside_a_video_that_python_cannot_hold_is_a_reject(
+    tmp_path: Path, recipe: Recipe, content: str, message: str
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"1")
+    (tmp_path / "videos" / "a.json").write_text(content)
+    (item,) = read_items(tmp_path, recipe, str(tmp_path / "videos"))
+    assert item.fault is not None and item.fault.name == "read/bad_sidecar" and message in item.fault.message
+
+
+def test_the_deepest_json_that_is_accepted_goes_through_every_step(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"1")
+    (tmp_path / "videos" / "a.json").write_text('{"x": ' + "[" * 199 + 'NaN, "two words"' + "]" * 199 + "}")
+    (item,) = read_items(tmp_path, recipe, str(tmp_path / "videos"))
+    assert item.fault is None and "null" in item.meta["meta"]
+    assert "in x;" in metadata_hints([item.meta])[0]

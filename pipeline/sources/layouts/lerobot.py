@@ -183,7 +183,7 @@ def _video_path(url: str, info: File | None) -> str:
         return VIDEO_PATH
     try:
         values = json.loads(read_whole(f"{url.rstrip('/')}/{INFO}", info.facts.size))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"'{canonical(url)}/{INFO}' is not a JSON object")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import Reject
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.manifest.captions import is_binary, is_list, named_caption_columns
@@ -22,7 +23,7 @@ from pipeline.sources.manifest.columns import (
     choose_columns,
 )
 from pipeline.sources.manifest.layout import arrow_errors, known_layout, layout_of
-from pipeline.sources.manifest.parquet_pages import ManifestFile
+from pipeline.sources.manifest.parquet_pages import ManifestFile, UnboundedColumn
 from pipeline.sources.manifest.parquet_rows import check_text, column_tables, column_values
 from pipeline.sources.manifest.ranges import SpelledLists, count_ranges, range_names
 from pipeline.sources.manifest.records import Slice
@@ -88,10 +89,16 @@ class ManifestFormat(SourceFormat):
         start, stop = unit.row_start, unit.row_stop
         part = Slice(start=start, stop=stop, byte_start=unit.byte_start, byte_stop=unit.byte_stop)
         ordinal = unit.ordinals.start
-        for number, row in enumerate(rows(url, part, unit.header, types, unit.size), start):
-            for item in row_items(row, number, ordinal, found, set(planned), unit, url, recipe):
-                yield item
-                ordinal += 1
+        try:
+            for number, row in enumerate(rows(url, part, unit.header, types, unit.size), start):
+                for item in row_items(row, number, ordinal, found, set(planned), unit, url, recipe):
+                    yield item
+                    ordinal += 1
+        except UnboundedColumn as error:  # a column of more bytes than planning looks through
+            reject = Reject("read", "unbounded_column", str(error)[:300])
+            for rest in range(ordinal, unit.ordinals.stop):
+                key = f"item-{rest:08d}"
+                yield Item(ordinal=rest, key=key, uri=f"{canonical(url)}#{key}", fault=reject, trusted=False)
 
     def num_items(self, unit: Unit) -> int:
         """Number of items of the unit's rows."""

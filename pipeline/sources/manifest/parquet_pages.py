@@ -30,6 +30,10 @@ DICTIONARY_PAGE, DELTA_BYTE_ARRAY = 2, 7
 """Values of ``PageType`` and ``Encoding``. The second repeats the beginning of the value before."""
 
 
+class UnboundedColumn(ConfigError):
+    """A column of a row group that would take more memory than its bytes in the file justify, or that cannot be measured."""
+
+
 class ManifestFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """A Parquet manifest with the file that it is read from."""
 
@@ -62,7 +66,7 @@ def check_rows(parquet: ManifestFile, size_bytes: int, name: str) -> None:
 
 
 def check_pages(parquet: ManifestFile, names: set[str], name: str) -> None:
-    """ConfigError if a page of the columns in ``names`` is a bomb. Large columns are checked when they are read."""
+    """ConfigError if a page of the columns in ``names`` is a bomb. Large columns are measured when they are read."""
     for group in range(parquet.num_row_groups):
         facts = parquet.metadata.row_group(group)
         for number in range(facts.num_columns):
@@ -73,7 +77,7 @@ def check_pages(parquet: ManifestFile, names: set[str], name: str) -> None:
 
 
 def column_bounds(parquet: ManifestFile, group: int, number: int, name: str) -> ColumnBounds:
-    """Return the sizes of a column in a row group. ConfigError if they are absurd or a header cannot be read."""
+    """Return the sizes of a column in a row group. UnboundedColumn if they are absurd or a header cannot be read."""
     column = parquet.metadata.row_group(group).column(number)
     where = f"{name}: column '{column.path_in_schema}'"
     starts = [offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset]
@@ -84,20 +88,22 @@ def column_bounds(parquet: ManifestFile, group: int, number: int, name: str) -> 
         header, length = _read_header(parquet.file, position, where)
         unpacked, packed = header.get(2, -1), header.get(3, -1)
         if unpacked < 0 or packed < 0 or length <= 0:
-            raise ConfigError(f"{where} has a page with the size {min(unpacked, packed)}; write the file again")
+            raise UnboundedColumn(f"{where} has a page with the size {min(unpacked, packed)}; write the file again")
         if unpacked > max(MAX_PAGE_BYTES, MAX_PAGE_RATIO * packed):
-            raise ConfigError(f"{where} has a page of {packed} bytes that unpacks to {unpacked}; write smaller pages")
+            raise UnboundedColumn(
+                f"{where} has a page of {packed} bytes that unpacks to {unpacked}; write smaller pages"
+            )
         facts = header.get(5) or header.get(8) or {}
         encoding = facts.get(2) if 5 in header else facts.get(4)
         if header.get(1) == DICTIONARY_PAGE or encoding == DELTA_BYTE_ARRAY:
             bounds.repeated_bytes = max(bounds.repeated_bytes, unpacked)
         elif not facts:
-            raise ConfigError(f"{where} has a page of an unknown kind; write the file again")
+            raise UnboundedColumn(f"{where} has a page of an unknown kind; write the file again")
         if header.get(1) == DICTIONARY_PAGE:
             average_bytes = unpacked / max((header.get(7) or {}).get(1, 1), 1)
             repeated = int(average_bytes * column.num_values)
             if repeated > max(MAX_REPEATED_BYTES, MAX_LIST_RATIO * column.total_compressed_size):
-                raise ConfigError(
+                raise UnboundedColumn(
                     f"{where} repeats values of {int(average_bytes)} bytes {column.num_values} times; a row should name a "
                     "video"
                 )
@@ -110,7 +116,7 @@ def column_bounds(parquet: ManifestFile, group: int, number: int, name: str) -> 
     if parquet.schema.column(number).max_repetition_level:
         list_bytes = bounds.num_values * (8 + bounds.repeated_bytes)
         if list_bytes > max(MAX_LIST_BYTES, MAX_LIST_RATIO * column.total_compressed_size):
-            raise ConfigError(
+            raise UnboundedColumn(
                 f"{where} has lists of {list_bytes} bytes in {column.total_compressed_size} bytes of the file"
             )
         bounds.unpacked_bytes = max(bounds.unpacked_bytes, list_bytes)
@@ -127,7 +133,7 @@ def _read_header(file: IO[bytes], position: int, where: str) -> tuple[dict[int, 
             return _Compact(data).read_struct()
         except (IndexError, RecursionError):
             if len(data) < size or size >= LONGEST_HEADER_BYTES:
-                raise ConfigError(f"{where} has a page whose header cannot be read; write the file again") from None
+                raise UnboundedColumn(f"{where} has a page whose header cannot be read; write the file again") from None
             size = LONGEST_HEADER_BYTES
 
 

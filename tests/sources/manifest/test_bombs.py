@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
-from pipeline.sources.manifest import bounds, unpack
+from pipeline.sources.manifest import bounds, parquet_pages, unpack
 from tests.sources.test_sources import planned, read_items
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -50,6 +50,21 @@ def test_parquet_that_is_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, rec
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
+def test_a_bomb_in_a_column_that_planning_does_not_measure_is_a_reject_of_its_rows(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning measures small columns only: a large one may have thousands of pages."""
+    monkeypatch.setattr(parquet_pages, "LARGE_CHUNK_BYTES", 1000)
+    rows = {"path": ["a.mp4", "b.mp4", "c.mp4"], "x": ["y" * 10, "y" * 10, "y" * (200 << 20)]}
+    pq.write_table(pa.table(rows), tmp_path / "m.parquet", compression="zstd", use_dictionary=False, row_group_size=2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first, second, third = read_items(tmp_path, recipe, str(tmp_path / "m.parquet"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert first.fault is None and second.fault is None and second.key == "b.mp4"
+    assert third.fault is not None and third.fault.name == "read/unbounded_column" and third.ordinal == 2
+    assert "column 'x' has a page of" in third.fault.message
+
+
 @pytest.mark.parametrize("dictionary", [True, False])
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -75,6 +90,9 @@ def test_pages_of_every_kind_are_measured(
         ("m.jsonl", '{"path": "a", "x": ' + DEEP + "}\n", "row 1 has more than 64 lists or objects"),
         ("m.jsonl", '{"path": "a"}\n' * 3 + '{"x":' * 30_000 + "1" + "}" * 30_000 + "\n", "row 4 has more than 64"),
         ("m.json", '[{"path": "a", "x": ' + DEEP + "}]", "row 1 is not strict JSON"),
+        *(("m.json", '[{"path": "a", "x": ' + "[" * n + "]" * n + "}]", "row 1 ") for n in range(940, 1000, 6)),
+        ("metadata.jsonl", '{"file_name": "a.mp4", "x": ' + DEEP + "}\n", "row 1 has more than 64 lists or objects"),
+        ("metadata.jsonl", '{"file_name": "a.mp4", "x": 1e400}\n', "cannot be read as jsonl from row 1 on"),
         ("m.json", '[{"path": "a", "x": ' + "[" * 500 + "]" * 500 + "}]", "row 1 has more than 64"),
         ("m.json", '[{"path": "a", "x": ' + "9" * 5000 + "}]", "row 1 is not strict JSON"),
         ("m.csv", "a" * (2 << 20), "first line of more than 1 MB"),
