@@ -10,7 +10,7 @@ from yarl import URL
 
 from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.sources.item import Item
-from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, canonical, scheme_of, without_signature
+from pipeline.storage.urls import HTTP_SCHEMES, KEY_SCHEMES, canonical, refuse_credentials, scheme_of
 
 NO_USER = ("az://", "abfs://", "hf://", "s3://arn:")
 """Starts of URLs without a user name. Azure's have a container before ``@``, and names of access points have colons."""
@@ -27,7 +27,7 @@ def key_of(target: Any, manifest_url: str) -> str:
         if re.search(r"//[^/?#\[]*:(?!\d*(?:[/?#]|$))", key):  # not a port, so a password that should have been quoted
             key = re.sub(r"(?<=//).*@", "", key)
     if scheme in KEY_SCHEMES:
-        return without_signature(key)
+        return canonical(key)
     return re.split(r"[?#]", key, maxsplit=1)[0]
 
 
@@ -53,6 +53,7 @@ def location_of(target: Any, manifest_url: str, root: str | None = None) -> str:
             folder = (manifest_url.partition("?")[0] if is_http else manifest_url).rpartition("/")[0]
             location = f"{folder or '.'}/{target}"
         scheme = scheme_of(location)
+        refuse_credentials(location)
     except ConfigError as error:
         raise Rejected("fetch", "forbidden_url", str(error)) from None
     except ValueError:

@@ -23,10 +23,20 @@ OTHER_SPELLINGS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "wasb
 HTTP_SCHEMES = ("http", "https")
 KEY_SCHEMES = ("s3", "gs", "az", "abfs", "hf")
 """Schemes in whose URLs ``?`` and ``#`` are characters of a key."""
-CREDENTIALS_SCHEMES = ("s3", "gs")
-"""Schemes whose URLs may have credentials before the bucket. Azure's URLs have the container there."""
+CREDENTIALS_SCHEMES = ("s3", "gs", "hf")
+"""Those of them with nothing before ``@`` but credentials, which are refused. Azure's URLs have the container there."""
+CREDENTIALS_SETTINGS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_CONNECTION_STRING",
+    "abfs": "AZURE_STORAGE_CONNECTION_STRING",
+    "hf": "HF_TOKEN",
+}
+"""Variables that hold what users put into URLs by mistake."""
+HUB_TOKEN = re.compile(r"(?<=@)hf_[A-Za-z0-9]{20,}")
+"""A token of the Hub where a URL has a revision."""
 SIGNATURE = re.compile(
-    r"\?(?:[^?]*&)?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|token|sig)=.*",
+    r"\?(?:[^?]*&)?(?:versionId|X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|GoogleAccessId|Signature|Expires|(?:access_)?token|sig)=.*",
     re.I | re.S,
 )
 """The query that chooses a version of an object or signs a request; it is not a part of the key."""
@@ -62,6 +72,7 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     All threads share the clients of remote stores. ConfigError if a client is not installed or lacks settings.
     """
     scheme = scheme_of(url)
+    refuse_credentials(url)
     try:
         return open_client(scheme, url)
     except ImportError as error:
@@ -83,12 +94,34 @@ def canonical(url: str) -> str:
         return "file://" + os.path.abspath(url.removeprefix("file://"))
     scheme, _, rest = url.partition("://")
     if scheme in KEY_SCHEMES:
-        bucket, slash, key = rest.partition("/")
-        if scheme in CREDENTIALS_SCHEMES:
-            bucket = bucket.rpartition("@")[2]
-        return f"{scheme}://{bucket}{slash}{without_signature(key)}"
+        return f"{scheme}://{without_signature(_without_credentials(scheme, rest))}"
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def refuse_credentials(url: str) -> None:
+    """ConfigError for a key, token or signature in the URL of an object store, whose client would send it as a name."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in KEY_SCHEMES:
+        return
+    if _without_credentials(scheme, rest) != rest:
+        raise ConfigError(
+            f"'{canonical(url)}' was given with credentials in it; give them as {CREDENTIALS_SETTINGS[scheme]} instead"
+        )
+    signed = SIGNATURE.search(rest) if scheme in CREDENTIALS_SCHEMES else None
+    if signed and "versionid=" not in signed[0].lower():
+        raise ConfigError(f"'{canonical(url)}' was given with a signature; a signed URL begins with https://")
+
+
+def _without_credentials(scheme: str, rest: str) -> str:
+    """What follows ``://`` in the URL of an object store, without keys and tokens that should not be there.
+
+    A secret that is not quoted may contain ``/``. A bucket may contain ``:``: it is then an access point or a tenant's.
+    """
+    if scheme not in CREDENTIALS_SCHEMES:
+        return re.sub(r"^([^/@:]*):.*@", r"\1@", rest, flags=re.S)
+    rest = re.sub(r"^(?:(?:AKIA|ASIA)[A-Z0-9]*:.*|[^/]*)@", "", rest, flags=re.S)
+    return HUB_TOKEN.sub("...", rest) if scheme == "hf" else rest
 
 
 def without_signature(key: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @dataclass
@@ -55,7 +57,14 @@ def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator
         def log_message(self, *arguments: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer((host, 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(
+                sys.exception(), ConnectionError
+            ):  # a client that hangs up early is no fault of the server
+                super().handle_error(request, client_address)
+
+    httpd = Quiet((host, 0), Handler)
     server = Server(f"http://{host}:{httpd.server_port}")
     thread = threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -23,7 +23,7 @@ CLIENT_ERRORS = {
     "google.auth.exceptions": ("GoogleAuthError",),
     "httpx": ("HTTPError", "InvalidURL", "StreamError"),
     "httpx2": ("HTTPError", "InvalidURL", "StreamError"),
-    "huggingface_hub.errors": ("HfHubHTTPError", "HFValidationError", "EntryNotFoundError"),
+    "huggingface_hub.errors": ("HfHubHTTPError", "HfUriError", "HFValidationError", "EntryNotFoundError"),
     "obstore.exceptions": ("BaseError",),
     "requests.exceptions": ("RequestException",),
 }
@@ -69,6 +69,9 @@ MAX_CHARACTERS = 400
 """Longest description of an error. Some clients quote whole pages."""
 TAGS = re.compile(r"<(style|script|head)\b.*?</\1>|<[^>]*>", re.I | re.S)
 """Markup of a page that a server sends instead of a message."""
+SECRET_FIELD = re.compile(r"\b(AccountKey|SharedAccessSignature|sig|signature|access_token|token)=[^\s;&'\",]+", re.I)
+"""A field of a connection string or query, which may be quoted without the URL."""
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 BAD_CERTIFICATE = re.compile("certificate.?verify.?failed|certificate verify failed|UnknownIssuer", re.I)
 
 
@@ -156,8 +159,9 @@ def tidy(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Remove queries and user names from the URLs in an error's text: they may hold signatures and passwords."""
-    return re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))
+    """Remove queries and user names from the URLs in an error's text, and tokens: they are signatures and passwords."""
+    text = re.sub(r"\?\S+", "?...", re.sub(r"://[^/\s@]+@", "://", text))
+    return SECRET_FIELD.sub(r"\1=...", HUB_TOKEN.sub("hf_...", text))
 
 
 def is_about_keys(error: BaseException) -> bool:
