@@ -8,7 +8,8 @@ index, so nothing here needs a video library, diffusers or Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
@@ -29,7 +29,7 @@ from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, che
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import open_reader
-from pipeline.loader.samples import latents_before, select_samples
+from pipeline.loader.samples import Where, latents_before, select_samples
 from pipeline.loader.schedule.keys import Indices
 from pipeline.loader.state import LoaderState
 from pipeline.output.dataset import require_dataset
@@ -50,7 +50,7 @@ class LatentDataset:
     def __init__(
         self,
         url: str | os.PathLike[str],
-        where: str | pc.Expression | None = None,
+        where: Where | Mapping[int, Where] = None,
         *,
         join: Sequence[str | pa.Table] = (),
         frames: int | None = None,
@@ -61,7 +61,9 @@ class LatentDataset:
         """Open an output.
 
         url: a local folder or a URL.
-        where: a filter of samples, as text (see ``pipeline.loader.filters``) or as an Arrow expression.
+        where: a filter of samples, as text (see ``pipeline.loader.filters``) or as an Arrow expression. A filter that
+        changes between epochs has one for each epoch where another begins: ``{0: "score > 5", 3: "score > 6"}``. The
+        dataset then has the samples of all epochs, and each epoch trains on its own.
         join: tables, or URLs of Parquet files, with further columns by ``id``. ``where`` and ``captions`` may name them.
         frames: cut clips into windows of this number of frames, which start every ``frames_stride`` frames (default:
         ``frames``). A window equals what encoding its frames alone gives, so it must consist of whole chunks of the VAE.
@@ -104,9 +106,27 @@ class LatentDataset:
         twice (unless ``tail="repeat"``). The keywords are the fields of ``BatchOptions``, which documents them.
         Raises ConfigError if options exclude each other or the output does not have what they ask for.
         """
-        options.check(self.samples, self.recipe, self.card)
         rank, world_size = resolve_rank(options)
-        state = LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
+        state = self.position(options, world_size)
+        if rank == 0 and (note := state.describe_untrained()):
+            warnings.warn(note, stacklevel=3)
+        check_ranks = announce_schedule(state.describe_schedule()) if options.rank is None else lambda: None
+        return self.batches_from(state, options, rank, world_size, check_ranks)
+
+    def position(self, options: BatchOptions, world_size: int) -> LoaderState:
+        """Return the position of a training run before its first batch. ConfigError if the options cannot be met."""
+        options.check(self.samples, self.recipe, self.card)
+        return LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
+
+    def batches_from(
+        self,
+        state: LoaderState,
+        options: BatchOptions,
+        rank: int,
+        world_size: int,
+        check_ranks: Callable[[], None] = lambda: None,
+    ) -> Batches:
+        """Return the batches of one rank that begin at a position, which they move."""
         return Batches(
             state,
             Collator(self.samples, self.card, self.recipe, options, remote=self.store.folder is None),
@@ -115,7 +135,7 @@ class LatentDataset:
             world_size=world_size,
             threads=options.threads,
             loop=options.loop,
-            check_ranks=announce_schedule(state.describe_schedule()) if options.rank is None else lambda: None,
+            check_ranks=check_ranks,
         )
 
     def normalize(self, batch: Batch) -> Batch:

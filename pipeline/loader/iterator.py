@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
-from pipeline.errors import ConfigError
 from pipeline.loader.collation.batch import Batch
 from pipeline.loader.collation.collator import Collator
 from pipeline.loader.collation.pending import BatchBuffer, PendingBatch
+from pipeline.loader.loop import EpochLoop
 from pipeline.loader.options import Loop
 from pipeline.loader.readers import Reader, Wait, read_now
 from pipeline.loader.schedule.epoch import EpochSchedule
@@ -22,11 +20,9 @@ BLOCKS_AHEAD = 3
 """Number of ``Reader.begin`` calls to start ahead, where one call covers several batches."""
 
 
-class Batches:
+class Batches(EpochLoop):
     """The batches of one rank.
 
-    Iterate over it once per epoch. The next epoch begins when the last batch is handed out. An iteration that is left
-    early is continued by the next one, except with ``loop="once"``, which starts every iteration at the first batch.
     ``state_dict`` may be called after any batch; loaded into an equal object, it continues with the next batch.
     """
 
@@ -42,36 +38,12 @@ class Batches:
         loop: Loop,
         check_ranks: Callable[[], None],
     ) -> None:
-        self.rank = rank
-        self.world_size = world_size
+        super().__init__(state, rank=rank, world_size=world_size, loop=loop, check_ranks=check_ranks)
         self._state = state
         self._collator = collator
         self._open_reader = open_reader
         self._threads = threads
-        self._once = loop == "once"
-        self._check_ranks = check_ranks
-        """Raises ConfigError if the ranks of a job do not make the same batches."""
-        self._iteration = 0
-        """Number of iterations that have begun. Only the last of them may go on."""
-        self._continues = True
-        """The next iteration begins at ``step``, also with ``loop="once"``."""
         self._free_buffers: list[BatchBuffer] = []
-        if rank == 0 and (note := state.describe_untrained()):
-            warnings.warn(note, stacklevel=4)
-
-    def __len__(self) -> int:
-        """Number of steps in an epoch."""
-        return len(self.schedule())
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch of the next batch, from 0."""
-        return self._state.epoch
-
-    @property
-    def step(self) -> int:
-        """Number of batches of this epoch that have been handed out. After the last one it is 0, in the next epoch."""
-        return self._state.step
 
     @property
     def dropped(self) -> int:
@@ -97,69 +69,28 @@ class Batches:
         """Return the batches of the current epoch on all ranks, as rows of the samples."""
         return self._state.schedule()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Move to the first batch of an epoch. In the current epoch the position stays, so that a resumed epoch goes on."""
-        self._state.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position of the next batch as five values that JSON can hold, and ``replacements`` if there are any."""
-        return self._state.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position. Raises ConfigError, naming what differs, if it belongs to another schedule."""
-        self._state.load_state_dict(state)
-        self._continues = True
-        if self._state.step >= len(self.schedule()):
-            self._end_epoch()
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the rest of the current epoch. RuntimeError if an earlier iteration goes on after this one began."""
-        if self._once and not self._continues:
-            self._state.step = 0
-        self._continues = False
-        if not len(self.schedule()):
-            raise ConfigError(f"this epoch has no steps. {self._state.describe_empty()}")
-        self._iteration += 1
-        return self._iterate(self._iteration)
-
-    def _iterate(self, iteration: int) -> Iterator[Batch]:
-        self._check_ranks()
-        state, epoch, step = self._state, self.epoch, self.step
-        self._check_latest(iteration, epoch, step)
+    def _read_epoch(self) -> Generator[Batch]:
         ahead = _ReadAhead(
             self._collator,
             self._open_reader(),
             self.schedule(),
-            epoch=epoch,
-            step=step,
+            epoch=self.epoch,
+            step=self.step,
             rank=self.rank,
             threads=self._threads,
             free_buffers=self._free_buffers,
         )
         try:
             while (following := ahead.next_batch()) is not None:
-                self._check_latest(iteration, epoch, step)
                 batch, buffer = following
-                state.note_replacements(batch.get("replaced", []), batch["id"])
-                step += 1
-                state.step = step
-                if step == len(ahead):
-                    self._end_epoch()
                 yield batch
                 ahead.free_buffers.append(buffer)
         finally:
             ahead.close()
 
-    def _end_epoch(self) -> None:
-        self._state.start_epoch(self.epoch if self._once else self.epoch + 1)
-
-    def _check_latest(self, iteration: int, epoch: int, step: int) -> None:
-        """Raise RuntimeError unless this iteration is the latest and the position is where it left it."""
-        if iteration != self._iteration or (epoch, step) != (self.epoch, self.step):
-            raise RuntimeError(
-                "another loop over these batches has begun, or their position was set, since this loop began. Two loops "
-                "at once would each get a part of the samples: make one Batches object for each loop"
-            )
+    def _pass(self, batch: Batch) -> None:
+        self._state.note_replacements(batch.get("replaced", []), batch["id"])
+        self._state.step += 1
 
 
 class _ReadAhead:
@@ -191,10 +122,6 @@ class _ReadAhead:
         """Number of batches in one call of ``Reader.begin``."""
         self._max_pending = threads + 1 if self._block == 1 else BLOCKS_AHEAD * self._block
         self._following_block = 1  # the first batch is read alone, so that it does not wait for others
-
-    def __len__(self) -> int:
-        """Number of steps in the epoch."""
-        return len(self._schedule)
 
     def next_batch(self) -> tuple[Batch, BatchBuffer] | None:
         """Return the next batch and the buffer that holds its bytes, or None at the end of the epoch."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,24 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError
 from pipeline.loader.catalog import CODE, KEY, BucketShape, Catalog
 from pipeline.loader.filters import make_filter
-from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
+from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of, digest_of_parts
 from stvae.card import Card
 
 WINDOW_COLUMNS = ("start_s", "end_s", "num_frames")
 """Columns of a clip that those of its windows follow from."""
+
+Where: TypeAlias = str | pc.Expression | None
+"""A filter, or None for all samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """The samples of some epochs, where the filter changes between epochs."""
+
+    first_epoch: int
+    """Epoch in which the phase begins. It ends where the next one begins."""
+    members: Indices
+    """int64 [samples of the phase]: numbers of the samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +59,8 @@ class Samples:
     """Folder of the catalog's cache."""
     where: str | None
     """The filter that the samples pass."""
+    phases: tuple[Phase, ...] = ()
+    """The samples of each epoch, where they are not the same in all: each sample is in one phase at least."""
 
     _views: dict[str, npt.NDArray[Any] | pa.Array] = field(default_factory=dict, repr=False)
 
@@ -70,6 +87,11 @@ class Samples:
         """Return the numbers of the samples of a bucket group, int64 [samples of the group]."""
         is_in_group = pc.equal(self.table["group"], group).fill_null(False).to_numpy()
         return np.flatnonzero(is_in_group[self.rows])
+
+    def in_epoch(self, epoch: int) -> Indices | None:
+        """Return the numbers of the samples of an epoch, int64 [samples of the epoch]; None for all."""
+        members = [phase.members for phase in self.phases if phase.first_epoch <= epoch]
+        return members[-1] if members else None
 
     @property
     def column_names(self) -> list[str]:
@@ -112,14 +134,22 @@ class Samples:
 
 
 def select_samples(
-    catalog: Catalog, card: Card, where: str | pc.Expression | None, frames: int | None, frames_stride: int | None
+    catalog: Catalog,
+    card: Card,
+    where: Where | Mapping[int, Where],
+    frames: int | None,
+    frames_stride: int | None,
 ) -> Samples:
     """Return the samples that pass a filter, whole or as windows of ``frames`` frames.
 
-    Raises ConfigError if windows cannot be exact, and WhereError if the filter is wrong.
+    where: one filter, or the filters by the epoch from which each holds. Samples that pass any of them are selected.
+    Raises ConfigError if windows cannot be exact or no sample passes a later filter, and WhereError for wrong filters.
     """
     table, buckets = catalog.table, catalog.buckets
-    rows = np.arange(table.num_rows) if where is None else _matching_rows(table, where)
+    by_epoch = _filters_by_epoch(where) if isinstance(where, Mapping) else {0: where}
+    where = by_epoch if len(by_epoch) > 1 else by_epoch[0]
+    rows_by_epoch = {epoch: _matching_rows(table, condition) for epoch, condition in by_epoch.items()}
+    rows = functools.reduce(np.union1d, rows_by_epoch.values())
     keys: Keys = table[KEY].to_numpy()
     codes: BucketCodes = table[CODE].to_numpy()
     if where is not None:
@@ -135,10 +165,13 @@ def select_samples(
             dataclasses.replace(bucket, num_frames=frames, latent_thw=(latent_t, *bucket.latent_thw[1:]))
             for bucket in buckets
         ]
+    phases = _phases(rows_by_epoch, rows) if len(by_epoch) > 1 else ()
     digest = catalog.digest
     if where is not None or frames is not None:
         codes, buckets = _drop_empty_buckets(codes, buckets)
         digest = digest_of(keys)
+    if phases:
+        digest = digest_of_parts([(phase.first_epoch, keys[phase.members]) for phase in phases])
     return Samples(
         table=table,
         rows=rows,
@@ -149,6 +182,7 @@ def select_samples(
         digest=digest,
         folder=catalog.folder,
         where=None if where is None else str(where),
+        phases=phases,
     )
 
 
@@ -158,8 +192,31 @@ def latents_before(card: Card, frame: int) -> int:
     return frame // chunk * card.geometry.latents_per_chunk(frame) if chunk else 0
 
 
-def _matching_rows(table: pa.Table, where: str | pc.Expression) -> Indices:
+def _filters_by_epoch(where: Mapping[int, Where]) -> dict[int, Where]:
+    """Return the filters in the order of their epochs. Raises ConfigError unless the first one is for epoch 0."""
+    if not all(isinstance(epoch, int | np.integer) and epoch >= 0 for epoch in where) or 0 not in where:
+        raise ConfigError(
+            "where: filters by epoch need the epochs in which they begin, from 0, as in {0: 'score > 5', 3: 'score > 6'}; "
+            f"got the epochs {', '.join(map(repr, where)) or 'none'}"
+        )
+    return {int(epoch): where[epoch] for epoch in sorted(where)}
+
+
+def _phases(rows_by_epoch: Mapping[int, Indices], rows: Indices) -> tuple[Phase, ...]:
+    """Return the samples of each epoch. rows: int64 [n], the row of each sample; windows of a clip share one."""
+    phases = []
+    for epoch, passing in rows_by_epoch.items():
+        members = np.flatnonzero(np.isin(rows, passing))
+        if not len(members):
+            raise ConfigError(f"where: no sample passes the filter that begins in epoch {epoch}")
+        phases.append(Phase(first_epoch=epoch, members=members))
+    return tuple(phases)
+
+
+def _matching_rows(table: pa.Table, where: Where) -> Indices:
     """Return the rows that pass a filter."""
+    if where is None:
+        return np.arange(table.num_rows)
     visible = table.drop_columns([KEY, CODE])
     return make_filter(where, visible.schema).matching_rows(visible)
 

@@ -9,10 +9,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.loader.loop import Position
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.cache import cached_schedule
 from pipeline.loader.schedule.epoch import BLANK, EpochSchedule, schedule_epoch
-from pipeline.loader.schedule.keys import BucketCodes
+from pipeline.loader.schedule.keys import BucketCodes, Indices
 from pipeline.loader.schedule.mixing import mix_groups
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
@@ -33,13 +34,11 @@ class Replacement(TypedDict):
     """Id of the sample in its place."""
 
 
-class LoaderState:
+class LoaderState(Position):
     """The position of one training run: the epoch, the step in it, and the schedule that they refer to."""
 
     def __init__(self, samples: Samples, policy: BatchPolicy, patch: tuple[int, int, int], seed: int) -> None:
-        self.epoch = 0
-        self.step = 0
-        """Number of batches of this epoch that have been handed out."""
+        super().__init__()
         self.seed = seed
         self.replacements: list[Replacement] = []
         """The damaged samples that were replaced, in the order of the batches."""
@@ -52,6 +51,9 @@ class LoaderState:
         self._current: tuple[int, EpochSchedule] | None = None
         self.schedule_hash = self._schedule_hash()
 
+    def __len__(self) -> int:
+        return len(self.schedule())
+
     def schedule(self) -> EpochSchedule:
         """Return the batches of the current epoch."""
         if self._current is None or self._current[0] != self.epoch:
@@ -61,35 +63,40 @@ class LoaderState:
             self._current = (self.epoch, make() if folder is None else cached_schedule(folder / "epochs", name, make))
         return self._current[1]
 
-    def start_epoch(self, epoch: int) -> None:
-        """Move to the first step of an epoch."""
-        self.epoch, self.step = epoch, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move to the first step of an epoch, unless it is the current one."""
-        if epoch < 0:
-            raise ConfigError(f"the number of an epoch must be at least 0, got {epoch}")
-        if epoch != self.epoch:
-            self.start_epoch(epoch)
+    def take(self, rank: int) -> list[tuple[int, int]]:
+        rows = self.schedule().batch(self.step, rank).tolist()
+        self.step += 1
+        return [(row, self.epoch) for row in rows]
 
     def describe_schedule(self) -> str:
         """Name everything that the batches of all ranks depend on."""
         return f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed}"
 
     def describe_empty(self) -> str:
-        """Say why an epoch has no steps, and what would help."""
-        if not len(self._samples.keys):
+        """Say why the current epoch has no steps, and what would help."""
+        members = self._samples.in_epoch(self.epoch)
+        count = len(self._samples.keys if members is None else members)
+        if not count:
             return "No sample passes the filter; check where="
-        return self.describe_untrained() or (
-            f"The {len(self._samples.keys)} samples fill fewer batches than there are ranks ({self._policy.world_size}). "
+        return self._describe_small_buckets(members) or (
+            f"The {count} samples fill fewer batches than there are ranks ({self._policy.world_size}). "
             "Use tail='repeat' or smaller batches"
         )
 
     def describe_untrained(self) -> str | None:
         """Say which samples no epoch trains on, by bucket, because they fill no step; None if there are none."""
+        for phase in self._samples.phases:
+            if note := self._describe_small_buckets(phase.members):
+                return f"from epoch {phase.first_epoch} on, {note}"
+        return None if self._samples.phases else self._describe_small_buckets(None)
+
+    def _describe_small_buckets(self, members: Indices | None) -> str | None:
+        """Say which samples among ``members`` (None for all) are in buckets that fill no step; None if there are none."""
         policy, codes = self._policy, self._samples.codes
         if policy.groups:  # only their samples are to be trained on
-            codes = np.concatenate([codes[self._samples.in_group(name)] for name, _ in policy.groups])
+            codes = np.concatenate([codes[self._in_group(name, members)] for name, _ in policy.groups])
+        elif members is not None:
+            codes = codes[members]
         counts = np.bincount(codes, minlength=len(self._samples.buckets))
         if policy.tail != "drop" or policy.shapes == "pack" or not counts.any():
             return None
@@ -113,15 +120,22 @@ class LoaderState:
 
     def _make_schedule(self) -> EpochSchedule:
         s, policy = self._samples, self._policy
+        members = s.in_epoch(self.epoch)
         if policy.groups:
-            groups = {name: self._schedule_group(name) for name, _ in policy.groups}
+            groups = {name: self._schedule_part(self._in_group(name, members)) for name, _ in policy.groups}
             return mix_groups(groups, policy, self.seed, self.epoch)
+        if members is not None:
+            return self._schedule_part(members)
         return schedule_epoch(s.keys, s.codes, self._tokens, policy, self.seed, self.epoch)
 
-    def _schedule_group(self, group: str) -> EpochSchedule:
-        """Return the batches of one bucket group alone."""
+    def _in_group(self, group: str, members: Indices | None) -> Indices:
+        """Return the samples of a bucket group among ``members`` (None for all), int64 [samples of both]."""
+        in_group = self._samples.in_group(group)
+        return in_group if members is None else np.intersect1d(in_group, members, assume_unique=True)
+
+    def _schedule_part(self, members: Indices) -> EpochSchedule:
+        """Return the batches of some samples alone. members: int64 [m], their numbers."""
         s = self._samples
-        members = s.in_group(group)
         buckets, inverse = np.unique(s.codes[members], return_inverse=True)
         codes: BucketCodes = inverse.astype(np.uint16)
         schedule = schedule_epoch(s.keys[members], codes, self._tokens[buckets], self._policy, self.seed, self.epoch)
@@ -147,11 +161,12 @@ class LoaderState:
             "schedule_hash": self.schedule_hash,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, new_epoch: bool = False) -> None:
         """Continue after the batch at which ``state_dict`` was called.
 
         The world size may differ if the global batch is the same. Raises ConfigError, naming the differences, if the
         samples, the filter, the seed or the way batches are formed are not those of the state.
+        new_epoch: begin the first epoch of which the state has seen nothing. Then only the seed must be that of the state.
         """
         if state.get("version") != STATE_VERSION:
             raise ConfigError(
@@ -164,13 +179,17 @@ class LoaderState:
             f"{name} ({saved.get(name)} in the state, {here.get(name)} here)"
             for name in here | saved
             if saved.get(name) != here.get(name) and not (name == "where" and same_samples)
+            if name == "seed" or not new_epoch
         ]
         if differing:
             raise ConfigError(
                 f"this loader state belongs to another schedule. It differs in {', '.join(differing)}. Resume with the "
-                "same output, filter, seed and global batch, or start without the state"
+                "same output, filter, seed and global batch. To go on with others, begin the next epoch: "
+                "load_state_dict(state, new_epoch=True)"
             )
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        if new_epoch and self.step:
+            self.move_to(self.epoch + 1, 0)
         self.replacements = list(state.get("replacements", []))
 
     def _schedule_hash(self) -> str:

@@ -167,9 +167,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         """Return the position of the next batch as five values that JSON can hold."""
         return self._state.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position. Raises ConfigError, naming what differs, if it belongs to another schedule."""
-        self._state.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], *, new_epoch: bool = False) -> None:
+        """Continue at a saved position, as ``Batches.load_state_dict`` does."""
+        self._state.load_state_dict(state, new_epoch=new_epoch)
         self._latest = None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -180,7 +180,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         """
         unread = 0 if self._latest is None else self._latest.unread
         if self._once and self._latest is not None:
-            self._state.step = unread = 0
+            self._state.move_to(self.epoch, 0)
+            unread = 0
         self._latest = _Steps(self, unread)
         return self._latest
 
@@ -199,16 +200,15 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def take_step(self, epoch: int, step: int) -> StepIndices | None:
         """Return a step of an epoch and move behind it; None behind the last one."""
-        self._state.epoch, self._state.step = epoch, step
-        schedule = self.schedule()
-        if not len(schedule):
-            raise ConfigError(f"this epoch has no steps. {self._state.describe_empty()}")
-        indices = None
-        if step < len(schedule):
-            indices = StepIndices((row, epoch) for row in schedule.batch(step, self.rank).tolist())
-            self._state.step += 1
-        if self._state.step >= len(schedule):
-            self._state.start_epoch(epoch if self._once else epoch + 1)
+        state = self._state
+        if (epoch, step) != (state.epoch, state.step):
+            state.move_to(epoch, step)
+        length = len(state)
+        if not length:
+            raise ConfigError(f"this epoch has no steps. {state.describe_empty()}")
+        indices = StepIndices(state.take(self.rank)) if step < length else None
+        if state.step >= length:
+            state.move_to(epoch if self._once else epoch + 1, 0)
         return indices
 
 

@@ -102,6 +102,20 @@ def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
     assert names["batch"]["latents"].dtype == torch.bfloat16
 
 
+def test_filters_that_change(output: Path) -> None:
+    by_rank = []
+    for rank in range(2):
+        names = run(
+            block_with("a change that was not planned"),
+            {"rank": rank, "world_size": 2},
+            {"s3://bucket/latents": str(output), "batch_size=2": "batch_size=1"},
+        )
+        assert names["state"]["epoch"] == 5 == names["batches"].epoch and len(names["data"]) == 7
+        by_rank.append([batch["id"] for batch in names["batches"]])
+    seen = [name for rank in by_rank for step in rank for name in step]
+    assert len(seen) == len(set(seen)) == 4 and len(by_rank[0]) == 2, "4 of 5 samples, in whole steps of two ranks"
+
+
 def test_open_soras_batches(output: Path) -> None:
     names = run(block_with("open_sora_batch"), {}, {"s3://bucket/latents": str(output)})
     assert names["inputs"]["video"].shape == (8, 4, 15, 4, 7)

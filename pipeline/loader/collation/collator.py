@@ -114,7 +114,10 @@ class Collator:
         self, pending: PendingBatch, i: int, epoch: int, read: Callable[[list[Span]], None], message: str
     ) -> None:
         """Put another sample of the same bucket in place ``i``. The choice follows from seed, epoch and damaged sample."""
-        same_bucket = np.flatnonzero(self._samples.codes == self._samples.codes[pending.samples[i]])
+        codes, members = self._samples.codes, self._samples.in_epoch(epoch)
+        same_bucket = np.flatnonzero(codes == codes[pending.samples[i]])
+        if members is not None:
+            same_bucket = np.intersect1d(same_bucket, members, assume_unique=True)
         for attempt in range(MAX_REPLACEMENTS):
             chosen = derive_seed(self._options.seed, epoch, "damage", str(pending.rows["id"][i]), attempt)
             row = same_bucket[[int(chosen % np.uint64(len(same_bucket)))]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,12 @@ def digest_of(keys: Keys) -> str:
     mixed = mix_bits(keys.copy())
     folded = (len(keys), int(mixed.sum(dtype=np.uint64)), int(np.bitwise_xor.reduce(mixed, initial=0)))
     return hashlib.sha256(repr(folded).encode()).hexdigest()[:16]
+
+
+def digest_of_parts(parts: Sequence[tuple[int, Keys]]) -> str:
+    """Return 16 hex digits that identify numbered sets of samples."""
+    named = [(number, digest_of(keys)) for number, keys in parts]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
 
 def mix_bits(x: Keys) -> Keys:
