@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -54,6 +54,10 @@ class Position(ABC):
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return the position as values that JSON can hold."""
+
+    @abstractmethod
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return what ``state_dict`` returns at a step of an epoch."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any], *, new_epoch: bool = False) -> None:
@@ -114,7 +118,7 @@ class EpochLoop(ABC):
         if self.step >= len(self):
             self._end_epoch()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """Iterate over the rest of the current epoch. RuntimeError if an earlier iteration goes on after this one began."""
         if self._once and not self._continues:
             self._position.move_to(self.epoch, 0)
@@ -132,7 +136,7 @@ class EpochLoop(ABC):
     def _pass(self, batch: Batch) -> None:
         """Move behind a batch that ``_read_epoch`` yielded, within the epoch."""
 
-    def _iterate(self, iteration: int) -> Iterator[Batch]:
+    def _iterate(self, iteration: int) -> Generator[Batch]:
         self._check_ranks()
         epoch, step, length = self.epoch, self.step, len(self)
         self._check_latest(iteration, epoch, step)

@@ -35,6 +35,8 @@ class Phase:
     """Epoch in which the phase begins. It ends where the next one begins."""
     members: Indices
     """int64 [samples of the phase]: numbers of the samples."""
+    where: str | None
+    """The filter that the samples pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +90,15 @@ class Samples:
         is_in_group = pc.equal(self.table["group"], group).fill_null(False).to_numpy()
         return np.flatnonzero(is_in_group[self.rows])
 
+    def phase_of(self, epoch: int) -> Phase | None:
+        """Return the phase that an epoch is in; None if all epochs have all samples."""
+        begun = [phase for phase in self.phases if phase.first_epoch <= epoch]
+        return begun[-1] if begun else None
+
     def in_epoch(self, epoch: int) -> Indices | None:
         """Return the numbers of the samples of an epoch, int64 [samples of the epoch]; None for all."""
-        members = [phase.members for phase in self.phases if phase.first_epoch <= epoch]
-        return members[-1] if members else None
+        phase = self.phase_of(epoch)
+        return None if phase is None else phase.members
 
     @property
     def column_names(self) -> list[str]:
@@ -165,7 +172,7 @@ def select_samples(
             dataclasses.replace(bucket, num_frames=frames, latent_thw=(latent_t, *bucket.latent_thw[1:]))
             for bucket in buckets
         ]
-    phases = _phases(rows_by_epoch, rows) if len(by_epoch) > 1 else ()
+    phases = _phases(by_epoch, rows_by_epoch, rows) if len(by_epoch) > 1 else ()
     digest = catalog.digest
     if where is not None or frames is not None:
         codes, buckets = _drop_empty_buckets(codes, buckets)
@@ -202,14 +209,14 @@ def _filters_by_epoch(where: Mapping[int, Where]) -> dict[int, Where]:
     return {int(epoch): where[epoch] for epoch in sorted(where)}
 
 
-def _phases(rows_by_epoch: Mapping[int, Indices], rows: Indices) -> tuple[Phase, ...]:
+def _phases(by_epoch: Mapping[int, Where], rows_by_epoch: Mapping[int, Indices], rows: Indices) -> tuple[Phase, ...]:
     """Return the samples of each epoch. rows: int64 [n], the row of each sample; windows of a clip share one."""
     phases = []
-    for epoch, passing in rows_by_epoch.items():
-        members = np.flatnonzero(np.isin(rows, passing))
+    for epoch, where in by_epoch.items():
+        members = np.flatnonzero(np.isin(rows, rows_by_epoch[epoch]))
         if not len(members):
             raise ConfigError(f"where: no sample passes the filter that begins in epoch {epoch}")
-        phases.append(Phase(first_epoch=epoch, members=members))
+        phases.append(Phase(first_epoch=epoch, members=members, where=None if where is None else str(where)))
     return tuple(phases)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.loader.loop import Position
-from pipeline.loader.samples import Samples
+from pipeline.loader.samples import Phase, Samples
 from pipeline.loader.schedule.cache import cached_schedule
 from pipeline.loader.schedule.epoch import BLANK, EpochSchedule, schedule_epoch
-from pipeline.loader.schedule.keys import BucketCodes, Indices
+from pipeline.loader.schedule.keys import BucketCodes, Indices, digest_of
 from pipeline.loader.schedule.mixing import mix_groups
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
@@ -49,7 +50,10 @@ class LoaderState(Position):
         if isinstance(policy.budget, TokenBudget):
             policy.budget.check_fits(self._tokens, [str(bucket) for bucket in samples.buckets])
         self._current: tuple[int, EpochSchedule] | None = None
-        self.schedule_hash = self._schedule_hash()
+        self._lengths: dict[int, int] = {}
+        """Numbers of steps by epoch."""
+        self._hashes: dict[int, str] = {}
+        """Schedule hashes by the first epoch of a phase."""
 
     def __len__(self) -> int:
         return len(self.schedule())
@@ -57,11 +61,36 @@ class LoaderState(Position):
     def schedule(self) -> EpochSchedule:
         """Return the batches of the current epoch."""
         if self._current is None or self._current[0] != self.epoch:
-            folder = self._samples.folder
-            name = f"{self.describe_schedule()} epoch={self.epoch}"
-            make = self._make_schedule
-            self._current = (self.epoch, make() if folder is None else cached_schedule(folder / "epochs", name, make))
+            self._current = (self.epoch, self._schedule_of(self.epoch))
         return self._current[1]
+
+    def _schedule_of(self, epoch: int) -> EpochSchedule:
+        """Return the batches of an epoch, from the cache if there is one."""
+        folder = self._samples.folder
+        make = partial(self._make_schedule, epoch)
+        if folder is None:
+            return make()
+        return cached_schedule(folder / "epochs", f"{self._describe_epoch(epoch)} epoch={epoch}", make)
+
+    def steps_in(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        if self._policy.shapes != "pack" and not self._policy.groups:  # the same in all epochs with the same samples
+            epoch = self._first_epoch(epoch)
+        if epoch not in self._lengths:
+            self._lengths[epoch] = len(self) if epoch == self.epoch else len(self._schedule_of(epoch))
+        return self._lengths[epoch]
+
+    def position_after(self, epoch: int, step: int, count: int) -> tuple[int, int]:
+        """Return the epoch and the step that lie ``count`` batches behind a step of an epoch."""
+        step += count
+        while step >= (length := self.steps_in(epoch)) > 0:
+            epoch, step = epoch + 1, step - length
+        return epoch, step
+
+    def roll_over(self) -> None:
+        """Begin the next epoch, if the current one is at its end."""
+        if self.step and self.step >= len(self):
+            self.move_to(self.epoch + 1, 0)
 
     def take(self, rank: int) -> list[tuple[int, int]]:
         rows = self.schedule().batch(self.step, rank).tolist()
@@ -69,8 +98,14 @@ class LoaderState(Position):
         return [(row, self.epoch) for row in rows]
 
     def describe_schedule(self) -> str:
-        """Name everything that the batches of all ranks depend on."""
-        return f"{self.schedule_hash} world_size={self._policy.world_size} seed={self.seed}"
+        phases = "".join(
+            f" from_epoch={p.first_epoch} {self.schedule_hash(p.first_epoch)}" for p in self._samples.phases
+        )
+        return f"{self._describe_epoch(0)}{phases}"
+
+    def _describe_epoch(self, epoch: int) -> str:
+        """Name everything that the batches of all ranks in an epoch depend on."""
+        return f"{self.schedule_hash(epoch)} world_size={self._policy.world_size} seed={self.seed}"
 
     def describe_empty(self) -> str:
         """Say why the current epoch has no steps, and what would help."""
@@ -118,27 +153,27 @@ class LoaderState(Position):
             "Use tail='repeat' or tail='pad', smaller batches, shapes='pad', or leave these samples out with where="
         )
 
-    def _make_schedule(self) -> EpochSchedule:
+    def _make_schedule(self, epoch: int) -> EpochSchedule:
         s, policy = self._samples, self._policy
-        members = s.in_epoch(self.epoch)
+        members = s.in_epoch(epoch)
         if policy.groups:
-            groups = {name: self._schedule_part(self._in_group(name, members)) for name, _ in policy.groups}
-            return mix_groups(groups, policy, self.seed, self.epoch)
+            groups = {name: self._schedule_part(self._in_group(name, members), epoch) for name, _ in policy.groups}
+            return mix_groups(groups, policy, self.seed, epoch)
         if members is not None:
-            return self._schedule_part(members)
-        return schedule_epoch(s.keys, s.codes, self._tokens, policy, self.seed, self.epoch)
+            return self._schedule_part(members, epoch)
+        return schedule_epoch(s.keys, s.codes, self._tokens, policy, self.seed, epoch)
 
     def _in_group(self, group: str, members: Indices | None) -> Indices:
         """Return the samples of a bucket group among ``members`` (None for all), int64 [samples of both]."""
         in_group = self._samples.in_group(group)
         return in_group if members is None else np.intersect1d(in_group, members, assume_unique=True)
 
-    def _schedule_part(self, members: Indices) -> EpochSchedule:
-        """Return the batches of some samples alone. members: int64 [m], their numbers."""
+    def _schedule_part(self, members: Indices, epoch: int) -> EpochSchedule:
+        """Return the batches of some samples alone in an epoch. members: int64 [m], their numbers."""
         s = self._samples
         buckets, inverse = np.unique(s.codes[members], return_inverse=True)
         codes: BucketCodes = inverse.astype(np.uint16)
-        schedule = schedule_epoch(s.keys[members], codes, self._tokens[buckets], self._policy, self.seed, self.epoch)
+        schedule = schedule_epoch(s.keys[members], codes, self._tokens[buckets], self._policy, self.seed, epoch)
         rows = schedule.rows
         if len(members):
             rows = np.where(rows == BLANK, BLANK, members[rows])
@@ -152,28 +187,42 @@ class LoaderState(Position):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next batch as five values, and the replacements if there are any."""
+        return self.state_at(self.epoch, self.step)
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
         replacements = {"replacements": list(self.replacements)} if self.replacements else {}
         return replacements | {
             "version": STATE_VERSION,
             "seed": self.seed,
-            "epoch": self.epoch,
-            "step": self.step,
-            "schedule_hash": self.schedule_hash,
+            "epoch": epoch,
+            "step": step,
+            "schedule_hash": self.schedule_hash(epoch),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, new_epoch: bool = False) -> None:
         """Continue after the batch at which ``state_dict`` was called.
 
         The world size may differ if the global batch is the same. Raises ConfigError, naming the differences, if the
-        samples, the filter, the seed or the way batches are formed are not those of the state.
+        samples, the filter, the seed or the way batches are formed are not those of the state in its epoch.
         new_epoch: begin the first epoch of which the state has seen nothing. Then only the seed must be that of the state.
         """
+        self.check_state(state, new_epoch=new_epoch)
+        self.move_to(int(state["epoch"]), int(state["step"]))
+        if new_epoch and self.step:
+            self.move_to(self.epoch + 1, 0)
+        self.replacements = list(state.get("replacements", []))
+
+    def check_state(self, state: dict[str, Any], *, new_epoch: bool = False) -> None:
+        """Raise ConfigError, naming the differences, if a state belongs to another schedule; see ``load_state_dict``."""
+        if "sets" in state:
+            raise ConfigError("this loader state belongs to a MixedDataset; load it into the batches of one")
         if state.get("version") != STATE_VERSION:
             raise ConfigError(
                 f"this loader state has version {state.get('version')}, but this program reads version {STATE_VERSION}. "
                 "Resume with the program that saved it, or start without the state"
             )
-        here, saved = ({"seed": str(s["seed"])} | _parts(s["schedule_hash"]) for s in (self.state_dict(), state))
+        here = {"seed": str(self.seed)} | _parts(self.schedule_hash(int(state["epoch"])))
+        saved = {"seed": str(state["seed"])} | _parts(state["schedule_hash"])
         same_samples = saved.get("samples") == here["samples"]
         differing = [
             f"{name} ({saved.get(name)} in the state, {here.get(name)} here)"
@@ -187,29 +236,44 @@ class LoaderState(Position):
                 "same output, filter, seed and global batch. To go on with others, begin the next epoch: "
                 "load_state_dict(state, new_epoch=True)"
             )
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        if new_epoch and self.step:
-            self.move_to(self.epoch + 1, 0)
-        self.replacements = list(state.get("replacements", []))
 
-    def _schedule_hash(self) -> str:
-        """Return everything that the schedule depends on, with a name for each part, so that a message can name it."""
+    def _first_epoch(self, epoch: int) -> int:
+        """Return the first epoch of the phase that an epoch is in."""
+        phase = self._samples.phase_of(epoch)
+        return 0 if phase is None else phase.first_epoch
+
+    def schedule_hash(self, epoch: int) -> str:
+        """Return everything that the schedule of an epoch depends on, with a name for each part, for messages."""
+        first_epoch = self._first_epoch(epoch)
+        if first_epoch not in self._hashes:
+            self._hashes[first_epoch] = self._make_schedule_hash(self._samples.phase_of(epoch))
+        return self._hashes[first_epoch]
+
+    def _make_schedule_hash(self, phase: Phase | None) -> str:
         policy, world_size = self._policy, self._policy.world_size
+        keys, tokens, digest, where = self._samples.keys, self._tokens, self._samples.digest, self._samples.where
+        if phase is not None:
+            keys, tokens, where = (
+                keys[phase.members],
+                tokens[np.unique(self._samples.codes[phase.members])],
+                phase.where,
+            )
+            digest = digest_of(keys)
         if isinstance(policy.budget, BatchSize):
             batch = str(policy.budget.samples * world_size)
         elif policy.shapes == "pack":
-            batch = f"{policy.budget.tokens}x{world_size}:{_short(str(self._tokens.tolist()))}"
+            batch = f"{policy.budget.tokens}x{world_size}:{_short(str(tokens.tolist()))}"
         else:
-            batch = _short(str((policy.batch_sizes(self._tokens) * world_size).tolist()))
+            batch = _short(str((policy.batch_sizes(tokens) * world_size).tolist()))
         parts = {
-            "samples": self._samples.digest,
-            "where": _short(self._samples.where) if self._samples.where else "all",
+            "samples": digest,
+            "where": _short(where) if where else "all",
             "global_batch": batch,
             "tail": policy.tail,
             "shapes": policy.shapes,
         }
         if not policy.shuffle:
-            parts["order"] = _short(self._samples.keys.tobytes())
+            parts["order"] = _short(keys.tobytes())
         if policy.groups:
             parts["groups"] = _short(str(policy.groups))
         return " ".join(f"{name}={value}" for name, value in parts.items())

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -19,11 +19,10 @@ from pipeline.errors import ConfigError
 from pipeline.loader.agreement import announce_schedule
 from pipeline.loader.collation.collator import Collator
 from pipeline.loader.dataset import LatentDataset
-from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader, check_groups
+from pipeline.loader.loop import Position
+from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
 from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import Reader, open_reader, read_now
-from pipeline.loader.schedule.epoch import EpochSchedule
-from pipeline.loader.state import LoaderState
 from pipeline.storage.store import Store
 
 Sample = dict[str, Any]
@@ -91,8 +90,15 @@ class StepIndices(list[tuple[int, int]]):
         return list, (list(self),)  # a worker process gets the plain list
 
 
+class Positioned(Protocol):
+    """A ``LatentDataset``, or a ``MixedDataset``."""
+
+    def position(self, options: BatchOptions, world_size: int) -> Position:
+        """Return the position of a training run before its first batch."""
+
+
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batch sampler with the order of ``LatentDataset.batches``, whose ordering keywords it takes.
+    """Batch sampler with the order of ``data.batches``, whose ordering keywords it takes, for one set or several.
 
     Pass it as ``batch_sampler``. The next epoch begins when the last batch is requested. torchdata's
     ``StatefulDataLoader`` saves its state with any number of workers. A plain ``DataLoader`` with workers reads ahead of
@@ -100,13 +106,12 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     @OptionsAsKeywords(BatchOptions)
-    def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
+    def __init__(self, data: Positioned, options: BatchOptions) -> None:
         check_data_loader(options)
-        check_groups(options.groups, data.recipe)
         self.rank, self._world_size = resolve_rank(options)
         self._batch_size = options.batch_size
         self._once = options.loop == "once"
-        self._state = LoaderState(data.samples, options.policy(self._world_size), options.patch, options.seed)
+        self._state = data.position(options, self._world_size)
         self._latest: _Steps | None = None
         self.check_ranks = announce_schedule(self._state.describe_schedule()) if options.rank is None else lambda: None
         if self.rank == 0 and (note := self._state.describe_untrained()):
@@ -114,7 +119,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Number of steps in an epoch."""
-        return len(self.schedule())
+        return len(self._state)
 
     @property
     def batch_size(self) -> int:
@@ -153,10 +158,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         """Number of batches of this epoch that have been requested. After the last one it is 0, in the next epoch."""
         return self._state.step
 
-    def schedule(self) -> EpochSchedule:
-        """Return the batches of the current epoch on all ranks, as rows of the samples."""
-        return self._state.schedule()
-
     def set_epoch(self, epoch: int) -> None:
         """Move to the first batch of an epoch. In the current epoch the position stays, so that a resumed epoch goes on."""
         if epoch != self._state.epoch and self._latest is not None and self._latest.epoch is not None:
@@ -188,7 +189,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def state_after(self, step: int) -> dict[str, Any]:
         """Return the state for the time when training has used ``step`` batches of the latest iteration's epoch."""
         epoch = self.epoch if self._latest is None or self._latest.epoch is None else self._latest.epoch
-        return self.state_dict() | {"epoch": epoch, "step": step}
+        return self.state_at(epoch, step)
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """Return the state for the time when training has used ``step`` batches of an epoch."""
+        return self._state.state_at(epoch, step)
 
     def continue_with(self, steps: _Steps) -> None:
         """Make an iteration the latest one."""
@@ -254,8 +259,8 @@ class _Steps(Iterator[list[tuple[int, int]]]):
         self.unread -= 1
 
     def state_dict(self) -> dict[str, Any]:
-        state = self._sampler.state_dict()
-        return state if self.epoch is None else state | {"epoch": self.epoch, "step": self._step}
+        sampler = self._sampler
+        return sampler.state_dict() if self.epoch is None else sampler.state_at(self.epoch, self._step)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sampler.load_state_dict(state)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 
 from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
-from tests.loader.trainer_loops import BATCH_SIZE, EPOCHS
+from tests.loader.trainer_loops import BATCH_SIZE, EPOCHS, RANKS, mix
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT
 
 BUCKETS = [Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(1, 32, 32)] * 8
-RANKS = 2
 STEPS = 6
 """Steps of an epoch of 24 samples in batches of 2 on 2 ranks."""
 
@@ -111,6 +111,36 @@ def test_lightning(output: Path, tmp_path: Path) -> None:
         assert [step[1:] for step in steps if step[0] == -1] == one_pass[:2], "the sanity check takes two batches"
         assert [step[1:] for step in steps if step[0] == 1] == one_pass
         assert {step[0] for step in steps} == {-1, 1}
+
+
+@pytest.fixture(scope="module")
+def two_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 samples, and 8 others in an output beside them."""
+    folder = tmp_path_factory.mktemp("several")
+    write_latents(folder / "out-small", BUCKETS[:2] * 4, first_key=100)
+    return write_latents(folder / "out", BUCKETS)
+
+
+def test_several_sets_under_ddp_and_lightning(two_outputs: Path, tmp_path: Path) -> None:
+    train("mixed", two_outputs, tmp_path)
+    mixed = mix(LatentDataset(two_outputs))
+    exact = []
+    for rank in range(RANKS):
+        batches = mixed.batches(BATCH_SIZE, rank=rank, world_size=RANKS)
+        exact.append(
+            [[e, b["id"], list(b["latents"].shape), Path(b["dataset"]).name] for e in range(EPOCHS) for b in batches]
+        )
+    for name in ("ddp", "lightning_resumed"):
+        assert steps_of(tmp_path, name) == exact, name
+    for one, other in zip(*exact, strict=True):
+        assert one[2:] == other[2:], "one set and one shape on all ranks"
+    steps = Counter((epoch, name) for epoch, _, _, name in exact[0])
+    assert abs(steps[0, "out"] - 4) <= 1 and abs(steps[1, "out-small"] + steps[2, "out-small"] - 12) <= 1, steps
+    for name, size in (("out", 24), ("out-small", 8)):
+        order = [id_ for pair in zip(*exact, strict=True) if pair[0][3] == name for step in pair for id_ in step[1]]
+        assert len(order) > 16 and len(set(order[:size])) == len(order[:size]), "an epoch of a set has a sample once"
+    assert "would train on different batches: weights=" in (tmp_path / "refused-1.txt").read_text()
+    assert not (tmp_path / "refused-0.txt").exists()
 
 
 def test_ranks_agree_on_one_version_of_a_growing_output(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import ConfigError
-from pipeline.loader import Batches, LatentDataset, agreement
+from pipeline.loader import Batches, LatentDataset, MixedDataset, agreement
+from pipeline.loader.mixed.weights import Weight
 from pipeline.loader.torch_data import SampleDataset, StepSampler
 
 EPOCHS = 3
 BATCH_SIZE = 2
+RANKS = 2
 
 
 class Records:
@@ -31,13 +34,20 @@ class Records:
         self.steps: list[Any] = json.loads(self._path.read_text()) if self._path.exists() else []
 
     def add(self, epoch: int, batch: Any) -> None:
-        self.steps.append([epoch, list(batch["id"]), list(batch["latents"].shape)])
+        set_name = [Path(batch["dataset"]).name] if "dataset" in batch else []
+        self.steps.append([epoch, list(batch["id"]), list(batch["latents"].shape), *set_name])
         self._path.write_text(json.dumps(self.steps))
 
 
 def train_bare_ddp(data: LatentDataset, records: Path) -> None:
-    """Step a model under DistributedDataParallel. The forward pass checks that all ranks have the same shape."""
+    """Step a model under DistributedDataParallel, in a process group of its own."""
     torch.distributed.init_process_group("gloo")
+    step_under_ddp(data, records)
+    torch.distributed.destroy_process_group()
+
+
+def step_under_ddp(data: LatentDataset | MixedDataset, records: Path) -> None:
+    """Step a model under DistributedDataParallel. The ranks check that all of them have the same shape."""
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
     batches = data.batches(BATCH_SIZE)
     seen = Records(records, "ddp", batches.rank)
@@ -48,7 +58,6 @@ def train_bare_ddp(data: LatentDataset, records: Path) -> None:
             assert shapes[0] == shapes[1]
             model(batch["latents"].reshape(-1, 1)).mean().backward()
             seen.add(epoch, batch)
-    torch.distributed.destroy_process_group()
 
 
 def train_with_accelerate(data: LatentDataset, records: Path) -> None:
@@ -83,10 +92,9 @@ def train_with_accelerate(data: LatentDataset, records: Path) -> None:
         (records / f"refused-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
 
 
-def train_with_lightning(data: LatentDataset, records: Path) -> None:
-    """Fit with and without validation, then stop within an epoch and resume from Lightning's own checkpoint."""
+def make_lightning(records: Path) -> tuple[Callable[[str], Any], Callable[..., Any]]:
+    """Return a maker of modules that record their batches under a name, and a maker of trainers."""
     import lightning
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
     class Model(lightning.LightningModule):
         def __init__(self, name: str) -> None:
@@ -108,23 +116,56 @@ def train_with_lightning(data: LatentDataset, records: Path) -> None:
     def train(**options: Any) -> lightning.Trainer:
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         return lightning.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, **quiet, **options
+            accelerator="cpu", devices=RANKS, strategy="ddp", use_distributed_sampler=False, **quiet, **options
         )
 
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return Model, train
+
+
+def train_with_lightning(data: LatentDataset, records: Path) -> None:
+    """Fit with and without validation, then stop within an epoch and resume from Lightning's own checkpoint."""
+    make_module, make_trainer = make_lightning(records)
 
     def batches(**options: Any) -> Batches:
-        return data.batches(BATCH_SIZE, rank=rank, world_size=ranks, **options)
+        return data.batches(BATCH_SIZE, rank=int(os.environ["RANK"]), world_size=RANKS, **options)
 
-    plain = train(max_epochs=EPOCHS, enable_checkpointing=False)
-    plain.fit(Model("lightning"), batches())
-    validated = train(max_epochs=EPOCHS, enable_checkpointing=False, check_val_every_n_epoch=2)
-    validated.fit(Model("lightning_validated"), batches(), batches(shuffle=False, loop="once"))
+    plain = make_trainer(max_epochs=EPOCHS, enable_checkpointing=False)
+    plain.fit(make_module("lightning"), batches())
+    validated = make_trainer(max_epochs=EPOCHS, enable_checkpointing=False, check_val_every_n_epoch=2)
+    validated.fit(make_module("lightning_validated"), batches(), batches(shuffle=False, loop="once"))
+    resume_with_lightning(batches, records)
+
+
+def resume_with_lightning(make_batches: Callable[[], Any], records: Path) -> None:
+    """Stop after 8 steps and resume from Lightning's own checkpoint, which holds the state of the batches."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    make_module, make_trainer = make_lightning(records)
     keep = ModelCheckpoint(dirpath=records / "checkpoints", every_n_train_steps=8, save_top_k=-1)
-    train(max_steps=8, callbacks=[keep]).fit(Model("lightning_resumed"), batches())
+    make_trainer(max_steps=8, callbacks=[keep]).fit(make_module("lightning_resumed"), make_batches())
     (checkpoint,) = (records / "checkpoints").glob("*.ckpt")
-    resumed = train(max_epochs=EPOCHS, enable_checkpointing=False)
-    resumed.fit(Model("lightning_resumed"), batches(), ckpt_path=checkpoint)
+    resumed = make_trainer(max_epochs=EPOCHS, enable_checkpointing=False)
+    resumed.fit(make_module("lightning_resumed"), make_batches(), ckpt_path=checkpoint)
+
+
+def mix(data: LatentDataset, weight: Weight = 1.0) -> MixedDataset:
+    """Mix an output, under a filter that changes, with a small one beside it, whose weight changes."""
+    changing = LatentDataset(data.url, {0: None, 1: "meta_score >= 4"})
+    return MixedDataset({changing: weight, f"{data.url}-small": lambda epoch, _: 1.0 if epoch < 1 else 3.0}, seed=5)
+
+
+def train_on_several_sets(data: LatentDataset, records: Path) -> None:
+    """Step a model under DistributedDataParallel, then with Lightning, then with other weights on one rank."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    step_under_ddp(mix(data), records)
+    resume_with_lightning(lambda: mix(data).batches(BATCH_SIZE, rank=rank, world_size=RANKS), records)
+    agreement.WAIT_S = 1.0
+    try:
+        next(iter(mix(data, weight=1.0 + rank).batches(BATCH_SIZE)))
+    except ConfigError as error:
+        (records / f"refused-{rank}.txt").write_text(str(error))
+    torch.distributed.barrier()
 
 
 def train_with_ray(data: LatentDataset, records: Path) -> None:
@@ -180,6 +221,7 @@ LOOPS = {
     "ddp": train_bare_ddp,
     "accelerate": train_with_accelerate,
     "lightning": train_with_lightning,
+    "mixed": train_on_several_sets,
     "ray": train_with_ray,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,11 +16,13 @@ import pytest
 import torch
 
 from jobs.encode_dataset import main
-from pipeline.loader import Batch, LatentDataset
+from pipeline.bucket import Bucket
+from pipeline.loader import Batch, LatentDataset, MixedBatches, MixedDataset
 from stvae.card import OPEN_SORA_CLASS
 from stvae.conventions import TABLE
 from tests.support.clips_maker import make_clip
 from tests.support.golden import TINY
+from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -73,7 +76,7 @@ def test_the_training_loop(output: Path) -> None:
 
 def test_every_option_in_the_table_is_a_parameter_of_the_loader(output: Path) -> None:
     table = LOADER[LOADER.index("| you want | say |") : LOADER.index("`where` takes")]
-    signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches)]
+    signatures = [inspect.signature(call).parameters for call in (LatentDataset, LatentDataset.batches, MixedDataset)]
     options = re.findall(r"[(, `](\w+)=", table)
     assert len(options) > 15 and all(any(name in names for names in signatures) for name in options)
     for field in re.findall(r'batch\["(\w+)"\]', README + LOADER):
@@ -116,6 +119,51 @@ def test_filters_that_change(output: Path) -> None:
     assert len(seen) == len(set(seen)) == 4 and len(by_rank[0]) == 2, "4 of 5 samples, in whole steps of two ranks"
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The outputs that the page mixes: 32 samples with scores from 0 to 15.5, and 16 others."""
+    folder = tmp_path_factory.mktemp("several")
+    wide, tall = Bucket(17, 32, 56), Bucket(17, 56, 32)
+    write_latents(folder / "scenic", [wide, tall] * 16)
+    write_latents(folder / "faces", [wide] * 16, first_key=100)
+    return {f"s3://bucket/{name}": str(folder / name) for name in ("scenic", "faces")}
+
+
+def test_several_sets(several: dict[str, str]) -> None:
+    block = block_with("# a curriculum").replace("meta_aesthetic", "meta_score")
+    steps: list[list[tuple[str, list[str], Any]]] = []
+    for rank in range(2):
+        seen: list[tuple[str, list[str], Any]] = []
+        with mock.patch.object(MixedBatches, "_pass", _recording(seen)):
+            names = run(block, {"rank": rank, "world_size": 2}, several)
+        assert names["state"]["epoch"] == names["batches"].epoch == 3 and len(seen) == 3 * len(names["batches"])
+        steps.append(seen)
+    length = len(names["batches"])
+    assert [(name, shape) for name, _, shape in steps[0]] == [(name, shape) for name, _, shape in steps[1]]
+    faces = [name.endswith("faces") for name, _, _ in steps[0]]
+    assert abs(sum(faces[:length]) - 0.3 * length) <= 2 and abs(sum(faces[length:]) - 0.125 * 2 * length) <= 2
+    ids = [id_ for one, other in zip(*steps, strict=True) if one[0].endswith("faces") for id_ in one[1] + other[1]]
+    assert len(ids) == 4 * sum(faces) and len(set(ids[:16])) == len(ids[:16])
+
+
+def _recording(seen: list[tuple[str, list[str], Any]]) -> Callable[[MixedBatches, Any], None]:
+    original = MixedBatches._pass
+
+    def record(batches: MixedBatches, batch: Any) -> None:
+        seen.append((batch["dataset"], batch["id"], batch["latents"].shape))
+        original(batches, batch)
+
+    return record
+
+
+def test_several_sets_in_pytorchs_loaders(several: dict[str, str]) -> None:
+    pytest.importorskip("torchdata")
+    for rank in range(2):
+        names = run(block_with("MixedSampleDataset"), {"rank": rank, "world_size": 2}, several)
+        assert len(set(names["batch"]["dataset"])) == 1 and names["sampler"].epoch == 1
+        names["loader"].load_state_dict(names["state"])
+
+
 def test_open_soras_batches(output: Path) -> None:
     names = run(block_with("open_sora_batch"), {}, {"s3://bucket/latents": str(output)})
     assert names["inputs"]["video"].shape == (8, 4, 15, 4, 7)
@@ -123,7 +171,7 @@ def test_open_soras_batches(output: Path) -> None:
 
 def test_pytorchs_loaders(output: Path) -> None:
     pytest.importorskip("torchdata")
-    block = block_with("StatefulDataLoader")
+    block = block_with("SampleDataset(data, seed=0)")
     names = run(block, {"rank": 0, "world_size": 1}, {"s3://bucket/latents": str(output)})
     assert names["batch"]["latents"].shape == (2, 4, 15, 4, 7)
     names["loader"].load_state_dict(names["state"])

@@ -33,8 +33,12 @@ def write_latents(
     dtype: str = "float16",
     conditioning: str = "none",
     index: bool = True,
+    first_key: int = 0,
 ) -> Path:
-    """Write an output with one sample per given bucket. Sample ``n`` has key ``n`` and latents of seed ``n``."""
+    """Write an output with one sample per given bucket. Sample ``n`` has key ``n`` and latents of seed ``n``.
+
+    first_key: number to add to every key, which gives the samples of several outputs different ids.
+    """
     card = read_card(str(TINY))
     recipe = Recipe(
         vae=card.sha256,
@@ -54,7 +58,9 @@ def write_latents(
         units.append(unit)
         with output.scratch() as scratch, ShardWriter(scratch, unit, recipe, card, columns) as writer:
             for n in range(start, min(start + samples_per_shard, len(buckets))):
-                item = Item(ordinal=n, key=f"{n}", uri=f"{n}.mp4", caption=f"number {n}", meta={"meta_score": n / 2})
+                item = Item(
+                    ordinal=n, key=f"{first_key + n}", uri=f"{n}.mp4", caption=f"number {n}", meta={"meta_score": n / 2}
+                )
                 latents = {"latent": latent(n, buckets[n], 8 if store == "moments" else 4)}
                 for member in members_of(recipe)[1:]:
                     latents[member.name] = latent(n + 1000, member.bucket(buckets[n]), 8)

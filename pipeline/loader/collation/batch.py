@@ -29,6 +29,8 @@ class Batch(TypedDict, total=False):
 
     latents: Tensor
     """[B,C,t,h,w], float32 unless the options name another dtype. With ``shapes="pack"``: [L, C x patch]."""
+    dataset: str
+    """Name of the set that the samples are from. Present if several sets are mixed."""
     normalized: bool
     """True if ``latents`` are ``(raw - shift) * scale``."""
     fps: Tensor
