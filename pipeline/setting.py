@@ -39,7 +39,9 @@ def gigabytes(flag: str, default_word: str | None = None) -> Setting:
 
 def available_cpus() -> int:
     """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
 
 
 def check_positive(**values: float | None) -> None:

@@ -1,9 +1,10 @@
-"""Tell whether a file in a store is still the same one, from what fsspec reports about it."""
+"""Tell whether a file is still the same one: the hash of its content, or what fsspec reports about it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 CONTENT_KEYS = (
     "ETag",  # S3, HTTP
@@ -28,3 +29,11 @@ def version_tag(info: Mapping[str, Any]) -> str:
     lfs_sha256 = lfs.get("sha256") if isinstance(lfs, Mapping) else None
     values = [*(info.get(key) for key in CONTENT_KEYS), lfs_sha256, *(info.get(key) for key in TIME_KEYS)]
     return str(next((value for value in values if value), "")).strip('"')
+
+
+def sha256_digest(file: BinaryIO) -> bytes:
+    """Hash the rest of an open file. Holds one megabyte of it in memory."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.digest()

@@ -8,11 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from enum import Enum
 from typing import NamedTuple
 
 
-class Activity(StrEnum):
+class Activity(str, Enum):
     """An activity of a unit, or something that it waits for. The values are the keys of ``UnitReport.activities``."""
 
     FETCH = "fetch"

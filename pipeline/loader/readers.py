@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.loader.range_cache import RangeCache
+from pipeline.storage.local.reads import open_to_read, read_into
 from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
 from pipeline.storage.urls import check_inside
@@ -100,7 +101,7 @@ class _File:
         self.path = path
         self._view: memoryview | None = None
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = open_to_read(path)
         except OSError as error:
             self.fd = -1
             raise StoreError(f"{path}: {error.strerror}. Was the output moved or deleted while it was read?") from error
@@ -116,7 +117,7 @@ class _File:
 
 
 class LocalReader:
-    """Reads with ``preadv`` straight into the batch, in the thread that waits for it."""
+    """Reads straight into the batch, in the thread that waits for it."""
 
     samples_at_once = 1
 
@@ -133,7 +134,7 @@ class LocalReader:
         for shard, offset, into in spans:
             file, num_read = self._shards.get(shard), 0
             while num_read < len(into):
-                count = os.preadv(file.fd, [into[num_read:]], offset + num_read)
+                count = read_into(file.fd, into[num_read:], offset + num_read)
                 if not count:
                     raise _cut_off(file, offset + len(into))
                 num_read += count

@@ -32,6 +32,7 @@ from pipeline.sources.units import Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
+from stvae.file_identity import sha256_digest
 
 ROWS_AT_ONCE = 16_384
 """Number of rows of unit metadata that are sorted into parts together."""
@@ -179,5 +180,5 @@ def _digest(files: dict[str, Path | bytes]) -> str:
     digest = hashlib.sha256()
     for _, content in sorted(files.items()):
         with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(sha256_digest(file))
     return digest.hexdigest()[:16]

@@ -115,7 +115,7 @@ def proxy_of(url: URL) -> URL | None:
 async def _follow_redirects(url: str, file: HeldFile, max_bytes: int, reach: Reach) -> FileFacts:
     """One attempt at a download, through up to ``MAX_REDIRECTS`` redirects."""
     try:
-        async with asyncio.timeout(DOWNLOAD_TIMEOUT_S) as deadline:
+        async with asyncio.timeout(DOWNLOAD_TIMEOUT_S) as deadline:  # type: ignore[attr-defined]  # Python 3.11
             target = parse_url(url)
             for _ in range(MAX_REDIRECTS + 1):
                 host = (target.host or "").lower()

@@ -11,12 +11,12 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
-from enum import StrEnum
+from enum import Enum
 
 VARIABLE = "LATENTMILL_KILL_AT"
 
 
-class Failpoint(StrEnum):
+class Failpoint(str, Enum):
     """Steps in the order in which a job first reaches them. Each is named for what has just become durable."""
 
     FILE_WRITTEN = "file-written"

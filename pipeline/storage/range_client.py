@@ -148,7 +148,7 @@ def _authorities(bundle: str | None) -> dict[str, Any]:
 
 def _s3_credentials(fs: Any) -> Any:
     """The credentials that s3fs signs with: those it was given, or those that the AWS client finds and renews."""
-    expires_at = datetime.datetime.now(datetime.UTC) + CREDENTIALS_LAST
+    expires_at = datetime.datetime.now(datetime.timezone.utc) + CREDENTIALS_LAST
     if fs.key:
         key, secret, token = fs.key, fs.secret, fs.token
     else:

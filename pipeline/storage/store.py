@@ -36,6 +36,7 @@ from pipeline.storage.local.files import (
     make_folder,
     scratch_name,
 )
+from pipeline.storage.local.reads import read_ranges
 from pipeline.storage.retry import check_length, check_range, retried
 from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of
@@ -120,13 +121,6 @@ class Store:
         """
         full_path = self._full_path(path)
 
-        def read_local() -> list[bytes]:
-            fd = os.open(full_path, os.O_RDONLY)
-            try:
-                return [os.pread(fd, length, offset) for offset, length in ranges]
-            finally:
-                os.close(fd)
-
         def read_remote() -> list[bytes]:
             parts = self._fs.cat_ranges(
                 [full_path] * len(ranges), [o for o, _ in ranges], [o + n for o, n in ranges], on_error="raise"
@@ -136,7 +130,8 @@ class Store:
         if not self._local:
             return self._retry(path, read_remote)
         with self._store_errors(path):
-            return [check_range(part, length) for part, (_, length) in zip(retried(read_local), ranges, strict=True)]
+            parts = retried(partial(read_ranges, full_path, ranges))
+            return [check_range(part, length) for part, (_, length) in zip(parts, ranges, strict=True)]
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Read ``length`` bytes at an offset in one request. StoreError if the file ends before."""

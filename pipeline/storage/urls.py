@@ -77,7 +77,9 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return open_client(scheme, url)
     except ImportError as error:
         extra = DRIVERS[scheme].extra
-        raise ConfigError(f"'{scheme}://' URLs need the extra '{extra}': pip install '.[{extra}]' ({error})") from None
+        raise ConfigError(
+            f"'{scheme}://' URLs need the extra '{extra}': pip install 'latentmill[{extra}]' ({error})"
+        ) from None
     except Exception as error:
         if not isinstance(error, (ValueError, *remote_errors())):
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stvae.checkpoints.files import WeightsError, open_file
-from stvae.file_identity import version_tag
+from stvae.file_identity import sha256_digest, version_tag
 
 WANTED_FILES = re.compile(r"config\.json$|\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?$")
 """Ends of the names of files that a remote checkpoint folder is downloaded for."""
@@ -88,6 +88,6 @@ def file_sha256(path: Path) -> str:
     """Return the hash of a file. WeightsError if it cannot be read."""
     try:
         with open_file(path) as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+            return sha256_digest(f).hex()
     except OSError as error:
         raise WeightsError(f"'{path}' cannot be read: {error.strerror}") from None

@@ -31,10 +31,14 @@ class WeightsError(ValueError):
     """A checkpoint folder is incomplete or damaged, or its tensors do not fit its configuration."""
 
 
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+"""Flags that open a file without waiting for the writer of a pipe. Windows has the first two only."""
+
+
 def open_file(path: Path) -> io.BufferedReader:
     """Open a file for reading. WeightsError if there is none, or if it is a pipe, a device or a Git LFS pointer."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer would block
+        fd = os.open(path, OPEN_FLAGS)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise WeightsError(f"'{path}' is a socket or device; expected a file") from None

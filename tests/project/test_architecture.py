@@ -137,14 +137,18 @@ def test_imports_between_rooms_run_one_way(path: Path) -> None:
         assert room_of(module) in {room, *allowed(room)}, f"{relative(path)} imports {module}"
 
 
-def test_what_the_loader_uses_of_output_imports_neither_video_nor_sources() -> None:
+def test_nothing_that_the_loader_imports_needs_more_than_its_installation() -> None:
+    """Follows imports through all rooms, also those inside functions. What only encoding needs is not among them."""
     reached: set[str] = set()
-    new = {name for path in FILES if room_of(module_name(path)) == "loader" for name in imports(path)}
-    while new := {name for name in new if room_of(name) == "output" and name in MODULES} - reached:
+    new = {name for name, path in MODULES.items() if room_of(name) == "loader"}
+    while new := (new & MODULES.keys()) - reached:
         reached |= new
         new = {name for module in new for name in imports(MODULES[module])}
         assert not {name for name in new if name.startswith(("pipeline.video", "pipeline.sources"))}, sorted(reached)
-    assert reached
+    foreign = {name for module in reached for name in packages(MODULES[module])}
+    assert "pipeline.output.index" in reached and "torch" in foreign
+    assert not foreign & {"ray", "av", "decord", "diffusers", "braceexpand", "aiohttp", "yarl", "PIL", "yaml", "jinja2"}
+    assert not foreign & {"fcntl", "resource", "pwd", "grp", "termios"}, "Windows has none of them"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

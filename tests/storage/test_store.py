@@ -271,13 +271,17 @@ def test_an_account_that_differs_between_url_and_connection_string_is_refused(
     assert "c2VjcmV0" not in str(failure.value)
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("az", "azure"), ("gs", "gcs"), ("hf", "hf")])
+@pytest.mark.parametrize(
+    ("scheme", "extra"), [("s3", "s3"), ("az", "azure"), ("gs", "gcs"), ("hf", "hf"), ("https", "http")]
+)
 def test_a_missing_client_is_named_with_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = {"s3": "s3fs", "azure": "adlfs", "gcs": "gcsfs", "hf": "huggingface_hub"}[extra]
+    package = {"s3": "s3fs", "azure": "adlfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp"}[extra]
     driver = DRIVERS[scheme].module
     monkeypatch.delitem(sys.modules, driver, raising=False)
+    if extra == "http":
+        monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     for use in (find_sources, lambda urls: Store(urls[0])):
-        with pytest.raises(ConfigError, match=rf"pip install '\.\[{extra}\]'"):
+        with pytest.raises(ConfigError, match=rf"pip install 'latentmill\[{extra}\]'"):
             use([f"{scheme}://bucket/x.tar"])

@@ -86,7 +86,8 @@ def pad_latents(each_Cthw: list[Tensor], size_thw: tuple[int, ...], blank: list[
     for i, x_Cthw in enumerate(each_Cthw):
         if not blank[i]:
             corner = tuple(slice(n) for n in x_Cthw.shape[1:])
-            x_BCthw[i][:, *corner] = x_Cthw
+            all_channels = (slice(None), *corner)
+            x_BCthw[i][all_channels] = x_Cthw
             mask_Bthw[i][corner] = True
     return x_BCthw, mask_Bthw
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,4 +48,5 @@ def _map(path: Path) -> EpochSchedule:
 
 def _remove_oldest(folder: Path) -> None:
     for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)[:-SCHEDULES_KEPT]:
-        path.unlink()
+        with contextlib.suppress(PermissionError):  # Windows keeps files that are mapped
+            path.unlink()

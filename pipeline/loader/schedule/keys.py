@@ -19,7 +19,8 @@ BucketCodes = npt.NDArray[np.uint16]
 def derive_seed(seed: int, *purpose: int | str) -> np.uint64:
     """Return 64 bits that follow from a seed and the purpose that they are for."""
     digest = hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()
-    return np.uint64(int.from_bytes(digest[:8], "little"))
+    derived: np.uint64 = np.uint64(int.from_bytes(digest[:8], "little"))
+    return derived
 
 
 def digest_of(keys: Keys) -> str:

@@ -43,7 +43,7 @@ class Driver:
     """Settings that the client takes from the environment, where the user has set none."""
 
 
-_HTTP = Driver(module="pipeline.storage.drivers.http", name="WebFiles")
+_HTTP = Driver(module="pipeline.storage.drivers.http", name="WebFiles", extra="http")
 _AZURE = Driver(module="pipeline.storage.drivers.azure", name="AzureFiles", extra="azure")
 _AWS = {
     "AWS_MAX_ATTEMPTS": "3",  # of 5: more tries are the work of retry.py

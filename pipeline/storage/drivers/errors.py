@@ -50,9 +50,9 @@ TRANSIENT_ERRNOS = frozenset(
         errno.EIO,  # s3fs: every status without a name of its own, such as 502 and 504
         errno.ENETUNREACH,
         errno.EPIPE,
-        errno.EREMOTEIO,  # s3fs: 500
         errno.ESTALE,
         errno.ETIMEDOUT,
+        getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs: 500; macOS and Windows have no such number
     }
 )
 KEY_ERRORS = frozenset(

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock
+from filelock import FileLock
 
 POLL_S = 0.002
 """Pause between two attempts to take a lock."""
 
 
-def lock_beside(path: Path) -> BaseFileLock:
-    """Return a lock on ``path`` for all threads and processes of the node. Its file is ``<path>.lock``, which stays."""
-    return FileLock(f"{path}.lock", poll_interval=POLL_S)
+@contextmanager
+def lock_beside(path: Path) -> Iterator[None]:
+    """Lock ``path`` for all threads and processes of the node. Its file is ``<path>.lock``, which stays."""
+    with FileLock(f"{path}.lock").acquire(poll_interval=POLL_S):
+        yield
 
 
 def make_once(path: Path, make: Callable[[Path], object]) -> None:

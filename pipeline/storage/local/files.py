@@ -65,7 +65,12 @@ def scratch_name(random: str) -> str:
 def is_left_by_dead_writer(name: str) -> bool:
     """Return whether this is the name of a scratch file of a process on this machine that no longer runs."""
     host, _, rest = name.rpartition("-")[0].rpartition("-")
-    return host == socket.gethostname() and rest.isdecimal() and not Path(f"/proc/{rest}").exists()
+    return (
+        host == socket.gethostname()
+        and rest.isdecimal()
+        and Path("/proc/self").exists()  # macOS and Windows do not say here who runs
+        and not Path(f"/proc/{rest}").exists()
+    )
 
 
 def fsync(path: Path) -> None:
