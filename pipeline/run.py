@@ -14,7 +14,7 @@ from pipeline.encode.cleanup import clean_up
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.environment import describe_environment
-from pipeline.errors import StoreError
+from pipeline.errors import LatentmillError, StoreError
 from pipeline.executor.local import encode_locally
 from pipeline.executor.ray_cluster import device_model
 from pipeline.executor.ray_data import encode_on_ray
@@ -22,6 +22,7 @@ from pipeline.executor.tasks import Executor, in_order
 from pipeline.output.dataset import open_dataset, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index
+from pipeline.output.layout.dataset_card import write_card
 from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
@@ -125,10 +126,19 @@ def _summarize(job: Job, progress: Progress) -> Summary:
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
     index = _finish(job)
-    problems = clean_up(job.store, {unit.name for unit in job.plan.units}, index)
+    problems = [*_describe(job, index), *clean_up(job.store, {unit.name for unit in job.plan.units}, index)]
     summary = summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
     summary.notes += [*sorted(job.store.notes), *problems]
     return summary
+
+
+def _describe(job: Job, index: Index) -> list[str]:
+    """Write the dataset card. Returns a sentence if that was not done; the output is complete without it."""
+    try:
+        note = write_card(job.store, job.settings.recipe, index)
+    except (LatentmillError, OSError) as error:
+        note = f"the dataset card was not written: {error}"
+    return [note] if note else []
 
 
 def _finish(job: Job) -> Index:

@@ -28,6 +28,9 @@ class Activity(str, Enum):
     COMMIT = "commit"
     """Waits for the output's store: records of the attempt, then the tar and the unit metadata."""
 
+    def __str__(self) -> str:
+        return self.value
+
 
 NO_UNIT = "unit"
 """Cause of idle time while the encoder has no unit. The other causes are activities."""

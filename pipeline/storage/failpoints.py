@@ -35,12 +35,16 @@ class Failpoint(str, Enum):
     RUN_RECORDED = "run-recorded"
     INDEX_PART_WRITTEN = "index-part-written"
     INDEX_RECORDED = "index-recorded"
+    CARD_WRITTEN = "card-written"
     ORPHAN_REMOVED = "orphan-removed"
     ATTEMPT_REMOVED = "attempt-removed"
     SCRATCH_REMOVED = "scratch-removed"
     """A scratch file of a dead writer is gone."""
     SUMMARY_WRITTEN = "summary-written"
     REPORT_WRITTEN = "report-written"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 _reached: defaultdict[Failpoint, Iterator[int]] = defaultdict(lambda: itertools.count(1))

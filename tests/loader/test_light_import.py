@@ -60,27 +60,7 @@ for module, names in {
 """
 """Removes what Windows or macOS lacks, after the packages that know about those systems have been imported."""
 
-READ = """
-import hashlib, json, sys
-from pathlib import Path
-from pipeline.loader import LatentDataset
-from pipeline.loader.open_sora import open_sora_batch
-from pipeline.loader.torch_data import SampleDataset, StepSampler
-from stvae import read_card
-from torch.utils.data import DataLoader
-
-read_card("demo")
-seen = []
-for options, more in ({}, {}), ({}, {"mapped": True}), ({"cache": sys.argv[2]}, {}), ({"where": "meta_score < 100"}, {}):
-    data = LatentDataset(sys.argv[1], **options)
-    for batch in data.batches(2, seed=1, verify=True, **more):
-        seen.append([batch["id"], hashlib.sha256(batch["latents"].numpy().tobytes()).hexdigest()])
-sampler = StepSampler(data, 2, seed=1)
-for batch in DataLoader(SampleDataset(data, seed=1), batch_sampler=sampler):
-    seen.append([list(batch["id"]), hashlib.sha256(batch["latents"].numpy().tobytes()).hexdigest()])
-open_sora_batch(next(iter(LatentDataset(sys.argv[1]).batches(2))))
-print(json.dumps({"seen": seen, "modules": sorted(sys.modules)}))
-"""
+READ = (ROOT / "tests" / "support" / "loader_reads.py").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +81,7 @@ def modules_of(package: str) -> list[str]:
 
 def read_in_a_fresh_process(preparation: str, output: Path, folder: Path) -> dict[str, Any]:
     """Read an output in several ways, after a preparation of the interpreter. It must see what this process sees."""
-    code = preparation + READ
+    code = preparation + READ.replace("from __future__ import annotations", "")
     done = subprocess.run(
         [sys.executable, "-c", code, output, folder / "cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -21,7 +21,7 @@ RUN_PART = re.compile(r"runs/([0-9A-Za-z]+)-\d+\.jsonl")
 ATTEMPT = re.compile(rf"attempts/({UNIT})/([0-9A-Za-z]+-\d+\.json)")
 """Unit and name of the file."""
 OWN_FILES = (
-    re.compile(r"dataset\.json|summary\.json|verify\.json|report\.html|previews/.*"),
+    re.compile(r"dataset\.json|README\.md|summary\.json|verify\.json|report\.html|previews/.*"),
     re.compile(r"plan/\d{4,}\.parquet"),
     UNIT_METADATA,
     SHARD,

@@ -1,0 +1,78 @@
+"""``README.md`` of an output: a dataset card, with which ``datasets.load_dataset(folder)`` reads the index as tables.
+
+The card follows from the newest index and the recipe, so every job writes the same bytes until the output grows. It is the
+only file of an output that people may edit: a card without the line ``MARK`` is theirs, and stays.
+"""
+
+from __future__ import annotations
+
+from pipeline.output.index import Index, newest_index
+from pipeline.recipe import Recipe
+from pipeline.storage.failpoints import Failpoint, failpoint
+from pipeline.storage.store import Store
+
+PATH = "README.md"
+MARK = "# Latentmill updates this file when the output grows. Delete this line to keep your own text."
+MAX_BYTES = 4 << 20
+"""Size beyond which a file is not a card of ours. A path in a card has 50 bytes, and stands for a million rows."""
+
+
+def write_card(store: Store, recipe: Recipe, index: Index) -> str | None:
+    """Write the card of an output that has this index or a newer one, unless it is there already.
+
+    Returns a sentence if the card that is there was edited and therefore kept.
+    """
+    content = render_card(recipe, newest_index(store) or index)
+    size_bytes = store.size(PATH)
+    present = store.get(PATH) if size_bytes is not None and size_bytes <= MAX_BYTES else b""
+    if size_bytes is not None and MARK.encode() not in present:
+        return f"{PATH} was not updated, because it lacks the line '{MARK}'"
+    if present != content:
+        store.put(PATH, content)
+        failpoint(Failpoint.CARD_WRITTEN)
+    return None
+
+
+def render_card(recipe: Recipe, index: Index) -> bytes:
+    """The card of an index: YAML with a configuration for each kind of rows, then a text for people."""
+    tables = {
+        "samples": (index.samples, index.num_samples),
+        "rejects": (index.rejects, index.num_rejects),
+        "skips": (index.skips, index.num_skips),
+    }
+    lines = ["---", MARK, "configs:"]
+    for name, (paths, _) in tables.items():
+        if paths:
+            lines += [f"- config_name: {name}", *(["  default: true"] if name == "samples" else [])]
+            lines += ["  data_files:", "  - split: train", "    path:", *(f'    - "{path}"' for path in paths)]
+    if not any(paths for paths, _ in tables.values()):
+        lines[-1] = "configs: []"
+    counts = ", ".join(f"{count:,} {name}" for name, (_, count) in tables.items())
+    buckets = ", ".join(str(bucket) for bucket in recipe.buckets)
+    lines += [
+        "---",
+        "",
+        "# Video latents",
+        "",
+        f"Latents of a video VAE, made by Latentmill with recipe `{recipe.fingerprint}`: {counts}. Buckets: {buckets}.",
+        "`dataset.json` has the VAE and the whole recipe.",
+        "",
+        "The tables of this card are the index. A row of `samples` names the shard and the bytes of its latents:",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        'rows = load_dataset("path/of/this/folder", "samples", split="train")',
+        "```",
+        "",
+        "To train from the latents:",
+        "",
+        "```python",
+        "from pipeline.loader import LatentDataset",
+        "",
+        'for batch in LatentDataset("path/of/this/folder").batches(batch_size=8):',
+        '    latents = batch["latents"]',
+        "```",
+        "",
+    ]
+    return "\n".join(lines).encode()
