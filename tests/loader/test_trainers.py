@@ -30,12 +30,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(name: str, output: Path, records: Path) -> None:
-    """Run a loop of ``trainer_loops``, under torchrun except for Ray, which starts its own workers."""
+    """Run a loop of ``trainer_loops`` under torchrun. ``test_page_recipes.py`` has Ray Train."""
     records.mkdir(exist_ok=True)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     loop = ["-m", "tests.loader.trainer_loops", name, str(output), str(records)]
     done = subprocess.run(
-        [sys.executable, *([] if name == "ray" else torchrun), *loop],
+        [sys.executable, *torchrun, *loop],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -74,13 +74,6 @@ def check_whole(ranks: list[list[Any]]) -> None:
 def test_a_bare_ddp_loop(output: Path, tmp_path: Path) -> None:
     train("ddp", output, tmp_path)
     ranks = steps_of(tmp_path, "ddp")
-    check_whole(ranks)
-    assert ranks == expected(output)
-
-
-def test_ray_train(output: Path, tmp_path: Path) -> None:
-    train("ray", output, tmp_path)
-    ranks = steps_of(tmp_path, "ray")
     check_whole(ranks)
     assert ranks == expected(output)
 

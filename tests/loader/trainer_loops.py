@@ -168,29 +168,6 @@ def train_on_several_sets(data: LatentDataset, records: Path) -> None:
     torch.distributed.barrier()
 
 
-def train_with_ray(data: LatentDataset, records: Path) -> None:
-    """Run two workers of Ray Train, which find out their ranks themselves."""
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    def train_worker(config: dict[str, str]) -> None:
-        batches = LatentDataset(config["latents"]).batches(BATCH_SIZE)
-        seen = Records(Path(config["records"]), "ray", batches.rank)
-        for epoch in range(EPOCHS):
-            for batch in batches:
-                seen.add(epoch, batch)
-        ray.train.report({"loss": 0.0})
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    TorchTrainer(
-        train_worker,
-        train_loop_config={"latents": data.url, "records": str(records)},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(storage_path=str(records / "storage")),
-    ).fit()
-
-
 def train_from_a_growing_output(data: LatentDataset, records: Path) -> None:
     """Open an output on rank 0, let it grow, then open it on rank 1: as it is, and with a filter of its own."""
     torch.distributed.init_process_group("gloo")
@@ -222,7 +199,6 @@ LOOPS = {
     "accelerate": train_with_accelerate,
     "lightning": train_with_lightning,
     "mixed": train_on_several_sets,
-    "ray": train_with_ray,
 }
 
 

@@ -79,6 +79,12 @@ def test_an_installed_wheel_encodes_and_reads(wheel: Path, tmp_path: Path) -> No
     python_lines(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, folder=tmp_path)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "packages_of_the_tests.pth").write_text(sysconfig.get_paths()["purelib"])
+    dry_run = ("--dry-run", "--no-index", "--disable-pip-version-check")
+    shown = python_lines(
+        sys.executable, "-m", "pip", "--python", python, "install", *dry_run, f"{wheel}[encode,s3]", folder=tmp_path
+    )
+    assert any(line.startswith("Requirement already satisfied: ray[") for line in shown)
+    assert "Would install" not in "".join(shown), "the packages of the tests are those that the extras ask for"
     for number in range(2):
         make_clip(tmp_path / "clips" / f"{number}.mp4", 17, seed=number)
     *_, shape, pipeline, stvae = python_lines(python, "-c", ENCODE_AND_READ, folder=tmp_path)
