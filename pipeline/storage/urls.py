@@ -116,7 +116,7 @@ def refuse_credentials(url: str) -> None:
 
 
 def _without_credentials(scheme: str, rest: str) -> str:
-    """What follows ``://`` in the URL of an object store, without keys and tokens that should not be there.
+    """Return the part after ``://`` in the URL of an object store, without keys and tokens that should not be there.
 
     A secret that is not quoted may contain ``/``. A bucket may contain ``:``: it is then an access point or a tenant's.
     """
