@@ -283,7 +283,12 @@ def test_states_of_other_mixtures_are_refused_and_can_begin_the_next_epoch(
     later = MixedDataset({large: 1, small: 1, third: 1}, seed=3).batches(2)
     list(itertools.islice(more, 4))
     later.load_state_dict(more.state_dict())
-    assert take(later, 40) == take(more, 40), "from then on, states are exact"
+    jumped = MixedDataset({large: 1, small: 1, third: 1}, seed=3).batches(2)
+    jumped.load_state_dict(more.state_dict())
+    jumped.set_epoch(3)
+    ahead = take(more, 4 * len(more))
+    assert take(later, len(ahead)) == ahead, "from then on, states are exact"
+    assert ids(jumped) == ahead[2 * len(more) - 4 : 3 * len(more) - 4], "and epochs are counted from there"
 
     other_weights = MixedDataset({large: 2, small: 1}, seed=3)
     resumed = other_weights.batches(2)

@@ -148,8 +148,10 @@ class MixedPosition(Position):
         self._restart(epoch, step)
 
     def _ordered_as(self, state: dict[str, Any]) -> list[SetPosition]:
-        """Return the sets in the order of those of a state. Raises ConfigError, naming what differs, unless they are the
-        same, and are drawn in the same way in the state's epoch."""
+        """Return the sets in the order of those of a state.
+
+        Raises ConfigError, naming what differs, unless they are the same and are drawn in the same way in its epoch.
+        """
         saved_sets = state["sets"]
         if len(saved_sets) != len(self.sets):
             raise ConfigError(
@@ -198,11 +200,11 @@ class MixedPosition(Position):
         rest = list(self.sets)
         ordered = []
         for saved in saved_sets:
-            same = (
-                [one for one in rest if _fits(one, saved)] or [one for one in rest if one.name == saved["set"]] or rest
-            )
-            ordered.append(same[0])
-            rest.remove(same[0])
+            fitting = [one for one in rest if _fits(one, saved)]
+            of_same_name = [one for one in rest if one.name == saved["set"]]
+            match = (fitting or of_same_name or rest)[0]
+            ordered.append(match)
+            rest.remove(match)
         return ordered
 
     def _restart(self, epoch: int, step: int) -> None:
@@ -217,14 +219,14 @@ class MixedPosition(Position):
         return [(one.state.epoch, one.state.step) for one in self.sets]
 
     def _positions_at(self, epoch: int, step: int) -> list[tuple[int, int]]:
-        """Return the position of every set at a step: counted from a known one of that epoch, or from the beginning."""
-        start = self._starts.get(epoch)
-        if start is not None and start.step <= step:
-            positions, drawn = start.positions, self.draws(epoch)[start.step : step]
-        else:
-            positions = [(0, 0)] * len(self.sets)
-            earlier = [draw_sets(self._weights(), self.seed, number, len(self)) for number in range(epoch)]
-            drawn = np.concatenate([*earlier, self.draws(epoch)[:step]])
+        """Return the position of every set at a step, counted from the last known one before it."""
+        known = {(0, 0): [(0, 0)] * len(self.sets)} | {
+            (e, start.step): start.positions for e, start in self._starts.items()
+        }
+        first_epoch, first_step = max(place for place in known if place <= (epoch, step))
+        positions = known[first_epoch, first_step]
+        drawn = np.concatenate([self.draws(number) for number in range(first_epoch, epoch + 1)])
+        drawn = drawn[first_step : (epoch - first_epoch) * len(self) + step]
         counts = np.bincount(drawn, minlength=len(self.sets)).tolist()
         return [
             one.state.position_after(*position, count)
