@@ -33,12 +33,16 @@ class Block:
     places: dict[str, str] = field(default_factory=dict)
 
 
+SETS = {f"s3://bucket/{name}": f"FOLDER/{name}" for name in ("scenic", "faces")}
 RECIPES = {
     "start": Block("and meta_aesthetic > 5", {"meta_aesthetic": "meta_score", "batch_size=8": "batch_size=2"}),
     "selection": Block("recaptioned", {"s3://bucket/recaptioned.parquet": "FOLDER/recaptioned.parquet"}),
     "groups": Block('groups={"240p"', {"s3://bucket/two-sizes": "FOLDER/two-sizes", "batch_size=8": "batch_size=2"}),
     "open_sora": Block("open_sora_batch", {"batch_size=8": "batch_size=2"}),
-    "data_loader": Block("StatefulDataLoader"),
+    "filters": Block("a change that was not planned", {"meta_aesthetic": "meta_score", ", 3: ": ", 2: "}),
+    "sets": Block("# a curriculum", {"meta_aesthetic": "meta_score"} | SETS),
+    "sets_loader": Block("MixedSampleDataset", SETS),
+    "data_loader": Block("SampleDataset(data, seed=0)"),
     "webdataset": Block("import webdataset", {'"latents/"': '"FOLDER/latents/"'}),
     "accelerate": Block("from accelerate", {"Accelerator(": "Accelerator(cpu=True, "}),
     "lightning": Block(

@@ -23,9 +23,14 @@ from tests.support.paths import ROOT
 BUCKETS = [Bucket(51, 32, 32), Bucket(51, 32, 56)] * 12
 """Buckets of 24 samples. Sample n has the score n / 2."""
 GROUPS = [Bucket(1, 32, 32, "240p")] * 12 + [Bucket(1, 64, 112, "480p")] * 24
-ON_TWO_RANKS = ("start", "selection", "groups", "open_sora", "data_loader", "webdataset", "accelerate", "lightning")
+ON_TWO_RANKS = (
+    *("start", "selection", "filters", "groups", "sets", "sets_loader"),
+    *("open_sora", "data_loader", "webdataset", "accelerate", "lightning"),
+)
+CHECKED_ALONE = ("groups", "sets", "sets_loader", "webdataset")
 SAMPLES = {
     "start": 8,  # numbers 11 to 23, of which each bucket gives one step of 4
+    "filters": 8,  # numbers 11 to 23, then 13 to 23
     "selection": 56,  # numbers 3 to 23 in 3 windows: 30 and 33, in steps of 8
     "webdataset": 24,
     "energon": 24,
@@ -39,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     output = write_latents(folder / "latents", BUCKETS)
     write_latents(folder / "two-sizes", GROUPS)
+    write_latents(folder / "scenic", BUCKETS, first_key=100)
+    write_latents(folder / "faces", BUCKETS[:16], first_key=200)
     columns = LatentDataset(str(output)).columns
     numbers = [int(key) for key in columns["key"].to_pylist()]
     extra = {"id": columns["id"], "clip_score": [n / 10 - 0.05 for n in numbers], "long_caption": ["long"] * 24}
@@ -91,7 +98,7 @@ def test_every_block_of_the_page_is_run() -> None:
     assert {*ON_TWO_RANKS, "ray", "parallel", "energon"} == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", [name for name in ON_TWO_RANKS if name not in ("groups", "webdataset")])
+@pytest.mark.parametrize("name", [name for name in ON_TWO_RANKS if name not in CHECKED_ALONE])
 def test_a_recipe_on_two_ranks(name: str, on_two_ranks: Path) -> None:
     check(on_two_ranks, name)
 
@@ -104,6 +111,29 @@ def test_the_recipe_of_groups(on_two_ranks: Path) -> None:
         names = [id_ for ids, _ in one + other for id_ in ids]
         assert len(names) == len(set(names)) == 4 * len(one) >= 12
         assert len({str(shape) for _, shape in one}) == 2, "both sizes come"
+
+
+def test_the_recipe_of_filters_that_change(folder: Path, on_two_ranks: Path) -> None:
+    passing = set(LatentDataset(folder / "latents", "meta_score > 6").columns["id"].to_pylist())
+    for epoch, strict in ((0, False), (1, False), (2, True)):
+        steps = [step for rank in (0, 1) for step in steps_of(on_two_ranks, "filters", rank, epoch)]
+        assert ({id_.partition("+")[0] for ids, _ in steps for id_ in ids} <= passing) is strict
+
+
+@pytest.mark.parametrize(("name", "shares"), [("sets", (0.3, 0.125, 0.125)), ("sets_loader", (0.3, 0.3, 0.3))])
+def test_the_recipes_of_several_sets(folder: Path, on_two_ranks: Path, name: str, shares: tuple[float, ...]) -> None:
+    """Each step has one set on both ranks; a set has its share of the steps, and no sample twice in its own epoch."""
+    faces = {f"{id_}+0" for id_ in LatentDataset(folder / "faces").columns["id"].to_pylist()}
+    used: list[str] = []
+    for epoch, share in enumerate(shares):
+        one, other = (steps_of(on_two_ranks, name, rank, epoch) for rank in (0, 1))
+        assert [shape for _, shape in one] == [shape for _, shape in other]
+        both = [set(ids + others) for (ids, _), (others, _) in zip(one, other, strict=True)]
+        of_faces = [step for step in both if step <= faces]
+        assert all(len(step) == 4 and (step <= faces or not step & faces) for step in both)
+        assert abs(len(of_faces) - share * len(both)) <= 2
+        used += [id_ for step in of_faces for id_ in step]
+    assert all(len(set(used[start : start + 16])) == 16 for start in range(0, len(used) - 15, 16))
 
 
 def test_the_webdataset_recipe_gives_each_rank_its_shards(on_two_ranks: Path) -> None:
