@@ -13,7 +13,7 @@ from pipeline.encode.attempts import list_attempts
 from pipeline.encode.cleanup import clean_up
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_report import Heartbeats, UnitReport
-from pipeline.environment import describe_environment
+from pipeline.environment import describe_environment, item_memory_bytes
 from pipeline.errors import LatentmillError, StoreError
 from pipeline.executor.local import encode_locally
 from pipeline.executor.ray_cluster import device_model
@@ -27,7 +27,7 @@ from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
 from pipeline.output.reject_retries import plan_retries
 from pipeline.output.unit_metadata import unit_metadata_path
-from pipeline.progress.formatting import number
+from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.summary import Summary, summarize, summarize_stopped
@@ -66,6 +66,8 @@ def encode(
     units = missing_units(job.store, job.plan)
     planned = len(job.plan.units)
     say(f"{number(planned, 'unit')} planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
+    if units:
+        say(_describe_item_memory(run))
     with Progress(run, units, RunLog(job.store, job.settings.job), say, show) as progress:
         for report in _encode_units(job, units, progress.heartbeats):
             progress.add(report)
@@ -81,6 +83,18 @@ def missing_units(store: Store, plan: Plan) -> list[Unit]:
     """Units of the plan that are not committed, as far as a listing shows."""
     committed = committed_units(store)
     return [unit for unit in plan.units if unit.name not in committed]
+
+
+def _describe_item_memory(run: Run) -> str:
+    """One line about the memory for the items that each encoder has fetched. Encoders may be on other machines than this."""
+    here = byte_size(item_memory_bytes(run))
+    if run.item_memory_bytes is not None:
+        amount = f"{here} of memory in each encoder"
+    elif run.local:
+        amount = f"{here} of memory, a quarter of the encoder's"
+    else:
+        amount = f"a quarter of each encoder's part of its node's memory, which is {here} on this machine"
+    return f"fetched videos may take {amount}; more goes to the disk of TMPDIR (--item-memory-gb)"
 
 
 def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) -> Job:

@@ -35,6 +35,8 @@ class Job:
     """Seconds of those units by activity; the remainder of their time is ``rest``."""
     slowest: list[tuple[float, str, int]] = field(default_factory=list)
     """Heap of (seconds, unit, samples) of the units that took longest."""
+    waits_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by encoder that its process waited before failed requests were made again. Older reports lack them."""
     timed: list[tuple[float, float, int]] = field(default_factory=list)
     """(start, end, samples) of every unit whose report has an end time."""
 
@@ -42,6 +44,11 @@ class Job:
     def started_s(self) -> float | None:
         """Time at which its first unit began; None if no report says so."""
         return min((began for began, _, _ in self.timed), default=None)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds of the waits of all encoders."""
+        return sum(self.waits_s.values())
 
     @property
     def elapsed_s(self) -> float | None:
@@ -101,6 +108,8 @@ def _add_report(job: Job, report: dict[str, Any]) -> None:
     heapq.heappush(job.slowest, (wall_s, report["unit"], samples))
     if len(job.slowest) > MAX_SLOWEST:
         heapq.heappop(job.slowest)
+    encoder = report.get("encoder", "")
+    job.waits_s[encoder] = max(job.waits_s.get(encoder, 0.0), report.get("waited_s", 0.0))  # a total that grows
     if ended_s:
         job.timed.append((ended_s - wall_s, ended_s, samples))
     if activities:

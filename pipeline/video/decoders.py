@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, Reject, Rejected
 from pipeline.recipe import Recipe, Run
-from pipeline.video.confinement.child import is_memory_file
+from pipeline.video.confinement.child import is_opened_by_path
 from pipeline.video.confinement.replies import (
     MAX_FRAMES,
     Content,
@@ -112,8 +112,8 @@ class Decoders:
                 self._release(child)
 
     def _take(self, fd: int) -> DecodeChild:
-        """An idle child, or a new one for a file that an idle child has no right to open by path, as decord does."""
-        if self._opens_by_path and not is_memory_file(fd):
+        """An idle child, or a new one for a large file that an idle child has no right to open by path, as decord does."""
+        if self._opens_by_path and is_opened_by_path(fd):
             return self._server.fork()
         try:
             return self._idle.pop()

@@ -6,6 +6,7 @@ of imports.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import Rejected
+from pipeline.video.confinement.child import in_memory, is_opened_by_path
 from pipeline.video.containers import MAGIC
 from pipeline.video.windows import VideoFacts
 
@@ -42,11 +44,14 @@ def frames(file: BinaryIO, facts: VideoFacts, wanted: list[int]) -> Iterator[tup
         return None  # decord's own FFmpeg takes any format, so it would open the files that a playlist names
     # a path, because decord's reader of byte streams has no bounds check; fault_tol=1, because by default decord
     # replaces lost frames by copies of others
+    opened = os.dup(file.fileno()) if is_opened_by_path(file.fileno()) else in_memory(file.fileno())
     try:
-        reader = decord.VideoReader(f"/proc/self/fd/{file.fileno()}", num_threads=1, fault_tol=1)
+        reader = decord.VideoReader(f"/proc/self/fd/{opened}", num_threads=1, fault_tol=1)
         starts_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     except (decord.DECORDError, RuntimeError, IndexError):
         return None
+    finally:
+        os.close(opened)
     expected_s = np.array(facts.pts, dtype=np.float64) * float(facts.time_base)
     if len(starts_s) != len(expected_s) or np.abs((starts_s - starts_s[0]) - (expected_s - expected_s[0])).max() > 1e-3:
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -20,11 +22,13 @@ import pytest
 from pipeline.bucket import Bucket
 from pipeline.recipe import Recipe, Run
 from pipeline.storage.held_file import HeldFile, MemoryBudget
+from pipeline.video.confinement.child import MAX_COPY_BYTES
 from pipeline.video.decoders import Decoders
 from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.windows import Skip, VideoFacts, select_windows
 from stvae.geometry import multiples, plain_geometry
 from tests.support.clips_maker import damage, make_clip, make_image, numbered_frame, package_clip, read_number
+from tests.support.processes import descendants
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 BUCKET = Bucket(17, 64, 112)
@@ -447,3 +451,37 @@ def test_decoding_children_have_no_network(user: str) -> None:
             pytest.skip("unprivileged users cannot make namespaces here")
     child = subprocess.run([sys.executable, "-c", CHILD, user], capture_output=True, text=True, check=True, timeout=60)
     assert child.stdout == "['lo']\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+def test_decord_takes_small_local_files_one_after_the_other_in_one_child_and_large_ones_in_their_own(
+    tmp_path: Path,
+) -> None:
+    small = make_clip(tmp_path / "small.mp4", 17)
+    large = tmp_path / "large.mp4"
+    free = struct.pack(">I4s", MAX_COPY_BYTES, b"free")
+    large.write_bytes(small.read_bytes() + free + bytes(MAX_COPY_BYTES - len(free)))
+    recipe = Recipe(vae="x", buckets=(Bucket(17, 64, 112),), decoder="decord")
+    server = Decoders(recipe, Run(output="", vae="", sources=(), cpus=1))
+
+    def decoder_of(path: Path) -> str:
+        with path.open("rb") as file:
+            ((_, outcome),) = server.clips(file.fileno(), lambda facts: select_windows(facts, recipe, GEOMETRY))
+        assert isinstance(outcome, Clip), outcome
+        return outcome.decoder
+
+    try:
+        children = []
+        for path in (small, small, large, small, large):
+            assert decoder_of(path) == "decord"
+            children.append([child for child in descendants(os.getpid()) if b"decode_worker" in command_of(child)])
+        assert children[0] == children[1] == children[2] == children[3] == children[4]
+    finally:
+        server.close()
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -16,6 +16,8 @@ FIRST_USER = 1_900_000_000
 """First of the numbers that become users of children. Linux gives none of them to people, services or containers."""
 CAP_KILL, CAP_SETGID, CAP_SETUID = 5, 6, 7
 """From linux/capability.h: what it takes to change the user of a child, and to end that child."""
+MAX_COPY_BYTES = 32 << 20
+"""Largest video that a decoder which opens paths gets as a copy in memory. Copying 32 MB takes as long as a child."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,11 +78,11 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     """Take all measures in a child that has one thread. Descriptors other than ``keep`` are closed.
 
     Returns the measures, and True if the child can take videos after this one. It cannot if its decoder opens the video
-    by path, since the right to do so is given for one file.
+    by path, since the right to do so is given for one file. See ``is_opened_by_path``.
     """
     measures = Measures(refused=dict(policy.refused))
     measures.take("network", kernel.leave_network)
-    reopened = video if policy.reopens_video and video is not None and not is_memory_file(video) else None
+    reopened = video if policy.reopens_video and video is not None and is_opened_by_path(video) else None
     ruleset = policy.ruleset
     if ruleset is not None and reopened is not None:
         ruleset = landlock.make_ruleset(policy.paths)
@@ -99,7 +101,27 @@ def confine(policy: Policy, parent: int, video: int | None, keep: tuple[int, ...
     return measures, reopened is None
 
 
-def is_memory_file(fd: int) -> bool:
+def is_opened_by_path(video: int) -> bool:
+    """Return True if a decoder that opens paths opens the video's own, for which its child needs a right of its own.
+
+    Memory files need none. Small files are copied into one by ``in_memory``, which takes less time than another child.
+    """
+    return not _is_memory_file(video) and os.fstat(video).st_size > MAX_COPY_BYTES
+
+
+def in_memory(video: int) -> int:
+    """Descriptor of a memory file with the content of a video that ``is_opened_by_path`` says no to. Close it after use."""
+    if _is_memory_file(video):
+        return os.dup(video)
+    copy = os.memfd_create("video")
+    size_bytes = os.fstat(video).st_size
+    position = 0
+    while position < size_bytes and (count := os.sendfile(copy, video, position, size_bytes - position)):
+        position += count
+    return copy
+
+
+def _is_memory_file(fd: int) -> bool:
     """Return True for a file that every user may open again, and that no Landlock rule is needed for."""
     return os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
 
