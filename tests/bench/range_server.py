@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+
+from tests.support.http_server import QuietServer
 
 BLOCK_BYTES = 1 << 20
 
@@ -54,14 +56,6 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, *_: object) -> None:
-        """Print nothing when a reader closes its connection."""
-
-
 @contextmanager
 def range_server(folder: Path, latency_s: float, bytes_per_s: float) -> Iterator[str]:
     """Serve a folder and yield its URL. The server is a separate process, so that it does not slow down the readers."""
@@ -83,7 +77,7 @@ def main() -> None:
     parser.add_argument("bytes_per_s", type=float)
     arguments = parser.parse_args()
     Handler.latency_s, Handler.bytes_per_s = arguments.latency_s, arguments.bytes_per_s
-    server = Server(("127.0.0.1", 0), lambda *a: Handler(*a, directory=arguments.folder))
+    server = QuietServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=arguments.folder))
     print(server.server_port, flush=True)
     server.serve_forever()
 

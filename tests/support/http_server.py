@@ -31,6 +31,31 @@ class Server:
     asked: list[str] = field(default_factory=list)
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server for many readers, each in a thread of its own."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing when a reader closes its connection early, which is no fault of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+@contextmanager
+def in_thread(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Answer requests inside the ``with`` block. Yields the server's URL."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://{server.server_address[0]!s}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @contextmanager
 def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator[Server]:
     """Run a server; ``answer`` gets the path of each request, with its query."""
@@ -57,20 +82,6 @@ def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator
         def log_message(self, *arguments: object) -> None:
             pass
 
-    class Quiet(ThreadingHTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(
-                sys.exception(), ConnectionError
-            ):  # a client that hangs up early is no fault of the server
-                super().handle_error(request, client_address)
-
-    httpd = Quiet((host, 0), Handler)
-    server = Server(f"http://{host}:{httpd.server_port}")
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with in_thread(QuietServer((host, 0), Handler)) as url:
+        server = Server(url)
         yield server
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()

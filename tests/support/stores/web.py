@@ -14,10 +14,11 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.http_server import QuietServer
 from tests.support.paths import ROOT
 from tests.support.stores.server import StoreServer, free_ports, listens, running
 
@@ -115,14 +116,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, *_: object) -> None:
-        """Print nothing when a reader closes its connection."""
-
-
 @contextmanager
 def web_server(folder: Path, state: Path) -> Iterator[StoreServer]:
     """Serve ``folder``. ``state`` is a new folder for logs; its file ``requests`` has method and path of each request."""
@@ -142,7 +135,7 @@ def main() -> None:
     parser.add_argument("requests", type=Path, help="file to which method and path of each request are written")
     arguments = parser.parse_args()
     Handler.folder, Handler.log = arguments.folder.resolve(), arguments.requests
-    Server(("127.0.0.1", arguments.port), Handler).serve_forever()
+    QuietServer(("127.0.0.1", arguments.port), Handler).serve_forever()
 
 
 if __name__ == "__main__":
