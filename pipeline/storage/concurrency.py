@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier, Thread
 from typing import TypeVar
 
+from pipeline.storage.drivers.waits import WAITS
+
 REQUESTS = 32
 """Number of requests at a time. A store that takes 30 ms for one then answers a thousand a second."""
 
@@ -29,6 +31,10 @@ def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    except KeyboardInterrupt:
+        with WAITS.given_up():  # a request may wait for minutes before it is made again
+            pool.shutdown(cancel_futures=True)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

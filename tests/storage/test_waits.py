@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,8 +15,10 @@ from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.drivers import waits
 from pipeline.storage.drivers.waits import WAITS, Pause, Waits
+from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
 from tests.support.http_server import Reply, serving
 
@@ -80,3 +84,29 @@ def test_the_driver_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> N
     with report_waits(said.append):
         time.sleep(0.3)
     assert said == ["waiting 9 s for s3://b/x (HTTP 503), retry 2 of 5"]
+
+
+class Busy(OSError):
+    """A server's answer 429 that asks for a long pause."""
+
+    status = 429
+    headers = {"Retry-After": "300"}  # noqa: RUF012
+
+
+def test_ctrl_c_ends_requests_that_wait_to_be_made_again() -> None:
+    waiting = threading.Event()
+
+    def refuse() -> NoReturn:
+        waiting.set()
+        raise Busy
+
+    def request(number: int) -> None:
+        if number:
+            retried(refuse)
+        assert waiting.wait(60)
+        raise KeyboardInterrupt
+
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(map_concurrently(request, [0, 1]))
+    assert time.monotonic() - started_s < 60
