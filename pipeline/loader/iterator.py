@@ -9,10 +9,11 @@ from functools import partial
 
 from pipeline.loader.collation.batch import Batch
 from pipeline.loader.collation.collator import Collator
+from pipeline.loader.collation.conversion import compute_in_one_thread
 from pipeline.loader.collation.pending import BatchBuffer, PendingBatch
 from pipeline.loader.loop import EpochLoop
 from pipeline.loader.options import Loop
-from pipeline.loader.readers import Reader, Wait, read_now
+from pipeline.loader.readers import Filled, Reader, begin_one
 from pipeline.loader.schedule.epoch import EpochSchedule
 from pipeline.loader.state import LoaderState, Replacement
 
@@ -84,7 +85,8 @@ class Batches(EpochLoop):
             while (following := ahead.next_batch()) is not None:
                 batch, buffer = following
                 yield batch
-                ahead.free_buffers.append(buffer)
+                if self._collator.lends_buffer:
+                    ahead.free_buffers.append(buffer)
         finally:
             ahead.close()
 
@@ -115,7 +117,7 @@ class _ReadAhead:
         self._epoch = epoch
         self._next_step = step
         self._rank = rank
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = ThreadPoolExecutor(threads, initializer=compute_in_one_thread)
         self._pending: deque[tuple[BatchBuffer, Future[Batch]]] = deque()
         batch_size = max(len(schedule.batch(0, rank)), 1) if len(schedule) else 1
         self._block = -(-reader.samples_at_once // batch_size)
@@ -148,10 +150,12 @@ class _ReadAhead:
             buffer = self.free_buffers.pop() if self.free_buffers else self._collator.new_buffer()
             rows, global_rows = self._schedule.batch(step, self._rank), self._schedule.global_batch(step)
             batches.append(self._collator.prepare(rows, global_rows, buffer))
-        for batch, wait in zip(batches, self._reader.begin([batch.spans for batch in batches]), strict=True):
-            self._pending.append((batch.buffer, self._pool.submit(self._finish, batch, wait)))
+        for batch, filled in zip(batches, self._reader.begin([batch.spans for batch in batches]), strict=True):
+            self._pending.append((batch.buffer, self._pool.submit(self._finish, batch, filled)))
         self._next_step = steps.stop
 
-    def _finish(self, batch: PendingBatch, wait: Wait) -> Batch:
-        wait()
-        return self._collator.finish(batch, self._epoch, partial(read_now, self._reader))
+    def _finish(self, pending: PendingBatch, filled: Filled) -> Batch:
+        batch = self._collator.finish(pending, self._epoch, filled, partial(begin_one, self._reader))
+        if not self._collator.lends_buffer:
+            self.free_buffers.append(pending.buffer)  # the next batch is read into memory that the cache still has
+        return batch

@@ -1,7 +1,7 @@
 """Read the bytes of many tensors into buffers: from local disk by reads or memory maps, from stores by range requests.
 
-A reader's ``begin`` takes the spans of some batches and returns one function per batch, which returns when the bytes of
-that batch are in place. Locally that function reads. From a store, ``begin`` has already sent the requests.
+A reader's ``begin`` takes the spans of some batches and returns one iterator per batch, which goes on when the bytes of
+the next span are in place. Locally that iterator reads. From a store, ``begin`` has already sent the requests.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,7 +32,8 @@ MAX_GAP_BYTES = 1 << 20
 MAX_REQUEST_BYTES = 16 << 20
 """Largest size of one request."""
 
-Wait = Callable[[], None]
+Filled = Iterator[None]
+"""Yields once for each span of a batch, in their order, when its bytes are in place."""
 
 
 class Span(NamedTuple):
@@ -50,10 +50,10 @@ class Reader(Protocol):
     samples_at_once: int
     """Number of samples that one call of ``begin`` should cover, so that ranges close to each other can be merged."""
 
-    def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        """Start to read batches. Returns a function per batch, which returns when the spans of that batch are filled.
+    def begin(self, batches: Sequence[list[Span]]) -> list[Filled]:
+        """Start to read batches. Returns an iterator per batch, which waits for the spans of that batch one by one.
 
-        The function raises StoreError, which names the shard.
+        The iterator raises StoreError, which names the shard.
         """
 
     def close(self) -> None:
@@ -67,10 +67,10 @@ def open_reader(store: Store, *, mapped: bool, cache: RangeCache | None) -> Read
     return MappedReader(store.folder) if mapped else LocalReader(store.folder)
 
 
-def read_now(reader: Reader, spans: list[Span]) -> None:
-    """Read one batch and wait for it."""
-    (wait,) = reader.begin([spans])
-    wait()
+def begin_one(reader: Reader, spans: list[Span]) -> Filled:
+    """Start to read one batch."""
+    (filled,) = reader.begin([spans])
+    return filled
 
 
 class _OpenShards:
@@ -117,20 +117,20 @@ class _File:
 
 
 class LocalReader:
-    """Reads straight into the batch, in the thread that waits for it."""
+    """Reads straight into the buffer, in the thread that waits for it."""
 
     samples_at_once = 1
 
     def __init__(self, folder: str) -> None:
         self._shards = _OpenShards(folder)
 
-    def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        return [partial(self._fill, spans) for spans in batches]
+    def begin(self, batches: Sequence[list[Span]]) -> list[Filled]:
+        return [self._fill(spans) for spans in batches]
 
     def close(self) -> None:
         self._shards = _OpenShards("")
 
-    def _fill(self, spans: list[Span]) -> None:
+    def _fill(self, spans: list[Span]) -> Filled:
         for shard, offset, into in spans:
             file, num_read = self._shards.get(shard), 0
             while num_read < len(into):
@@ -138,18 +138,20 @@ class LocalReader:
                 if not count:
                     raise _cut_off(file, offset + len(into))
                 num_read += count
+            yield
 
 
 class MappedReader(LocalReader):
     """Copies from memory maps. Faster than ``LocalReader`` for sets that fit in memory, because it makes no system calls."""
 
-    def _fill(self, spans: list[Span]) -> None:
+    def _fill(self, spans: list[Span]) -> Filled:
         for shard, offset, into in spans:
             file = self._shards.get(shard)
             content = file.mapped()[offset : offset + len(into)]
             if len(content) != len(into):
                 raise _cut_off(file, offset + len(into))
             np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(content, np.uint8))  # releases the interpreter lock
+            yield
 
 
 class RemoteReader:
@@ -162,17 +164,22 @@ class RemoteReader:
         self._cache = cache
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT)
 
-    def begin(self, batches: Sequence[list[Span]]) -> list[Wait]:
-        pieces = [(n, piece) for n, spans in enumerate(batches) for span in spans for piece in _split(span)]
-        batch_of = {id(piece): n for n, piece in pieces}
-        requests = merge_spans([piece for _, piece in pieces])
-        requests.sort(key=lambda request: min(batch_of[id(piece)] for piece in request))  # earliest batch first
-        futures: list[list[Future[None]]] = [[] for _ in batches]
+    def begin(self, batches: Sequence[list[Span]]) -> list[Filled]:
+        futures: list[list[list[Future[None]]]] = [[[] for _ in spans] for spans in batches]
+        pieces = [
+            (batch, number, piece)
+            for batch, spans in enumerate(batches)
+            for number, span in enumerate(spans)
+            for piece in _split(span)
+        ]
+        span_of = {id(piece): (batch, number) for batch, number, piece in pieces}
+        requests = merge_spans([piece for _, _, piece in pieces])
+        requests.sort(key=lambda request: min(span_of[id(piece)] for piece in request))  # earliest batch first
         for request in requests:
             future = self._pool.submit(self._fetch, request)
-            for n in {batch_of[id(piece)] for piece in request}:
-                futures[n].append(future)
-        return [partial(_wait, awaited) for awaited in futures]
+            for batch, number in {span_of[id(piece)] for piece in request}:
+                futures[batch][number].append(future)
+        return [_wait(awaited) for awaited in futures]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -228,6 +235,8 @@ def _split(span: Span) -> list[Span]:
     ]
 
 
-def _wait(futures: list[Future[None]]) -> None:
-    for future in futures:
-        future.result()
+def _wait(spans: list[list[Future[None]]]) -> Filled:
+    for futures in spans:
+        for future in futures:
+            future.result()
+        yield

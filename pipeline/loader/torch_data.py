@@ -22,7 +22,7 @@ from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loop import Position
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
 from pipeline.loader.ranks import resolve_rank
-from pipeline.loader.readers import Reader, open_reader, read_now
+from pipeline.loader.readers import Reader, begin_one, open_reader
 from pipeline.storage.store import Store
 
 Sample = dict[str, Any]
@@ -62,9 +62,8 @@ class SampleDataset(Dataset[Sample]):
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
         pending = self._collator.prepare(rows, rows, self._collator.new_buffer())
-        reader = self._process_reader()
-        read_now(reader, pending.spans)
-        batch = self._collator.finish(pending, int(epochs[0]), partial(read_now, reader))
+        read = partial(begin_one, self._process_reader())
+        batch = self._collator.finish(pending, int(epochs[0]), read(pending.spans), read)
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
         return [{name: _without_none(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 

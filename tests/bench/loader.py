@@ -2,8 +2,9 @@
 
 All loaders read one synthetic set of samples like Open-Sora's (4x15x60x106, float16) and return shuffled batches of 8 in
 host memory, in one process. Every round runs all of them, so that only ratios within a round count; the bench prints their
-medians and spreads. ``ours`` returns stored values in reused buffers, as a GPU gets them. ``ours, float32`` also converts
-and normalizes on the CPU. Loaders that are not installed are left out.
+medians and spreads. ``ours`` returns stored values in reused buffers, as a GPU gets them. ``ours, float32 normalized``
+also converts and normalizes on the CPU. Values are checked to be finite in all of ours. Loaders that are not installed are
+left out: litdata, and mosaicml-streaming, which needs transformers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 
 from pipeline.bucket import Bucket
 from pipeline.loader import Batches, LatentDataset
@@ -28,7 +30,8 @@ from tests.bench import loader_peers
 from tests.bench.range_server import range_server
 from tests.support.latent_set import write_latents
 
-BUCKET = Bucket(51, 480, 848)
+BUCKETS = [Bucket(51, 480, 848, "one"), Bucket(51, 480, 848, "two")]
+"""Buckets of one size, in two groups that take turns."""
 BATCH = 8
 Contestant = Callable[[], int]
 
@@ -76,7 +79,10 @@ def bench_local(output: Path, num_samples: int, rounds: int) -> None:
     contestants = {
         "ours": ours(url),
         "ours, mapped": ours(url, mapped=True),
-        "ours, float32 normalized": ours(url, dtype=None, normalized=True),
+        "ours, float32 normalized": ours(url, dtype=torch.float32, normalized=True),
+        "ours, bfloat16 normalized": ours(url, dtype=torch.bfloat16, normalized=True),
+        "ours, two groups by weight": ours(url, groups={"one": 0.5, "two": 0.5}),
+        "ours, four further columns": ours(url, columns=["meta_score", "start_s", "group", "crop_top"]),
         "ours, crc32c checked": ours(url, verify=True),
         "read() of the tars, in order": plain_read(shards, num_samples),
         **loader_peers.local(output, shards, BATCH),
@@ -168,10 +174,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        output = (arguments.folder or Path(temporary)) / f"latents-{arguments.samples}"
+        output = (arguments.folder or Path(temporary)) / f"two-groups-{arguments.samples}"
         if not output.exists():
             print(f"writing {arguments.samples} samples to {output}", flush=True)
-            write_latents(output, [BUCKET] * arguments.samples, samples_per_shard=250, store="mean")
+            write_latents(
+                output, [BUCKETS[n % 2] for n in range(arguments.samples)], samples_per_shard=250, store="mean"
+            )
         if "local" in arguments.only:
             bench_local(output, arguments.samples, arguments.rounds)
         if "remote" in arguments.only:

@@ -71,7 +71,8 @@ def mosaic(output: Path, batch_size: int) -> Contestant:
         importlib.util.find_spec("torchvision") is None
     ):  # streaming imports it for image datasets, which this bench does not use
         with contextlib.suppress(ImportError):
-            importlib.import_module("transformers")  # must look for torchvision before the stand-in exists
+            for name in ("transformers", "transformers.generation.utils"):
+                importlib.import_module(name)  # must look for torchvision before the stand-in exists
         for name in (
             "torchvision",
             "torchvision.datasets",

@@ -5,6 +5,8 @@ B batch · C latent channels (twice as many for moments) · t, h, w latent grid
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,28 +15,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError
-from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens, pad_latents, sample_posterior
+from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens, pad_latents
+from pipeline.loader.collation.conversion import Conversion
 from pipeline.loader.collation.damage import find_damage
+from pipeline.loader.collation.member_plan import MemberPlan, plan_member, read_whole, spans_of
 from pipeline.loader.collation.metadata import choose_caption, further_columns
-from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch
+from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch, PendingTensor
 from pipeline.loader.options import BatchOptions
-from pipeline.loader.readers import Span
+from pipeline.loader.readers import Filled, Span
 from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices, derive_seed
-from pipeline.output.members import CHECKSUM, Member
 from pipeline.recipe import Recipe
 from stvae.card import Card
-from stvae.normalization import normalize_
 
 MAX_REPLACEMENTS = 16
 """Number of samples to try in place of a damaged one."""
 
 
 class Collator:
-    """Prepares the reads of batches and finishes batches that have been read. Safe to call from several threads."""
+    """Prepares the reads of batches and finishes batches that are read. Safe to call from several threads."""
 
     def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions, *, remote: bool) -> None:
         """remote: the shards are read from a store, where checking whole tensors costs next to nothing."""
@@ -43,16 +44,19 @@ class Collator:
         self._dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._options = options
         self._device = torch.device(options.device)
+        self._conversion = Conversion(card, self._dtype, options)
         whole = samples.start_frames is None and (recipe.store == "mean" or options.latent == "sample")
         self._verify = remote and whole if options.verify is None else options.verify
-        self._channels = card.latent_channels * (2 if options.latent == "sample" else 1)
-        members = options.members(recipe)
-        self._sizes_thw = {member: _latent_sizes(member, samples, card) for member in members}
-        names = ("tensor_offset", "tensor_nbytes", CHECKSUM)
-        tensors = [member.column(name) for member in members for name in names]
+        self._members = [plan_member(member, samples, card, options) for member in options.members(recipe)]
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         captions += ["caption"] if "captions" in captions else []
+        tensors = [name for plan in self._members for name in plan.columns]
         self._columns = list(dict.fromkeys(["shard", "latent_t", *METADATA, *tensors, *captions]))
+
+    @property
+    def lends_buffer(self) -> bool:
+        """True if a batch uses the memory of its buffer, which must not be read into before the next batch is due."""
+        return self._conversion.lends_buffer
 
     def new_buffer(self) -> BatchBuffer:
         """Return an empty buffer for ``prepare``."""
@@ -63,42 +67,43 @@ class Collator:
 
         samples: int64 [B], this rank's. global_batch: the samples of the step on all ranks.
         """
-        # Shapes: codes is [B]; each layout has one size (t, h, w) and one offset per sample.
+        # Shapes: codes is [B]; each layout has one size (C, t, h, w) and one offset per sample.
         # Invariant: the buffer holds member by member, sample by sample, without gaps; blanks are zero.
         # Example: 2 samples of 80 bytes with a first frame of 16 -> latents at 0 and 80, first_latents at 160 and 176.
         blank = samples == BLANK
         in_step = global_batch[global_batch != BLANK]
         filled = np.where(blank, in_step[0], samples)  # blanks have their bucket's shape
-        codes = self._samples.codes[filled]
+        codes = self._samples.codes[filled].tolist()
         pending = PendingBatch(samples.copy(), self._samples.take(filled, self._columns), buffer)
-        starts = self._starts(filled)
+        codes_in_step = set(self._samples.codes[in_step].tolist())
         num_bytes = 0
-        for member, sizes_thw in self._sizes_thw.items():
-            largest_thw = sizes_thw[self._samples.codes[in_step]].max(axis=0)
-            sizes = [tuple(size) for size in sizes_thw[codes].tolist()]
-            layout = MemberLayout(member, sizes, tuple(largest_thw.tolist()), [])
-            for size in layout.sizes_thw:
-                layout.offsets.append(num_bytes)
-                num_bytes += self._num_bytes(size, member)
-            layout.end = num_bytes
-            pending.layouts.append(layout)
+        for plan in self._members:
+            sizes = [plan.sizes[code] for code in codes]
+            steps = [math.prod(size) * self._dtype.itemsize for size in sizes]
+            *offsets, end = itertools.accumulate(steps, initial=num_bytes)
+            pad_thw = tuple(map(max, zip(*(plan.sizes[code][1:] for code in codes_in_step), strict=True)))
+            pending.layouts.append(MemberLayout(plan.member, sizes, pad_thw, offsets, end))
+            num_bytes = end
         content = buffer.reserve(num_bytes)
-        for layout in pending.layouts:
-            for i, (size, offset) in enumerate(zip(layout.sizes_thw, layout.offsets, strict=True)):
-                into = content[offset : offset + self._num_bytes(size, layout.member)]
-                if blank[i]:
-                    into[:] = bytes(len(into))
-                else:
-                    self._add_spans(pending, i, layout.member, size, latents_before(self._card, starts[i]), into)
+        is_blank = blank.tolist()
+        starts = self._starts(filled)
+        for plan, layout in zip(self._members, pending.layouts, strict=True):
+            self._add_tensors(pending, plan, layout, content, starts, is_blank)
         return pending
 
-    def finish(self, pending: PendingBatch, epoch: int, read: Callable[[list[Span]], None]) -> Batch:
-        """Make the batch, whose spans have been filled.
+    def finish(
+        self,
+        pending: PendingBatch,
+        epoch: int,
+        filled: Filled,
+        read: Callable[[list[Span]], Filled],
+    ) -> Batch:
+        """Make the batch. Each tensor is checked and converted after it has been read, while the processor's cache has it.
 
-        read: reads further spans, to replace damaged samples. Raises IntegrityError for bytes that are not as recorded.
+        filled: waits for the spans of the batch. read: reads further spans, to replace damaged samples.
+        Raises IntegrityError for bytes that are not as recorded.
         """
-        _copy_parts(pending)
-        damaged = find_damage(pending, self._dtype)
+        damaged = self._receive(pending, filled)
         replaced: dict[int, str] = {}
         for i, message in damaged.items():
             if self._options.on_damage == "raise":
@@ -110,8 +115,26 @@ class Collator:
             batch["replaced"] = [replaced.get(i) for i in range(len(pending.samples))]
         return batch
 
+    def _receive(self, pending: PendingBatch, filled: Filled) -> dict[int, str]:
+        """Wait for the tensors of a batch, check and convert each. Returns what is wrong with damaged ones, by place."""
+        blank = (pending.samples == BLANK).tolist()
+        for layout in pending.layouts:
+            self._conversion.begin(layout, blank)
+        damaged: dict[int, str] = {}
+        for tensor in pending.tensors:
+            for _ in range(tensor.num_spans):
+                next(filled)
+            if tensor.part is not None:
+                np.copyto(np.frombuffer(tensor.into, np.uint8), tensor.part.reshape(-1))
+            problem = find_damage(pending, tensor, self._dtype)
+            if problem is None:
+                self._conversion.convert(tensor.layout, pending.buffer, tensor.place)
+            else:
+                damaged.setdefault(tensor.place, problem)
+        return damaged
+
     def _replace(
-        self, pending: PendingBatch, i: int, epoch: int, read: Callable[[list[Span]], None], message: str
+        self, pending: PendingBatch, i: int, epoch: int, read: Callable[[list[Span]], Filled], message: str
     ) -> None:
         """Put another sample of the same bucket in place ``i``. The choice follows from seed, epoch and damaged sample."""
         codes, members = self._samples.codes, self._samples.in_epoch(epoch)
@@ -122,9 +145,7 @@ class Collator:
             chosen = derive_seed(self._options.seed, epoch, "damage", str(pending.rows["id"][i]), attempt)
             row = same_bucket[[int(chosen % np.uint64(len(same_bucket)))]]
             other = self.prepare(row, row, self.new_buffer())
-            read(other.spans)
-            _copy_parts(other)
-            if not find_damage(other, self._dtype):
+            if not self._receive(other, read(other.spans)):
                 break
         else:
             raise IntegrityError(f"{message} (so are {MAX_REPLACEMENTS} samples that were to replace it)")
@@ -134,6 +155,7 @@ class Collator:
         for ours, theirs in zip(pending.layouts, other.layouts, strict=True):
             content = other.buffer.bytes[theirs.offsets[0] : theirs.end]
             pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + len(content)] = content
+            self._conversion.convert(ours, pending.buffer, i)
 
     def _make(self, pending: PendingBatch, epoch: int) -> Batch:
         options, rows = self._options, pending.rows
@@ -145,8 +167,9 @@ class Collator:
             seeds = [int(derive_seed(options.seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for layout in pending.layouts:
-            sampled = options.latent == "sample" and layout.member.is_clip
-            values |= self._member_tensors(layout, pending, seeds if sampled else None, blank)
+            values |= self._member_tensors(
+                layout, pending, seeds if self._conversion.is_sampled(layout) else None, blank
+            )
         pending.buffer.protect_until_copied()
         numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in SIZES}
         numbers["fps"] = torch.from_numpy(rows["fps"].astype(np.float32))
@@ -172,44 +195,38 @@ class Collator:
         starts = self._samples.start_frames
         return [0] * len(samples) if starts is None else starts[samples].tolist()
 
-    def _num_bytes(self, size_thw: tuple[int, int, int], member: Member) -> int:
-        channels = self._channels if member.is_clip else self._card.latent_channels
-        return channels * size_thw[0] * size_thw[1] * size_thw[2] * self._dtype.itemsize
-
-    def _add_spans(
+    def _add_tensors(
         self,
         pending: PendingBatch,
-        i: int,
-        member: Member,
-        size_thw: tuple[int, int, int],
-        latent_start: int,
-        into: memoryview,
+        plan: MemberPlan,
+        layout: MemberLayout,
+        content: memoryview,
+        starts: list[int],
+        blank: list[bool],
     ) -> None:
-        """Add the spans of one sample's tensor: one span, or one per channel if only some latent frames are wanted."""
-        # Shapes: stored tensors are [C, stored_t, h, w] in C order; a plane is the bytes of one (h, w).
-        # Invariant: into gets [C, size_t, h, w], the latent frames from latent_start, of the first C stored channels.
-        # Example: 15 stored latent frames, 5 wanted from 10 -> channel c is read at plane 15 * c + 10, 5 planes long.
-        rows, plane = pending.rows, size_thw[1] * size_thw[2] * self._dtype.itemsize
-        shard, offset, nbytes = (
-            rows[name][i] for name in ("shard", member.column("tensor_offset"), member.column("tensor_nbytes"))
-        )
-        stored_t = rows["latent_t"][i] if member.is_clip else size_thw[0]
-        if self._verify:
-            whole = into if len(into) == nbytes else memoryview(bytearray(nbytes))
-            pending.spans.append(Span(shard, offset, whole))
-            pending.checks.append((i, member, whole))
-            if whole is not into:
-                stored_cb = np.frombuffer(whole, np.uint8).reshape(-1, stored_t * plane)
-                channels = len(into) // (size_thw[0] * plane)
-                first, last = latent_start * plane, (latent_start + size_thw[0]) * plane
-                pending.copies.append((into, stored_cb[:channels, first:last]))
-        elif size_thw[0] == stored_t:
-            pending.spans.append(Span(shard, offset, into))
-        else:
-            length = size_thw[0] * plane
-            for channel, target in enumerate(range(0, len(into), length)):
-                start = offset + (channel * stored_t + latent_start) * plane
-                pending.spans.append(Span(shard, start, into[target : target + length]))
+        """Add the spans of a member's tensors: one per tensor, or one per channel if only some latent frames are wanted.
+
+        content: the buffer. starts: first frame of each sample in its clip.
+        """
+        rows = pending.rows
+        shards, offsets = rows["shard"], rows[plan.offset].tolist()
+        stored_bytes, stored_t = rows[plan.nbytes].tolist(), rows["latent_t"].tolist()
+        ends = [*layout.offsets[1:], layout.end]
+        for i, (size, start, end) in enumerate(zip(layout.sizes, layout.offsets, ends, strict=True)):
+            into = content[start:end]
+            if blank[i]:
+                into[:] = bytes(len(into))
+                continue
+            stored = (stored_t[i] if plan.member.is_clip else size[1]), latents_before(self._card, starts[i])
+            if self._verify:
+                tensor = read_whole(PendingTensor(i, layout, into, num_spans=1), stored, stored_bytes[i])
+                assert tensor.whole is not None
+                spans = [Span(shards[i], offsets[i], tensor.whole)]
+            else:
+                spans = spans_of(Span(shards[i], offsets[i], into), size, stored)
+                tensor = PendingTensor(i, layout, into, num_spans=len(spans))
+            pending.spans += spans
+            pending.tensors.append(tensor)
 
     def _member_tensors(
         self, layout: MemberLayout, pending: PendingBatch, seeds: list[int] | None, blank: npt.NDArray[np.bool_]
@@ -218,48 +235,21 @@ class Collator:
 
         seeds: one per sample, if the posterior is to be sampled. blank: bool [B].
         """
-        shapes, count, buffer = self._options.shapes, len(layout.offsets), pending.buffer
-        key = layout.member.batch_key
-        channels = self._channels if layout.member.is_clip else self._card.latent_channels
+        key, shapes = layout.member.batch_key, self._options.shapes
         if shapes == "bucket":
-            size = (count, channels, *layout.sizes_thw[0])
-            x_BCthw = self._convert(buffer, layout.offsets[0], size, seeds)
+            if layout.latents is not None:
+                return {key: layout.latents}
+            stored = pending.buffer.bytes[layout.offsets[0] : layout.end].view(self._dtype)
+            x_BCthw = self._conversion.whole(stored.view(len(layout.sizes), *layout.sizes[0]), seeds)
             if blank.any():
                 x_BCthw[torch.from_numpy(blank).to(x_BCthw.device)] = 0
             return {key: x_BCthw}
-        each_Cthw = [
-            self._convert(buffer, offset, (1, channels, *size), None if seeds is None else [seeds[i]])[0]
-            for i, (offset, size) in enumerate(zip(layout.offsets, layout.sizes_thw, strict=True))
-        ]
+        each_Cthw = layout.converted
+        if each_Cthw is None:
+            contents = (layout.content(pending.buffer, i, self._dtype) for i in range(len(layout.sizes)))
+            each_seeds = [None] * len(layout.sizes) if seeds is None else [[seed] for seed in seeds]
+            each_Cthw = [self._conversion.whole(x[None], seed)[0] for x, seed in zip(contents, each_seeds, strict=True)]
         if shapes == "pack":
             return pack_tokens(each_Cthw, self._options.patch)
         x_BCthw, mask_Bthw = pad_latents(each_Cthw, layout.pad_thw, blank.tolist())
         return {key: x_BCthw} | ({"mask": mask_Bthw} if layout.member.is_clip else {})
-
-    def _convert(self, buffer: BatchBuffer, offset: int, size: tuple[int, ...], seeds: list[int] | None) -> Tensor:
-        """Turn stored bytes into a tensor for training: sampled, normalized, in the options' dtype and on their device."""
-        options = self._options
-        stored = buffer.bytes[offset : offset + int(np.prod(size)) * self._dtype.itemsize].view(self._dtype).view(size)
-        x = stored.to(self._device, non_blocking=True)
-        if seeds is not None:
-            x = sample_posterior(x, seeds)
-        if options.normalized:
-            x = normalize_(x.to(torch.float32, copy=x is stored), self._card)  # never changes the buffer
-        if options.dtype is not None:
-            x = x.to(options.dtype)
-        may_share_buffer = options.dtype is None and not options.copy
-        return x.clone() if x.data_ptr() == stored.data_ptr() and not may_share_buffer else x
-
-
-def _copy_parts(pending: PendingBatch) -> None:
-    """Copy the wanted parts of whole tensors, which were read for their checksums, to their places in the buffer."""
-    for into, content in pending.copies:
-        np.copyto(np.frombuffer(into, np.uint8), content.reshape(-1))
-
-
-def _latent_sizes(member: Member, samples: Samples, card: Card) -> Indices:
-    """Return the latent size (t, h, w) of a member in each bucket of the samples: int64 [buckets, 3]."""
-    if member.is_clip:
-        return np.array([bucket.latent_thw for bucket in samples.buckets])
-    clips = [Bucket(bucket.num_frames, bucket.height, bucket.width) for bucket in samples.buckets]
-    return np.array([member.latent_thw(clip, card.geometry) for clip in clips])

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from pipeline.loader.collation.memory import allocate
 from pipeline.loader.readers import Span
 from pipeline.loader.schedule.keys import Indices
 from pipeline.output.members import Member
+
+Size = tuple[int, int, int, int]
+"""Size of one tensor: (channels, t, h, w)."""
 
 
 class BatchBuffer:
@@ -26,7 +33,10 @@ class BatchBuffer:
             self._copy_done.synchronize()
             self._copy_done = None
         if self.bytes.numel() < num_bytes:
-            self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_gpu)
+            if self._on_gpu:
+                self.bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            else:
+                self.bytes = torch.from_numpy(allocate(num_bytes))
         return self.bytes.numpy().data[:num_bytes]
 
     def protect_until_copied(self) -> None:
@@ -41,14 +51,40 @@ class MemberLayout:
     """Where one member of every sample is in the buffer."""
 
     member: Member
-    sizes_thw: list[tuple[int, int, int]]
-    """Latent size of each sample."""
-    pad_thw: tuple[int, int, int]
+    sizes: list[Size]
+    """Size of each sample's tensor."""
+    pad_thw: tuple[int, ...]
     """Largest size on each axis in the step, over all ranks."""
     offsets: list[int]
     """Byte offset of each sample in the buffer. Samples are adjacent."""
-    end: int = 0
+    end: int
     """Byte offset behind the last sample."""
+    latents: Tensor | None = None
+    """[B,C,t,h,w], the tensor for training whose parts ``converted`` are, if all samples have one size."""
+    converted: list[Tensor] | None = None
+    """[C,t,h,w] each: the tensors for training, if samples are converted one by one, each after it has been read."""
+
+    def content(self, buffer: BatchBuffer, i: int, dtype: torch.dtype) -> Tensor:
+        """Return the stored tensor of sample ``i``, [C,t,h,w], in the buffer's memory."""
+        stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else self.end
+        return buffer.bytes[self.offsets[i] : stop].view(dtype).view(self.sizes[i])
+
+
+@dataclass(slots=True)
+class PendingTensor:
+    """One tensor that is being read."""
+
+    place: int
+    """Place of the sample in the batch."""
+    layout: MemberLayout
+    into: memoryview
+    """Place in the buffer."""
+    num_spans: int
+    """Number of spans that the tensor is read in."""
+    whole: memoryview | None = None
+    """The whole stored tensor, if its checksum is to be compared."""
+    part: npt.NDArray[np.uint8] | None = None
+    """The wanted part of ``whole``, to be copied to ``into``. None if ``whole`` is ``into``."""
 
 
 @dataclass(slots=True)
@@ -62,8 +98,6 @@ class PendingBatch:
     buffer: BatchBuffer
     layouts: list[MemberLayout] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    """Where to read, and where in the buffer the bytes go."""
-    checks: list[tuple[int, Member, memoryview]] = field(default_factory=list)
-    """Tensors to verify: place in the batch, member, and the whole stored tensor."""
-    copies: list[tuple[memoryview, Any]] = field(default_factory=list)
-    """Copies to make before tensors are made: place in the buffer, and the wanted part of a whole stored tensor."""
+    """Where to read, and where the bytes go."""
+    tensors: list[PendingTensor] = field(default_factory=list)
+    """The tensors that the spans belong to, in the order of the spans. Blanks have none."""
