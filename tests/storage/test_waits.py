@@ -49,7 +49,10 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
     monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(WAITS.texts()))
     store = Store(f"{s3}/out")
     store.put("a.json", b"{}")
-    answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    answer = {
+        "Error": {"Code": "SlowDown"},
+        "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "9"}},
+    }
     errors = iter([ClientError(answer, "GetObject")])  # type: ignore[arg-type]
     cat_file = store._fs.cat_file
 
@@ -60,7 +63,8 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
 
     monkeypatch.setattr(store._fs, "cat_file", busy, raising=False)
     assert store.get("a.json") == b"{}"
-    assert said == [f"waiting 0 s for {s3}/out/a.json (HTTP 503 SlowDown), retry 1 of 5"]
+    (text,) = said
+    assert re.fullmatch(rf"waiting \d s for {re.escape(s3)}/out/a.json \(HTTP 503 SlowDown\), retry 1 of 5", text)
 
 
 def test_pauses_end_by_themselves_and_short_ones_are_not_shown() -> None:
