@@ -6,6 +6,7 @@ can only come from one that is imported already.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
 import sys
@@ -81,14 +82,14 @@ class ShortRead(OSError):
 
 def remote_errors() -> tuple[type[Exception], ...]:
     """The exceptions of file systems: OSError, and those of the clients that are in use."""
-    return (OSError, *_loaded(CLIENT_ERRORS))
+    return (OSError, asyncio.TimeoutError, *_loaded(CLIENT_ERRORS))  # the latter is an OSError since Python 3.11
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the request may succeed later: after time-outs, broken connections, busy or failing servers."""
     if BAD_CERTIFICATE.search(str(error)):
         return False
-    if isinstance(error, (TimeoutError, ConnectionError, ShortRead)):
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError, ConnectionError, ShortRead)):
         return True
     if isinstance(error, _loaded(CONNECTION_ERRORS)):
         return True
