@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.visible import make_foreign_text_visible
 from stvae.card import Card, read_card
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Parse the command line and the configuration files that it names."""
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         terminal.say("interrupted; run the same command again to go on")
-        return 130
+        return INTERRUPTED
 
 
 def _run_command(arguments: Arguments, terminal: Terminal) -> int:
@@ -104,4 +108,9 @@ def _interrupt(*_: object) -> None:
 if __name__ == "__main__":
     make_foreign_text_visible()
     signal.signal(signal.SIGTERM, _interrupt)  # the signal with which `ray job stop` and schedulers end a job
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:  # without waiting for threads that a store keeps
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 from pipeline.encode.encoder import UNITS_IN_FLIGHT, ShardEncoder
 from pipeline.encode.settings import EncoderSettings
@@ -11,17 +11,25 @@ from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.tasks import Task
 from pipeline.storage.drivers.waits import WAITS
 
+LONGEST_END_S = 2.0
+"""Seconds for which an interrupted job waits for its units to end."""
+
 
 def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Encode every task with one encoder in this process. Yields each report as soon as its unit has ended."""
     encoder = ShardEncoder(settings)
     heartbeats.connect(lambda: [encoder.heartbeat()], encoder.stop)
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
+    longest_s: float | None = None
+    futures = [pool.submit(encoder.encode_unit, *task) for task in tasks]
     try:
-        futures = [pool.submit(encoder.encode_unit, *task) for task in tasks]
         for done in as_completed(futures):
             yield done.result()
+    except KeyboardInterrupt:
+        longest_s = LONGEST_END_S  # a store that does not answer keeps its unit longer
+        raise
     finally:
         with WAITS.given_up():
             encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait(futures, timeout=longest_s)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
+from pipeline.loader.workers.column_files import large_type, map_columns, one_chunk, write_columns
 from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
-from pipeline.storage.local.cache import make_once
+from pipeline.storage.drivers.waits import requests_to
+from pipeline.storage.local.cache import make_once, warn_of_cache
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
@@ -47,6 +50,11 @@ class BucketShape:
     width: int
     num_frames: int
     latent_thw: tuple[int, int, int]
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> BucketShape:
+        """Build it from the values of its fields, as JSON has them."""
+        return cls(**values | {"latent_thw": tuple(values["latent_thw"])})
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}x{self.num_frames}"
@@ -82,7 +90,7 @@ class Catalog:
         matched = extra.drop_columns(["id"]).combine_chunks().take(rows)
         table = self.table
         for column in matched.column_names:
-            table = table.append_column(column, _one_chunk(matched[column]))
+            table = table.append_column(column, one_chunk(matched[column]))
         return dataclasses.replace(self, table=table)
 
 
@@ -138,16 +146,24 @@ def _open(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
     # the names of index parts contain the hash of their content, so an entry never becomes stale
     name = hashlib.sha256(f"{CACHE_VERSION} {store.url} {index.samples}".encode()).hexdigest()[:32]
     folder = cache / name
-    make_once(folder, lambda partial: _write(partial, store, index.samples))
-    return _mapped(folder)
-
-
-def read_table(url: str) -> pa.Table:
-    """Read a Parquet file from a path or from any URL that an output may have."""
-    name = canonical(url) if "://" in url else url
-    fs, path = open_filesystem(url)
     try:
-        return read_parquet(retried(lambda: fs.cat_file(path)))
+        make_once(folder, lambda partial: _write(partial, store, index.samples))
+        return _mapped(folder)
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        warn_of_cache(cache, error, "this process holds the whole index in memory")
+        return _in_memory(store, index.samples)
+
+
+def read_table(url: str, beside: Store | None = None) -> pa.Table:
+    """Read a Parquet file from a path or from any URL that an output may have.
+
+    beside: an output whose storage options are taken for tables in the same bucket or on the same host.
+    """
+    name = canonical(url) if "://" in url else url
+    fs, path = open_filesystem(url, None if beside is None else beside.connection.options_for(url))
+    try:
+        with requests_to(name):
+            return read_parquet(retried(lambda: fs.cat_file(path)))
     except pa.ArrowException as error:
         problem = f"it cannot be read as Parquet: {describe_error(error)}"
     except remote_errors() as error:
@@ -162,7 +178,7 @@ def _in_memory(store: Store, paths: list[str]) -> Catalog:
     table = pa.concat_tables(tables, promote_options="default")
     table = table.filter(pc.field("shard").is_valid())
     _check_shards(table["shard"], store)
-    table = pa.table([_one_chunk(column) for column in table.columns], schema=table.schema)
+    table = pa.table([one_chunk(column) for column in table.columns], schema=table.schema)
     keys = _shuffle_keys(table["id"])
     codes, buckets = _number_buckets([table[name].to_numpy() for name in SIZES])
     table = table.append_column(KEY, pa.array(keys)).append_column(CODE, pa.array(codes))
@@ -171,13 +187,8 @@ def _in_memory(store: Store, paths: list[str]) -> Catalog:
 
 def _mapped(folder: Path) -> Catalog:
     facts = json.loads((folder / "catalog.json").read_text())
-    columns = {}
-    for path in sorted(folder.glob("*.arrow")):
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        columns[table.column_names[0]] = table.column(0)
-    buckets = [BucketShape(**shape | {"latent_thw": tuple(shape["latent_thw"])}) for shape in facts["buckets"]]
-    return Catalog(table=pa.table(columns), buckets=buckets, digest=facts["digest"], folder=folder)
+    buckets = [BucketShape.from_plain(shape) for shape in facts["buckets"]]
+    return Catalog(table=pa.table(map_columns(folder)), buckets=buckets, digest=facts["digest"], folder=folder)
 
 
 def _write(folder: Path, store: Store, parts: list[str]) -> None:
@@ -190,14 +201,7 @@ def _write(folder: Path, store: Store, parts: list[str]) -> None:
         pq.ParquetFile(str(path), memory_map=True, page_checksum_verification=True)
         for path in sorted(part_folder.iterdir())
     ]
-    for n, (name, column) in enumerate(_columns(files, folder / "catalog.json")):
-        if name == "shard":
-            _check_shards(column, store)
-        with (
-            pa.OSFile(str(folder / f"{n:05d}.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, pa.schema([(name, column.type)])) as writer,
-        ):
-            writer.write_batch(pa.record_batch([column], [name]))
+    write_columns(folder, _columns(files, folder / "catalog.json", store))
     shutil.rmtree(part_folder)
 
 
@@ -207,16 +211,17 @@ def _check_shards(column: pa.Array | pa.ChunkedArray, store: Store) -> None:
         check_inside(shard, store.url)
 
 
-def _columns(files: list[pq.ParquetFile], facts_path: Path) -> Iterator[tuple[str, pa.Array]]:
+def _columns(files: list[pq.ParquetFile], facts_path: Path, store: Store) -> Iterator[tuple[str, pa.Array]]:
     """Yield the columns of the catalog one by one, then write the digest and the buckets to ``facts_path``."""
     sizes: dict[str, npt.NDArray[np.int32]] = {}
     digest = ""
     for name in files[0].schema_arrow.names:
         column = pa.chunked_array([chunk for file in files for chunk in file.read([name]).column(0).chunks])
-        # 64-bit offsets, because ten million captions do not fit in one chunk with 32-bit offsets
-        array = column.cast(_large(column.type)).combine_chunks()
+        array = column.cast(large_type(column.type)).combine_chunks()
         if name in SIZES:
             sizes[name] = array.to_numpy()
+        if name == "shard":
+            _check_shards(array, store)
         yield name, array
         if name == "id":
             keys = _shuffle_keys(array)
@@ -225,17 +230,6 @@ def _columns(files: list[pq.ParquetFile], facts_path: Path) -> Iterator[tuple[st
     codes, buckets = _number_buckets([sizes[name] for name in SIZES])
     yield CODE, pa.array(codes)
     facts_path.write_text(json.dumps({"digest": digest, "buckets": [dataclasses.asdict(shape) for shape in buckets]}))
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    merged = column.combine_chunks()
-    return merged.chunk(0) if isinstance(merged, pa.ChunkedArray) and merged.num_chunks == 1 else merged
-
-
-def _large(type_: pa.DataType) -> pa.DataType:
-    if pa.types.is_list(type_):
-        return pa.large_list(_large(type_.value_type))
-    return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(type_, type_)
 
 
 def _shuffle_keys(ids: pa.Array | pa.ChunkedArray) -> Keys:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import adopt_version, announce_schedule
-from pipeline.loader.catalog import OutputVersion, find_newest_version, open_catalog, read_table
+from pipeline.loader.catalog import OutputVersion, find_newest_version
 from pipeline.loader.collation.batch import Batch
 from pipeline.loader.collation.collator import Collator
 from pipeline.loader.iterator import Batches
@@ -29,13 +29,15 @@ from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, che
 from pipeline.loader.range_cache import RangeCache
 from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import open_reader
-from pipeline.loader.samples import Where, latents_before, select_samples
+from pipeline.loader.samples import Where, latents_before
 from pipeline.loader.schedule.keys import Indices
 from pipeline.loader.state import LoaderState
+from pipeline.loader.workers.shared_samples import SampleSource
 from pipeline.output.dataset import require_dataset
 from pipeline.output.members import LATENT, member_named
 from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Recipe
+from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.normalization import normalize
@@ -57,10 +59,11 @@ class LatentDataset:
         frames_stride: int | None = None,
         cache: str | Path | None = None,
         cache_bytes: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Open an output.
 
-        url: a local folder or a URL.
+        url: a local folder or a URL, which may be signed by a query that holds for all files.
         where: a filter of samples, as text (see ``pipeline.loader.filters``) or as an Arrow expression. A filter that
         changes between epochs has one for each epoch where another begins: ``{0: "score > 5", 3: "score > 6"}``. The
         dataset then has the samples of all epochs, and each epoch trains on its own.
@@ -69,10 +72,12 @@ class LatentDataset:
         ``frames``). A window equals what encoding its frames alone gives, so it must consist of whole chunks of the VAE.
         cache: a folder on local disk, shared by the processes of a node, for the index and the schedules of epochs.
         cache_bytes: keep up to this many bytes of a remote output's latents in the cache.
+        storage_options: arguments of fsspec's client, such as ``{"headers": {"Authorization": ...}}`` for a web server.
         Raises ConfigError, or WhereError for a wrong filter.
         """
-        self.url = os.fspath(url)
-        self.store = Store(self.url)
+        WAITS.warns = True
+        self.store = Store(os.fspath(url), storage_options=storage_options)
+        self.url = self.store.url if "://" in os.fspath(url) else os.fspath(url)
         dataset = require_dataset(self.store)
         if cache_bytes and cache is None:
             raise ConfigError("cache_bytes needs a folder; give cache= too")
@@ -81,17 +86,30 @@ class LatentDataset:
         folder = None if cache is None else Path(cache)
         newest = find_newest_version(self.store)
         self.version = OutputVersion.from_json(adopt_version(self.store.url, newest.to_json()))
-        catalog = open_catalog(self.store, self.version, folder)
-        for n, extra in enumerate(join):
-            name = extra if isinstance(extra, str) else f"table {n} of join="
-            catalog = catalog.join(read_table(extra) if isinstance(extra, str) else extra, name)
-        self.samples = select_samples(catalog, self.card, where, frames, frames_stride)
+        self.samples = SampleSource(
+            store=self.store,
+            version=self.version,
+            card=self.card,
+            where=where,
+            join=list(join),
+            frames=frames,
+            frames_stride=frames_stride,
+            cache=folder,
+        ).open()
         self.range_cache: RangeCache | None = None
         if folder is not None and cache_bytes and self.store.folder is None:
             self.range_cache = RangeCache(folder / "ranges", self.store.url, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.samples.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a worker process, which maps the samples (``workers/shared_samples.py``)."""
+        return {name: value for name, value in self.__dict__.items() if name != "columns"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WAITS.warns = True
+        self.__dict__.update(state)
 
     @cached_property
     def columns(self) -> pa.Table:

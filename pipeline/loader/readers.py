@@ -11,15 +11,19 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.loader.range_cache import RangeCache
+from pipeline.storage.concurrency import DaemonPool
+from pipeline.storage.drivers.errors import describe_error
 from pipeline.storage.local.reads import open_to_read, read_into
 from pipeline.storage.range_client import open_ranges
+from pipeline.storage.retry import SHORT_PATIENCE_S, retried
 from pipeline.storage.store import Store
 from pipeline.storage.urls import check_inside
 
@@ -86,12 +90,21 @@ class _OpenShards:
             file = self._files.get(shard)
             if file is None:
                 check_inside(shard, self._folder)
-                file = _File(f"{self._folder}/{shard}")
+                file = _File(self.path(shard))
             self._files[shard] = file
             self._files.move_to_end(shard)
             if len(self._files) > MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)
             return file
+
+    def drop(self, shard: str) -> None:
+        """Open a shard anew the next time."""
+        with self._lock:
+            self._files.pop(shard, None)
+
+    def path(self, shard: str) -> str:
+        """The shard's path on this machine."""
+        return f"{self._folder}/{shard}"
 
 
 class _File:
@@ -102,9 +115,12 @@ class _File:
         self._view: memoryview | None = None
         try:
             self.fd = open_to_read(path)
-        except OSError as error:
+        except FileNotFoundError as error:
             self.fd = -1
             raise StoreError(f"{path}: {error.strerror}. Was the output moved or deleted while it was read?") from error
+        except OSError:
+            self.fd = -1
+            raise
 
     def mapped(self) -> memoryview:
         if self._view is None:
@@ -131,27 +147,45 @@ class LocalReader:
         self._shards = _OpenShards("")
 
     def _fill(self, spans: list[Span]) -> Filled:
-        for shard, offset, into in spans:
-            file, num_read = self._shards.get(shard), 0
-            while num_read < len(into):
-                count = read_into(file.fd, into[num_read:], offset + num_read)
-                if not count:
-                    raise _cut_off(file, offset + len(into))
-                num_read += count
+        for span in spans:
+            try:
+                self._fill_one(span)
+            except OSError:
+                self._fill_again(span)
             yield
+
+    def _fill_one(self, span: Span) -> None:
+        shard, offset, into = span
+        file, num_read = self._shards.get(shard), 0
+        while num_read < len(into):
+            count = read_into(file.fd, into[num_read:], offset + num_read)
+            if not count:
+                raise _cut_off(file, offset + len(into))
+            num_read += count
+
+    def _fill_again(self, span: Span) -> None:
+        """Read after a failure, from the file opened anew: network disks fail for a while (EIO, ESTALE)."""
+
+        def attempt() -> None:
+            self._shards.drop(span.shard)
+            self._fill_one(span)
+
+        try:
+            retried(attempt, longest_s=SHORT_PATIENCE_S)
+        except OSError as error:
+            raise StoreError(f"{self._shards.path(span.shard)}: {describe_error(error)}") from error
 
 
 class MappedReader(LocalReader):
     """Copies from memory maps. Faster than ``LocalReader`` for sets that fit in memory, because it makes no system calls."""
 
-    def _fill(self, spans: list[Span]) -> Filled:
-        for shard, offset, into in spans:
-            file = self._shards.get(shard)
-            content = file.mapped()[offset : offset + len(into)]
-            if len(content) != len(into):
-                raise _cut_off(file, offset + len(into))
-            np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(content, np.uint8))  # releases the interpreter lock
-            yield
+    def _fill_one(self, span: Span) -> None:
+        shard, offset, into = span
+        file = self._shards.get(shard)
+        content = file.mapped()[offset : offset + len(into)]
+        if len(content) != len(into):
+            raise _cut_off(file, offset + len(into))
+        np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(content, np.uint8))  # releases the interpreter lock
 
 
 class RemoteReader:
@@ -162,7 +196,7 @@ class RemoteReader:
     def __init__(self, store: Store, cache: RangeCache | None) -> None:
         self._read_range = open_ranges(store)
         self._cache = cache
-        self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT)
+        self._pool = DaemonPool(REQUESTS_IN_FLIGHT)
 
     def begin(self, batches: Sequence[list[Span]]) -> list[Filled]:
         futures: list[list[list[Future[None]]]] = [[[] for _ in spans] for spans in batches]
@@ -176,13 +210,14 @@ class RemoteReader:
         requests = merge_spans([piece for _, _, piece in pieces])
         requests.sort(key=lambda request: min(span_of[id(piece)] for piece in request))  # earliest batch first
         for request in requests:
-            future = self._pool.submit(self._fetch, request)
+            future = self._pool.submit(partial(self._fetch, request))
             for batch, number in {span_of[id(piece)] for piece in request}:
                 futures[batch][number].append(future)
         return [_wait(awaited) for awaited in futures]
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        """Give up all requests. A store that does not answer keeps nobody waiting."""
+        self._pool.close()
 
     def _fetch(self, request: list[Span]) -> None:
         if self._cache is not None:

@@ -63,6 +63,8 @@ class Samples:
     """The filter that the samples pass."""
     phases: tuple[Phase, ...] = ()
     """The samples of each epoch, where they are not the same in all: each sample is in one phase at least."""
+    files: Any = field(default=None, repr=False, compare=False)
+    """The files that other processes map; see ``workers/shared_samples.py``."""
 
     _views: dict[str, npt.NDArray[Any] | pa.Array] = field(default_factory=dict, repr=False)
 

@@ -23,7 +23,6 @@ from pipeline.loader.loop import Position
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
 from pipeline.loader.ranks import resolve_rank
 from pipeline.loader.readers import Reader, begin_one, open_reader
-from pipeline.storage.store import Store
 
 Sample = dict[str, Any]
 """The entries of a ``Batch`` for one sample: ``latents`` [C,t,h,w], numbers as tensors, and texts, which are never None."""
@@ -72,7 +71,7 @@ class SampleDataset(Dataset[Sample]):
         if self._reader is None or self._reader[0] != os.getpid():
             self._reader = (
                 os.getpid(),
-                open_reader(Store(self.data.url), mapped=self._mapped, cache=self.data.range_cache),
+                open_reader(self.data.store, mapped=self._mapped, cache=self.data.range_cache),
             )
         return self._reader[1]
 

@@ -24,9 +24,10 @@ from yarl import URL
 
 from pipeline.errors import ConfigError, Rejected
 from pipeline.sources.url_policy import check_http, parse_url
+from pipeline.storage.drivers.options import options_for
 from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.held_file import HeldFile
-from pipeline.storage.retry import retried
+from pipeline.storage.retry import SHORT_PATIENCE_S, retried
 from pipeline.storage.urls import HTTP_SCHEMES, FileFacts, canonical
 
 MAX_REDIRECTS = 5
@@ -81,7 +82,7 @@ def download(url: str, file: HeldFile, max_bytes: int, reach: Reach) -> FileFact
         return asyncio.run(_follow_redirects(url, file, max_bytes, reach))
 
     with requests_to(canonical(url)):
-        return retried(attempt)
+        return retried(attempt, longest_s=SHORT_PATIENCE_S)
 
 
 def is_public(address: str) -> bool:
@@ -177,7 +178,13 @@ async def _get(session: aiohttp.ClientSession, target: URL, proxy: URL | None) -
         headers = {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, proxy.password or "")}
         proxy = proxy.with_user(None)
     try:
-        response = await session.get(target, allow_redirects=False, proxy=proxy, proxy_headers=headers)
+        response = await session.get(
+            target,
+            allow_redirects=False,
+            proxy=proxy,
+            proxy_headers=headers,
+            headers=options_for(str(target)).get("headers"),
+        )
     except (aiohttp.InvalidURL, UnicodeError):  # UnicodeError: a label of the host's name is empty or too long
         raise Rejected("fetch", "forbidden_url", "it is not a URL that can be read") from None
     except aiohttp.ClientConnectorError as error:

@@ -17,8 +17,8 @@ from pipeline.storage.drivers.errors import (
     remote_errors,
 )
 from pipeline.storage.drivers.waits import requests_to
-from pipeline.storage.retry import retried
-from pipeline.storage.urls import FileFacts, canonical, open_filesystem
+from pipeline.storage.retry import SHORT_PATIENCE_S, retried
+from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to a store asks for."""
@@ -101,12 +101,17 @@ def retry_call(url: str, call: Callable[[], T]) -> T:
     """
     try:
         with requests_to(canonical(url)):
-            return retried(call)
+            return retried(call, longest_s=_longest_s(url))
     except remote_errors() as error:
         if is_missing(error):
             raise FileNotFoundError(canonical(url)) from None
         kind = StoreError if is_transient(error) or is_about_keys(error) else StoreRefusal
         raise kind(f"{canonical(url)} could not be read: {describe_error(error)}") from None
+
+
+def _longest_s(url: str) -> float | None:
+    """The time for which a file is tried again, where it is shorter than for a store."""
+    return SHORT_PATIENCE_S if scheme_of(url) == "file" else None
 
 
 @contextlib.contextmanager
@@ -165,7 +170,7 @@ class _RetryingFile(io.RawIOBase):
             return 0
         try:
             with requests_to(self._name):
-                data = retried(lambda: self._attempt(length))
+                data = retried(lambda: self._attempt(length), longest_s=_longest_s(self._name))
         except remote_errors() as error:
             if is_missing(error):
                 raise FileNotFoundError(self._name) from None

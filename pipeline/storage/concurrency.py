@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from functools import partial
 from threading import Barrier, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pipeline.storage.drivers.waits import WAITS
+from pipeline.storage.retry import abandoned_when
 
 REQUESTS = 32
 """Number of requests at a time. A store that takes 30 ms for one then answers a thousand a second."""
@@ -22,21 +26,17 @@ def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator
 
     Holds at most ``2 * REQUESTS`` results, and takes arguments as it needs them.
     """
-    pool = ThreadPoolExecutor(REQUESTS)
+    pool = DaemonPool(REQUESTS)
     ahead: deque[Future[T]] = deque()
     try:
         for argument in arguments:
-            ahead.append(pool.submit(call, argument))
+            ahead.append(pool.submit(partial(call, argument)))
             if len(ahead) > 2 * REQUESTS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-    except KeyboardInterrupt:
-        with WAITS.given_up():  # a request may wait for minutes before it is made again
-            pool.shutdown(cancel_futures=True)
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
 def run_at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -57,3 +57,56 @@ def run_at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
     for thread in threads:
         thread.join()
     return [result.result() for result in results]
+
+
+class DaemonPool:
+    """Threads that a process does not wait for when it ends or closes the pool, unlike those of ``ThreadPoolExecutor``.
+
+    For requests to stores that may not answer for minutes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._unfinished: set[Future[Any]] = set()
+        self._threads: list[threading.Thread] = []
+        self.closed = threading.Event()
+        """Set when nobody waits for the results any more."""
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Make a call in a thread."""
+        future: Future[T] = Future()
+        self._unfinished.add(future)
+        self._tasks.put((future, call))
+        if len(self._threads) < self._size:
+            thread = threading.Thread(target=self._work, name="requests", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return future
+
+    def close(self) -> None:
+        """Cancel all calls without waiting for those that run. Whoever waits for a result gets CancelledError."""
+        self.closed.set()
+        for future in list(self._unfinished):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(CancelledError())
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, call = task
+            if not self.closed.is_set():
+                self._run(future, call)
+            self._unfinished.discard(future)
+
+    def _run(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        try:
+            with abandoned_when(self.closed):
+                result = call()
+        except BaseException as error:
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error)
+        else:
+            with contextlib.suppress(InvalidStateError):
+                future.set_result(result)

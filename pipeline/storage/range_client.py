@@ -7,12 +7,14 @@ import datetime
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.storage.drivers.errors import tidy
-from pipeline.storage.retry import TRIES
+from pipeline.storage.drivers.errors import describe_error, http_status, is_transient
+from pipeline.storage.drivers.waits import requests_to
+from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
 from pipeline.storage.urls import HTTP_SCHEMES, check_inside
 
@@ -22,8 +24,25 @@ VARIABLE = "LATENTMILL_RANGE_CLIENT"
 CLIENTS = ("auto", "obstore", "fsspec")
 CREDENTIALS_LAST = datetime.timedelta(minutes=5)
 """Time after which obstore asks for credentials again."""
-REFUSALS = ("non-partial response", "Content-Range", "Content-Length Header missing", "certificate", "UnknownIssuer")
+TIMEOUTS: dict[str, Any] = {"connect_timeout": "10s", "timeout": "60s"}
+"""Time limits of one request, which reads at most some megabytes."""
+REFUSALS = (
+    "not supported",
+    "non-partial response",
+    "Content-Range",
+    "Content-Length Header missing",
+    "certificate",
+    "UnknownIssuer",
+)
 """Words of obstore's errors for answers that fsspec's clients may accept: without a status, length or authority it knows."""
+
+KEY_REFUSALS = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId")
+"""Words of obstore's errors for keys that fsspec's client can renew."""
+FIRST_PATIENCE_S = 3.0
+"""Time after which a connection that obstore cannot use is tried by fsspec's client, where both may be used."""
+
+_obstore_pid: int | None = None
+"""The process that used obstore first, in this process or in one that it was forked from."""
 
 
 def open_ranges(store: Store) -> ReadRange:
@@ -54,15 +73,35 @@ def _choose_client(store: Store) -> ReadRange:
     installed = importlib.util.find_spec("obstore") is not None
     if wanted == "obstore" and not installed:
         raise ConfigError(f"{VARIABLE} is 'obstore', which is not installed: pip install 'obstore>=0.12,<0.13'")
+    if installed and wanted != "fsspec" and not _may_use_obstore():
+        if wanted == "obstore":
+            raise ConfigError(
+                f"{VARIABLE} is 'obstore', which cannot be used in a forked process after its parent has read with it; "
+                f"start workers with multiprocessing_context='spawn', or set {VARIABLE}=auto"
+            )
+        installed = False
     client = _client(store) if installed and wanted != "fsspec" else None
     if client is None:
         return _through_fsspec(store)
-    through_obstore = _through_obstore(client, store.url)
-    return through_obstore if wanted == "obstore" else _with_fallback(through_obstore, _through_fsspec(store))
+    patient = _through_obstore(client, store.url)
+    if wanted == "obstore":
+        return patient
+    return _with_fallback(_through_obstore(client, store.url, FIRST_PATIENCE_S), patient, _through_fsspec(store))
 
 
-def _with_fallback(first: ReadRange, second: ReadRange) -> ReadRange:
-    """Read through the first client until it refuses an answer that the second one takes, and then through that."""
+def _may_use_obstore() -> bool:
+    """Return whether no process that this one was forked from has used obstore, whose threads a fork does not copy."""
+    global _obstore_pid
+    if _obstore_pid is None:
+        _obstore_pid = os.getpid()
+    return _obstore_pid == os.getpid()
+
+
+def _with_fallback(first: ReadRange, patient: ReadRange, second: ReadRange) -> ReadRange:
+    """Read through the first client until it refuses an answer that the second one takes, and then through that.
+
+    patient: the first client, waiting out an outage in which the server still answers with a status.
+    """
     current = first
 
     def request(path: str, offset: int, length: int) -> memoryview:
@@ -71,10 +110,16 @@ def _with_fallback(first: ReadRange, second: ReadRange) -> ReadRange:
         try:
             return used(path, offset, length)
         except StoreError as error:
-            if used is second or not any(words in str(error.__cause__) for words in REFUSALS):
+            words = str(error.__cause__)
+            broken = error.__cause__ is not None and is_transient(error.__cause__)
+            if used is not second and broken and http_status(error.__cause__ or error) is not None:
+                return patient(path, offset, length)
+            renew = any(word in words for word in KEY_REFUSALS)
+            if used is second or not (renew or broken or any(word in words for word in REFUSALS)):
                 raise
         data = second(path, offset, length)
-        current = second
+        if not renew:  # obstore asks for the renewed keys within minutes
+            current = second
         return data
 
     return request
@@ -84,24 +129,26 @@ def _through_fsspec(store: Store) -> ReadRange:
     return lambda path, offset, length: memoryview(store.read_range(path, offset, length))
 
 
-def _through_obstore(client: Any, url: str) -> ReadRange:
+def _through_obstore(client: Any, url: str, longest_s: float | None = None) -> ReadRange:
     import obstore
     from obstore.exceptions import BaseError
 
     def request(path: str, offset: int, length: int) -> memoryview:
         try:
-            return memoryview(obstore.get_range(client, path, start=offset, length=length))
+            with requests_to(f"{url}/{path}"):
+                get = partial(obstore.get_range, client, path, start=offset, length=length)
+                return memoryview(retried(get, longest_s=longest_s))
         except FileNotFoundError:
             raise
         except (BaseError, OSError) as error:
-            # the server's page comes after the colon, and the client's own structures after the empty line
-            problem = tidy(str(error).partition(": <")[0].partition("\n\n")[0])
-            advice = f"{VARIABLE}=fsspec reads without obstore"
+            advice = f"; {VARIABLE}=fsspec reads without obstore"
             if "InvalidCertificate" in str(error):
                 advice = (
-                    f"its certificate is not trusted ({'AWS_CA_BUNDLE' if url.startswith('s3') else 'SSL_CERT_FILE'})"
+                    f"; its certificate is not trusted ({'AWS_CA_BUNDLE' if url.startswith('s3') else 'SSL_CERT_FILE'})"
                 )
-            raise StoreError(f"{url}/{path}: {problem}; {advice}") from error
+            elif is_transient(error):
+                advice = ""
+            raise StoreError(f"{url}/{path}: {describe_error(error)}{advice}") from error
 
     return request
 
@@ -113,12 +160,12 @@ def _client(store: Store) -> Any:
     """
     from obstore.store import HTTPStore, S3Store
 
-    fs, root = store.client
+    fs, _ = store.client
     scheme, _, location = store.url.partition("://")
-    retries: Any = {"max_retries": TRIES - 1}
+    retries: Any = {"max_retries": 0}
     options: Any
-    if scheme in HTTP_SCHEMES and root.rstrip("/") == store.url.rstrip("/"):
-        options = {"allow_http": True, **_authorities(os.environ.get("SSL_CERT_FILE"))}
+    if scheme in HTTP_SCHEMES and store.connection.is_plain:
+        options = {**TIMEOUTS, "allow_http": True, **_authorities(os.environ.get("SSL_CERT_FILE"))}
         return HTTPStore.from_url(store.url, client_options=options, retry_config=retries)
     if scheme != "s3":
         return None
@@ -127,6 +174,7 @@ def _client(store: Store) -> Any:
     endpoint = client.meta.endpoint_url
     aws = ".amazonaws.com" in endpoint
     options = {
+        **TIMEOUTS,
         "allow_http": endpoint.startswith("http://"),
         **_authorities(fs.session.get_config_variable("ca_bundle")),
     }

@@ -1,23 +1,40 @@
-"""Tries requests again that may succeed later: a bounded number of times, with growing random pauses."""
+"""Tries requests again that may succeed later: for a bounded time, with growing random pauses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 import tenacity
 
-from pipeline.storage.drivers.errors import ShortRead, is_transient, retry_after_s
+from pipeline.errors import ConfigError
+from pipeline.storage.drivers.errors import ShortRead, is_transient, note_tries, retry_after_s
 from pipeline.storage.drivers.waits import WAITS, note_pause
 
-TRIES = 6
+VARIABLE = "LATENTMILL_PATIENCE_S"
+"""Environment variable with the number of seconds for which an outage of a store is waited out."""
+PATIENCE_S = 600.0
+"""Its default: the time after which no further try begins, without the pauses that the server asked for."""
+SHORT_PATIENCE_S = 45.0
+"""The same for local disks and for the addresses in a manifest, of which some are always dead."""
 LONGEST_PAUSE_S = 20.0
-PATIENCE_S = 45.0
-"""Time after which no further try begins, without the pauses that the server asked for."""
 LONGEST_REQUESTED_PAUSE_S = 310.0
-"""Longest pause that a server may ask for. The Hugging Face Hub counts requests in windows of 5 minutes."""
+"""Longest pause that a server may ask for, and how much all of them add to the patience.
+
+The Hugging Face Hub counts requests in windows of 5 minutes.
+"""
+
+MARGIN_S = 0.05
+"""Time by which the last try comes after the end of the patience, so that no other follows."""
 
 T = TypeVar("T")
+
+_abandoned: ContextVar[threading.Event | None] = ContextVar("abandoned", default=None)
 
 
 class RangesIgnored(OSError):
@@ -41,12 +58,38 @@ def check_range(data: bytes, length: int) -> bytes:
     return check_length(data, length)
 
 
-def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) -> T:
-    """Call up to ``TRIES`` times while it fails with a transient error. Raises the last error.
+def patience_s() -> float:
+    """Seconds for which an outage is waited out. ConfigError if the variable is no such number."""
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return PATIENCE_S
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise ConfigError(f"{VARIABLE} must be a number of seconds, got '{text}'")
+    return value
 
-    A pause that the server asks for (``Retry-After``) is kept. ``also``: further errors to treat as transient. A failed
-    call may have taken effect and lost its answer, so calling twice must be safe.
+
+@contextlib.contextmanager
+def abandoned_when(event: threading.Event) -> Iterator[None]:
+    """Let requests inside the ``with`` block wait for no further try once ``event`` is set."""
+    token = _abandoned.set(event)
+    try:
+        yield
+    finally:
+        _abandoned.reset(token)
+
+
+def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), longest_s: float | None = None) -> T:
+    """Call again while it fails with a transient error, for ``patience_s()`` in all. Raises the last error.
+
+    A pause that the server asks for (``Retry-After``) is kept. ``also``: further errors to treat as transient.
+    ``longest_s``: a shorter time. A failed call may have taken effect and lost its answer, so calling twice must be safe.
     """
+    limit_s = patience_s() if longest_s is None else min(longest_s, patience_s())
+    abandoned = _abandoned.get()
     requested_s = 0.0
     grow = tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE_S)
 
@@ -54,22 +97,38 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = ()) ->
         nonlocal requested_s
         wanted = retry_after_s(_error(state))
         if wanted is None:
-            return grow(state)
+            left_s = limit_s - _waited_s(state, requested_s)
+            return min(grow(state), max(left_s, 0.0) + MARGIN_S)  # one last try at the end
         wanted = min(wanted, LONGEST_REQUESTED_PAUSE_S)
         requested_s += wanted
         return wanted + grow(state) / 10  # not all clients at once
 
+    def sleep(seconds: float) -> None:
+        if abandoned is None:
+            WAITS.sleep(seconds)
+        else:
+            abandoned.wait(seconds)
+
     def stop(state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= TRIES or (state.seconds_since_start or 0.0) - requested_s > PATIENCE_S
+        over = WAITS.is_given_up or (abandoned is not None and abandoned.is_set())
+        if not over and _waited_s(state, requested_s) <= limit_s:
+            return False
+        note_tries(_error(state), state.attempt_number, state.seconds_since_start or 0.0)
+        return True
 
     return tenacity.Retrying(
+        sleep=sleep,
         stop=stop,
         wait=pause,
-        sleep=lambda seconds: WAITS.sleep(seconds),
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
-        before_sleep=lambda state: note_pause(state, TRIES - 1),
+        before_sleep=lambda state: note_pause(state, limit_s),
         reraise=True,
     )(call)
+
+
+def _waited_s(state: tenacity.RetryCallState, requested_s: float) -> float:
+    """Seconds since the first try, without the pauses that the server asked for, as far as they are not too long."""
+    return max(state.seconds_since_start or 0.0, state.idle_for) - min(requested_s, LONGEST_REQUESTED_PAUSE_S)
 
 
 def _error(state: tenacity.RetryCallState) -> BaseException:

@@ -11,17 +11,17 @@ import copy
 import itertools
 import os
 import secrets
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
 from pipeline.errors import StoreError
-from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
+from pipeline.storage.connection import Connection
+from pipeline.storage.drivers.errors import describe_error, http_status, is_missing, remote_errors
 from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.listing import iter_files
@@ -29,17 +29,16 @@ from pipeline.storage.local.files import (
     NO_SPACE,
     UNSYNCED_FOLDERS,
     describe_full_disk,
-    fsync,
     fsync_folder,
     is_left_by_dead_writer,
-    link,
+    link_new,
     make_folder,
     scratch_name,
 )
 from pipeline.storage.local.reads import read_ranges
-from pipeline.storage.retry import check_length, check_range, retried
+from pipeline.storage.retry import SHORT_PATIENCE_S, check_length, check_range, retried
 from pipeline.storage.uploads import abort_uploads, create_object, put_object, replaces_by_parts
-from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, open_filesystem, scheme_of
+from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, scheme_of
 
 PARTIAL = ".partial"
 """Folder of a local output where files are written before they are linked to their name."""
@@ -50,9 +49,12 @@ T = TypeVar("T")
 class Store:
     """An output folder, local or remote. Paths are relative to it."""
 
-    def __init__(self, url: str, *, single_writer: bool = False) -> None:
+    def __init__(
+        self, url: str, *, single_writer: bool = False, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the client. ``storage_options``: arguments of fsspec's class, such as the headers of a web server."""
         self.url = canonical(url)
-        self._fs, self._root = open_filesystem(url)
+        self.connection = Connection(url, storage_options)
         self._local = scheme_of(url) == "file"
         self.lists_files = scheme_of(url) not in HTTP_SCHEMES
         """True if the store can list its files. Few web servers can, so files of web servers are found by their names."""
@@ -70,13 +72,18 @@ class Store:
         """fsspec's file system and the output's path in it, which for web servers is the URL with its credentials."""
         return self._fs, self._root
 
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        return self.connection.fs
+
+    @property
+    def _root(self) -> str:
+        return self.connection.root
+
     def with_own_client(self) -> Store:
-        """The same output through a new client, with connections of its own."""
+        """The same output through a new client."""
         other = copy.copy(self)
-        if self._fs.async_impl:
-            other._fs = type(self._fs)(
-                *self._fs.storage_args, **self._fs.storage_options | {"skip_instance_cache": True}
-            )
+        other.connection = self.connection.with_own_client()
         return other
 
     def get(self, path: str) -> bytes:
@@ -130,7 +137,7 @@ class Store:
         if not self._local:
             return self._retry(path, read_remote)
         with self._store_errors(path):
-            parts = retried(partial(read_ranges, full_path, ranges))
+            parts = retried(partial(read_ranges, full_path, ranges), longest_s=SHORT_PATIENCE_S)
             return [check_range(part, length) for part, (_, length) in zip(parts, ranges, strict=True)]
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
@@ -212,26 +219,10 @@ class Store:
             self._retry(path, lambda: self._fs.pipe_file(self._full_path(path), content))
 
     def _link_new(self, path: str, content: bytes | Path, *, copied: bool) -> None:
-        """Write a file and link it to its name. ``copied``: write a copy of a file, since syncing the file itself failed.
-
-        After a failed ``fsync`` Linux takes the lost pages for written, and the next ``fsync`` succeeds.
-        """
         target = Path(self._full_path(path))
         make_folder(target.parent)
         with self.scratch() as scratch:
-            if isinstance(content, bytes):
-                scratch.write_bytes(content)
-                content = scratch
-            elif copied or content.stat().st_dev != target.parent.stat().st_dev:
-                shutil.copyfile(content, scratch)
-                content = scratch
-            fsync(content)
-            failpoint(Failpoint.FILE_WRITTEN)
-            if self.single_writer:
-                content.replace(target)  # some file systems have no hard links
-            else:
-                link(content, target)
-            failpoint(Failpoint.FILE_LINKED)
+            link_new(content, target, scratch, copied=copied, replace=self.single_writer)
         if not fsync_folder(target.parent):
             self.notes.add(UNSYNCED_FOLDERS)
 
@@ -271,12 +262,12 @@ class Store:
     def _full_path(self, path: str) -> str:
         """The path in the file system. IntegrityError if ``path`` leads out of the output."""
         check_inside(path, self.url)
-        return f"{self._root.rstrip('/')}/{path}"
+        return self.connection.full_path(path)
 
     def _retry(self, path: str, call: Callable[[], T], also: tuple[type[Exception], ...] = ()) -> T:
         """Make a call to the store, with retries. StoreError names the file."""
         with self._store_errors(path):
-            return retried(call, also=also)
+            return retried(call, also=also, longest_s=SHORT_PATIENCE_S if self._local else None)
 
     @contextlib.contextmanager
     def _store_errors(self, path: str) -> Iterator[None]:
@@ -292,4 +283,6 @@ class Store:
             problem = describe_error(error)
             if isinstance(error, OSError) and error.errno in NO_SPACE and self._local:
                 problem = describe_full_disk(error, Path(self._root))
+            if self.connection.is_signed and http_status(error) in (401, 403):
+                problem += "; the signature in the URL may have expired"
             raise StoreError(f"{self.url}/{path}: {problem}") from error

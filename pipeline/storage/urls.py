@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ import fsspec
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.storage.drivers.clients import DRIVERS, open_client
 from pipeline.storage.drivers.errors import describe_error, remote_errors, tidy, without_secrets
+from pipeline.storage.drivers.options import options_for
 from stvae.file_identity import version_tag
 
 SCHEMES = tuple(DRIVERS)
@@ -66,22 +68,23 @@ def scheme_of(url: str) -> str:
     return scheme
 
 
-def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it. Listings are never cached, except the Hub's for a short time.
 
-    All threads share the clients of remote stores. ConfigError if a client is not installed or lacks settings.
+    All threads share the clients of remote stores. ``options``: arguments of the client, in addition to those that a file
+    has for the URL (``drivers/options.py``). ConfigError if a client is not installed or lacks settings.
     """
     scheme = scheme_of(url)
     refuse_credentials(url)
     try:
-        return open_client(scheme, url)
+        return open_client(scheme, url, options_for(url) | dict(options or {}))
     except ImportError as error:
         extra = DRIVERS[scheme].extra
         raise ConfigError(
             f"'{scheme}://' URLs need the extra '{extra}': pip install 'latentmill[{extra}]' ({error})"
         ) from None
     except Exception as error:
-        if not isinstance(error, (ValueError, *remote_errors())):
+        if not isinstance(error, (ValueError, TypeError, *remote_errors())):
             raise
         raise ConfigError(f"'{canonical(url)}' cannot be opened: {describe_error(error)}") from None
 

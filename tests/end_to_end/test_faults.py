@@ -68,6 +68,9 @@ class InOrder(Executor):
             future.set_exception(error)
         return future
 
+    def close(self) -> None:
+        pass
+
 
 class Jobs(RuleBasedStateMachine):
     """Any number of jobs on one output. The last one runs without faults and must finish the rest."""
@@ -113,7 +116,7 @@ class Jobs(RuleBasedStateMachine):
         with (
             painted(),
             mock.patch.object(local_module, "ThreadPoolExecutor", InOrder),
-            mock.patch.object(parallel_module, "ThreadPoolExecutor", InOrder),
+            mock.patch.object(parallel_module, "DaemonPool", InOrder),
             mock.patch.object(run_module.secrets, "token_hex", lambda n: f"job{next(self.names)}"),
             mock.patch.dict(os.environ, noise),
         ):

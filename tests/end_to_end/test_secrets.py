@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "GOOGLE_APPLICATION_CREDENTIALS": f"/{SECRET}.json",
 }
 FEW_TRIES = (
-    "import sys; from pipeline.storage import retry; retry.TRIES = 2; "
+    "import os, sys; os.environ['LATENTMILL_PATIENCE_S'] = '0.3'; "
     "from jobs.encode_dataset import main; sys.exit(main())"
 )
 

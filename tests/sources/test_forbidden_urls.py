@@ -33,7 +33,7 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "TRIES", 2)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
 
 
 @pytest.fixture(autouse=True)

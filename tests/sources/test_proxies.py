@@ -26,7 +26,7 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(retry, "TRIES", 1)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
     files = {"tar": tar, "mp4": b"through the proxy"}
 
     def answer(path: str) -> Reply:

@@ -27,7 +27,7 @@ DATA = bytes(range(256)) * 5000
 
 @pytest.fixture(autouse=True)
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "TRIES", 3)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
     monkeypatch.setattr(retrying_file, "BLOCK_BYTES", 100_000)
 
 
@@ -78,7 +78,7 @@ def test_a_file_arrives_whole_through_a_server_that_fails_now_and_then(ranges: b
 def test_a_server_that_keeps_failing_stops_the_job_by_name_without_its_query(
     bad: Reply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "TRIES", 2)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
     with serving(lambda path: bad) as server:
         url = f"{server.url}/a.tar?signature=SECRET"
         for read in (lambda: open_retrying(url, len(DATA)).read(), lambda: read_whole(url, len(DATA))):

@@ -18,7 +18,7 @@ from tests.support.http_server import Reply, serving
 
 @pytest.fixture(autouse=True)
 def few_tries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(retry, "TRIES", 2)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
     monkeypatch.setenv("HOME", str(tmp_path))
 
 

@@ -43,7 +43,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before further tries, which are not waited for."""
     found: list[float] = []
     monkeypatch.setattr(WAITS, "sleep", found.append)
-    monkeypatch.setattr(retry, "TRIES", 2)
+    monkeypatch.setenv(retry.VARIABLE, "0.3")
     return found
 
 
@@ -143,7 +143,7 @@ def test_a_pause_that_a_server_asks_for_is_kept(
         point_at(server.url, monkeypatch)
         with pytest.raises(StoreError, match="429"):
             find_sources([f"{server.url if scheme == 'http' else f'{scheme}://container'}/x.tar"])
-    assert [int(pause) for pause in pauses] == [77]
+    assert all(77.0 <= pause < 80.0 for pause in pauses) and len(pauses) == 5  # 310 s in all, and one more
 
 
 def test_missing_settings_are_a_wrong_argument(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_a_description_is_one_line_without_secrets_and_control_characters() -> N
     assert (
         describe_error(OSError("<html><head><title>x</title></head><body>Bad  gateway</body></html>")) == "Bad gateway"
     )
-    assert describe_error(TimeoutError()) == "TimeoutError"
+    assert describe_error(TimeoutError()) == "the server did not answer in time"
 
 
 def test_a_bad_certificate_is_not_tried_again() -> None:
@@ -240,7 +240,7 @@ def test_a_bad_certificate_is_not_tried_again() -> None:
 
 def test_no_further_try_begins_after_the_time_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that try for a long time themselves do not multiply our tries."""
-    monkeypatch.setattr(retry, "PATIENCE_S", 0.0)
+    monkeypatch.setenv(retry.VARIABLE, "0.0")
     calls = []
     with pytest.raises(TimeoutError):
         retried(lambda: calls.append(1) or (_ for _ in ()).throw(TimeoutError()))

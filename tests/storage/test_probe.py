@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.storage import store as store_module
+from pipeline.storage import connection
 from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.probe import REPLACES_BY_PARTS, open_output
 from pipeline.storage.store import Store
@@ -74,10 +74,10 @@ def test_a_driver_that_looks_first_is_refused_although_no_race_shows_it(
 ) -> None:
     """``mode="create"`` of fsspec's own class, which the Hub's driver inherits, is no conditional request."""
 
-    def open_other(url: str) -> tuple[Any, str]:
+    def open_other(url: str, options: object) -> tuple[Any, str]:
         return fsspec.filesystem("local", auto_mkdir=True), str(tmp_path)
 
-    monkeypatch.setattr(store_module, "open_filesystem", open_other)
+    monkeypatch.setattr(connection, "open_filesystem", open_other)
     for url in ("hf://datasets/me/out", "s3://bucket/out"):
         with pytest.raises(ConfigError, match=r"only if it is absent; give --single-writer"):
             open_output(url)

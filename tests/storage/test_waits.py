@@ -15,6 +15,7 @@ from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.item import Item
+from pipeline.storage import retry
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.drivers import waits
 from pipeline.storage.drivers.waits import WAITS, Pause, Waits
@@ -27,16 +28,20 @@ def test_a_wait_names_the_file_the_answer_and_the_retry(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
+    monkeypatch.setenv(retry.VARIABLE, "20")
+    monkeypatch.setattr(waits, "WAITS", process := Waits())
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(WAITS.texts()))
+    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(process.texts()))
     replies = iter([Reply(status=503), Reply(status=429), Reply(b"video")])
-    before_s = WAITS.total_s
     with serving(lambda path: next(replies)) as server:
         fetch(Item(ordinal=0, key="", uri="", location=f"{server.url}/a.mp4?token=secret"), recipe).close()
         url = server.url
-    assert re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 503\), retry 1 of 5", said[0]), said
-    assert re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 429\), retry 2 of 5", said[1]) and len(said) == 2
-    assert WAITS.total_s > before_s
+    assert re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 503\), retry 1; gives up after 20 s", said[0]), said
+    assert (
+        re.fullmatch(rf"waiting 0 s for {url}/a\.mp4 \(HTTP 429\), retry 2; gives up after 20 s", said[1])
+        and len(said) == 2
+    )
+    assert process.total_s > 0
 
 
 def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
@@ -45,8 +50,10 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
     from botocore.exceptions import ClientError
 
     said: list[str] = []
+    monkeypatch.setenv(retry.VARIABLE, "20")
+    monkeypatch.setattr(waits, "WAITS", process := Waits())
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(WAITS.texts()))
+    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(process.texts()))
     store = Store(f"{s3}/out")
     store.put("a.json", b"{}")
     answer = {
@@ -64,18 +71,23 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
     monkeypatch.setattr(store._fs, "cat_file", busy, raising=False)
     assert store.get("a.json") == b"{}"
     (text,) = said
-    assert re.fullmatch(rf"waiting \d s for {re.escape(s3)}/out/a.json \(HTTP 503 SlowDown\), retry 1 of 5", text)
+    assert re.fullmatch(
+        rf"waiting \d+ s for {re.escape(s3)}/out/a.json \(HTTP 503 SlowDown\), retry 1; gives up after 20 s", text
+    )
 
 
 def test_pauses_end_by_themselves_and_short_ones_are_not_shown() -> None:
     now_s = 100.0
     process = Waits(lambda: now_s)
-    pause = Pause(target="s3://b/x", problem="HTTP 503", retry=3, started_s=70.0, ends_s=110.0)
-    process.begin(pause, 5)
-    assert process.texts() == ["waiting 30 s for s3://b/x (HTTP 503), retry 3 of 5"] and process.total_s == 10.0
+    pause = Pause(target="s3://b/x", problem="HTTP 503", retry=3, started_s=70.0, ends_s=110.0, patience_s=20.0)
+    process.begin(pause)
+    assert (
+        process.texts() == ["waiting 30 s for s3://b/x (HTTP 503), retry 3; gives up after 20 s"]
+        and process.total_s == 10.0
+    )
     now_s = 111.0
     assert process.texts() == []
-    process.begin(Pause(target="", problem="", retry=1, started_s=111.0, ends_s=111.4), 5)
+    process.begin(Pause(target="", problem="", retry=1, started_s=111.0, ends_s=111.4, patience_s=20.0))
     assert process.texts() == []
 
 
@@ -83,11 +95,13 @@ def test_the_driver_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(wait_lines, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(wait_lines, "WAITS", process := Waits())
     now_s = time.monotonic()
-    process.begin(Pause(target="s3://b/x", problem="HTTP 503", retry=2, started_s=now_s - 9, ends_s=now_s + 60), 5)
+    process.begin(
+        Pause(target="s3://b/x", problem="HTTP 503", retry=2, started_s=now_s - 9, ends_s=now_s + 60, patience_s=20.0)
+    )
     said: list[str] = []
     with report_waits(said.append):
         time.sleep(0.3)
-    assert said == ["waiting 9 s for s3://b/x (HTTP 503), retry 2 of 5"]
+    assert said == ["waiting 9 s for s3://b/x (HTTP 503), retry 2; gives up after 20 s"]
 
 
 class Busy(OSError):

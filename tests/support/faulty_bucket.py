@@ -13,8 +13,8 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
+from pipeline.storage import connection
 from pipeline.storage import probe as probe_module
-from pipeline.storage import store as store_module
 from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.parquet import arrow_file
 
@@ -69,7 +69,7 @@ class FaultyBucket:
         self.jobs.append(job)
         try:
             with (
-                mock.patch.object(store_module, "open_filesystem", lambda url: (self, ROOT[:-1])),
+                mock.patch.object(connection, "open_filesystem", lambda url, options: (self, ROOT[:-1])),
                 mock.patch.object(WAITS, "sleep"),
                 mock.patch.object(probe_module, "CONDITIONAL_DRIVERS", {"s3": "tests"}),
                 mock.patch.object(probe_module, "ROUNDS", 1),

@@ -57,13 +57,19 @@ def in_thread(server: ThreadingHTTPServer) -> Iterator[str]:
 
 
 @contextmanager
-def serving(answer: Callable[[str], Reply], host: str = "127.0.0.1") -> Iterator[Server]:
-    """Run a server; ``answer`` gets the path of each request, with its query."""
+def serving(
+    answer: Callable[[str], Reply], host: str = "127.0.0.1", token: Callable[[], str] | None = None
+) -> Iterator[Server]:
+    """Run a server; ``answer`` gets the path of each request, with its query.
+
+    token: the bearer token without which every request is refused.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             server.asked.append(self.path)
-            reply = answer(self.path)
+            is_known = token is None or self.headers.get("Authorization") == f"Bearer {token()}"
+            reply = answer(self.path) if is_known else Reply(status=401)
             body, status = reply.body, reply.status
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted and reply.ranges and status == 200:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.loader.schedule.epoch import EpochSchedule
-from pipeline.storage.local.cache import lock_beside, write_whole
+from pipeline.storage.local.cache import lock_beside, sweep, warn_of_cache, write_whole
 
 SCHEDULES_KEPT = 8
 """Number of schedules that a folder keeps, the newest. A process that has mapped an older one can go on using it."""
@@ -19,13 +19,27 @@ SCHEDULES_KEPT = 8
 def cached_schedule(folder: Path, name: str, make: Callable[[], EpochSchedule]) -> EpochSchedule:
     """Return the schedule called ``name``, mapped from a file, which ``make`` fills if no process has done so yet.
 
-    name: everything that the schedule depends on.
+    name: everything that the schedule depends on. If the folder cannot be used, a warning says so and this process makes
+    the schedule for itself.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+    try:
+        return _map(path) if path.exists() else _make(path, make)
+    except FileNotFoundError:  # removed as the oldest one at this moment
+        return make()
+    except (OSError, ValueError) as error:
+        warn_of_cache(folder, error, "this process makes its schedules for itself")
+        return make()
+
+
+def _make(path: Path, make: Callable[[], EpochSchedule]) -> EpochSchedule:
+    """Return the schedule mapped from its file, which one process makes."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
     with lock_beside(folder / "schedules"):  # held until the file is mapped, so that it is not removed before
         if not path.exists():
             schedule = make()
+            sweep(folder)
             write_whole(path, lambda partial: _write(partial, schedule))
             _remove_oldest(folder)
         return _map(path)

@@ -10,13 +10,16 @@ from adlfs import AzureBlobFileSystem
 RETRIES = {"total_retries": 2, "initial_backoff": 1, "increment_base": 1, "random_jitter_range": 1}
 """Settings of Azure's retry policy, which adlfs has no arguments for."""
 
+TIMEOUTS = {"connection_timeout": 20, "read_timeout": 60}
+"""Time limits of a request in seconds; Azure's own are 300."""
+
 
 class AzureFiles(AzureBlobFileSystem):  # type: ignore[misc]
     """adlfs's file system."""
 
     def __init__(self, account_name: str | None = None, **options: Any) -> None:
         self._named = account_name
-        super().__init__(account_name=account_name, **options)
+        super().__init__(account_name=account_name, **TIMEOUTS | options)
 
     def do_connect(self) -> None:
         """Make the client. ValueError if the settings are incomplete, or are those of another account than the URL's."""

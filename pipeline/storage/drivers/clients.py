@@ -65,14 +65,25 @@ _clients: dict[tuple[type, int, str, str], fsspec.AbstractFileSystem] = {}
 _lock = threading.Lock()
 
 
-def open_client(scheme: str, url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _forget_lock() -> None:
+    """Make a new lock in a forked process, where no thread would release the old one."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+def open_client(scheme: str, url: str, given: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it. ImportError if its package is not installed.
 
-    Raises what the client raises if its settings are incomplete. ``::`` in the URL is a part of a name.
+    ``given``: arguments of the client. ``::`` in the URL is a part of a name. Raises what the client raises if its settings
+    are incomplete.
     """
     driver = DRIVERS[scheme]
     cls = getattr(importlib.import_module(driver.module), driver.name)
-    options = driver.options | cls._get_kwargs_from_urls(url)
+    options = driver.options | cls._get_kwargs_from_urls(url) | given
     path = cls._strip_protocol(url)
     if scheme == "file":
         return cls(**options, skip_instance_cache=True), path

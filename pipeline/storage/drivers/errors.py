@@ -75,6 +75,10 @@ SECRET_FIELD = re.compile(r"\b(AccountKey|SharedAccessSignature|sig|signature|ac
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 BAD_CERTIFICATE = re.compile("certificate.?verify.?failed|certificate verify failed|UnknownIssuer", re.I)
 
+OBSTORE_STATUS = re.compile(r"status code: (\d{3})")
+OBSTORE_CONNECTION = "HTTP error:"
+"""Words of obstore's errors, whose type is the same for all: a status, or a connection that failed."""
+
 
 class ShortRead(OSError):
     """A read returned fewer bytes than the file has there."""
@@ -87,7 +91,7 @@ def remote_errors() -> tuple[type[Exception], ...]:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the request may succeed later: after time-outs, broken connections, busy or failing servers."""
-    if BAD_CERTIFICATE.search(str(error)):
+    if BAD_CERTIFICATE.search(str(error)) or BAD_CERTIFICATE.search(str(error.__cause__ or "")):
         return False
     if isinstance(error, (TimeoutError, asyncio.TimeoutError, ConnectionError, ShortRead)):
         return True
@@ -96,7 +100,15 @@ def is_transient(error: BaseException) -> bool:
     status = http_status(error)
     if status is not None:
         return status in (408, 429) or status >= 500 or error_code(error) in BUSY_CODES
+    if _is_of_obstore(error):
+        return OBSTORE_CONNECTION in str(error)
     return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+
+
+def note_tries(error: BaseException, tries: int, seconds: float) -> None:
+    """Keep for ``describe_error`` how often, and for how long, a request was tried in vain."""
+    if tries > 1:
+        error.__dict__["tried"] = f"tried {tries} times in {seconds:.0f} s"
 
 
 def is_missing(error: BaseException) -> bool:
@@ -121,6 +133,8 @@ def http_status(error: BaseException) -> int | None:
             return int(code)
         if str(cause).startswith("Forbidden: "):  # gcsfs
             return 403
+        if _is_of_obstore(cause) and (named := OBSTORE_STATUS.search(str(cause))):
+            return int(named[1])
     return None
 
 
@@ -147,7 +161,8 @@ def describe_error(error: BaseException) -> str:
     """One line with the HTTP status and the store's own words, without signatures, passwords and control characters."""
     status, words = http_status(error), _words(error)
     text = f"{status} {words}" if status is not None and not re.match(rf"\W*{status}\b", words) else words
-    return (tidy(text.strip()) or type(error).__name__) + _advice_on_settings(error)
+    tried = f"; {error.__dict__['tried']}" if "tried" in error.__dict__ else ""
+    return (tidy(text.strip()) or type(error).__name__) + tried + _advice_on_settings(error)
 
 
 def tidy(text: str) -> str:
@@ -213,6 +228,11 @@ def _words(error: BaseException) -> str:
         return str(error).removesuffix(f", {http_status(error)}")
     if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.strerror:
         return error.strerror
+    if isinstance(error, TimeoutError) and not str(error):
+        return "the server did not answer in time"
+    if _is_of_obstore(error):  # the server's page comes after the colon, and the client's own structures below
+        words = str(error).partition(": <")[0].partition("\n\n")[0]
+        return "the server did not answer in time" if "kind: Timeout" in str(error) else words
     return str(error.args[0]) if isinstance(error, ShortRead) else str(error)
 
 
@@ -235,6 +255,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             return
         yield cause
         cause = cause.__cause__
+
+
+def _is_of_obstore(error: BaseException) -> bool:
+    return type(error).__module__.startswith("obstore")
 
 
 def _response(error: BaseException) -> Any:

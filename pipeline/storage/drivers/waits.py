@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from pipeline.storage.drivers.errors import error_code, http_status
 
 SHORTEST_SHOWN_S = 3.0
 """Seconds of trouble from which on a wait is shown."""
+WARN_EVERY_S = 30.0
+"""Seconds between two warnings."""
 
 _target: ContextVar[str] = ContextVar("target", default="a store")
+
+
+class StoreWarning(UserWarning):
+    """A store does not answer, and the request is made again later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +41,16 @@ class Pause:
     ends_s: float
     """Monotonic time of the next try."""
 
-    def text(self, now_s: float, retries: int) -> str:
+    patience_s: float
+    """Time for which the request is tried again."""
+
+    def text(self, now_s: float) -> str:
         """One phrase for people."""
         waited_s = now_s - self.started_s
-        return f"waiting {waited_s:.0f} s for {self.target} ({self.problem}), retry {self.retry} of {retries}"
+        return (
+            f"waiting {waited_s:.0f} s for {self.target} ({self.problem}), retry {self.retry}; "
+            f"gives up after {self.patience_s:.0f} s"
+        )
 
 
 class Waits:
@@ -46,9 +59,12 @@ class Waits:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._lock = threading.Lock()
-        self._pauses: dict[int, tuple[Pause, int]] = {}
+        self._pauses: dict[int, Pause] = {}
         self._total_s = 0.0
         self._given_up = threading.Event()
+        self._warned_s: float | None = None
+        self.warns = False
+        """True if pauses are shown as Python warnings, in processes that show no progress of their own."""
 
     @property
     def total_s(self) -> float:
@@ -56,11 +72,21 @@ class Waits:
         with self._lock:
             return self._total_s
 
-    def begin(self, pause: Pause, retries: int) -> None:
+    def begin(self, pause: Pause) -> None:
         """Note a pause of the calling thread; it ends by itself."""
         with self._lock:
-            self._pauses[threading.get_ident()] = pause, retries
+            self._pauses[threading.get_ident()] = pause
             self._total_s += pause.ends_s - self._now()
+            is_shown = self.warns and pause.ends_s - pause.started_s >= SHORTEST_SHOWN_S
+            if not is_shown or (self._warned_s is not None and self._now() - self._warned_s < WARN_EVERY_S):
+                return
+            self._warned_s = self._now()
+        warnings.warn(pause.text(self._now()), StoreWarning, stacklevel=2)
+
+    @property
+    def is_given_up(self) -> bool:
+        """True if no request is to be made again."""
+        return self._given_up.is_set()
 
     def sleep(self, seconds: float) -> None:
         """Pause the calling thread, unless the work of this process is given up."""
@@ -79,11 +105,9 @@ class Waits:
         """Phrases about the pauses of now, the longest trouble first. Short ones are left out."""
         now_s = self._now()
         with self._lock:
-            self._pauses = {thread: entry for thread, entry in self._pauses.items() if entry[0].ends_s >= now_s}
-            shown = [
-                entry for entry in self._pauses.values() if entry[0].ends_s - entry[0].started_s >= SHORTEST_SHOWN_S
-            ]
-        return [pause.text(now_s, retries) for pause, retries in sorted(shown, key=lambda entry: entry[0].started_s)]
+            self._pauses = {thread: pause for thread, pause in self._pauses.items() if pause.ends_s >= now_s}
+            shown = [pause for pause in self._pauses.values() if pause.ends_s - pause.started_s >= SHORTEST_SHOWN_S]
+        return [pause.text(now_s) for pause in sorted(shown, key=lambda pause: pause.started_s)]
 
 
 WAITS = Waits()
@@ -100,7 +124,7 @@ def requests_to(target: str) -> Iterator[None]:
         _target.reset(token)
 
 
-def note_pause(state: tenacity.RetryCallState, retries: int) -> None:
+def note_pause(state: tenacity.RetryCallState, patience_s: float) -> None:
     """Note the pause that begins now: a hook for ``tenacity``."""
     error = state.outcome.exception() if state.outcome is not None else None
     now_s = time.monotonic()
@@ -110,8 +134,9 @@ def note_pause(state: tenacity.RetryCallState, retries: int) -> None:
         retry=state.attempt_number,
         started_s=now_s - (state.seconds_since_start or 0.0),
         ends_s=now_s + (state.next_action.sleep if state.next_action is not None else 0.0),
+        patience_s=patience_s,
     )
-    WAITS.begin(pause, retries)
+    WAITS.begin(pause)
 
 
 def _problem(error: BaseException | None) -> str:
@@ -120,4 +145,5 @@ def _problem(error: BaseException | None) -> str:
         return ""
     status, code = http_status(error), error_code(error)
     parts = [f"HTTP {status}" if status else "", code if code and code != str(status) else ""]
-    return " ".join(part for part in parts if part) or type(error).__name__
+    is_of_obstore = type(error).__module__.startswith("obstore")  # whose errors have one type
+    return " ".join(part for part in parts if part) or ("no answer" if is_of_obstore else type(error).__name__)

@@ -5,16 +5,26 @@ An entry appears under its name by one rename. It is therefore whole or absent, 
 
 from __future__ import annotations
 
+import contextlib
+import re
 import secrets
 import shutil
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
+from pipeline.storage.local.files import is_left_by_dead_writer, scratch_name
+
 POLL_S = 0.002
 """Pause between two attempts to take a lock."""
+OLDEST_PARTIAL_S = 24 * 3600.0
+"""Age from which on an unfinished entry is removed, whoever has written it."""
+PARTIAL = re.compile(r"(?P<writer>.+-\d+-[0-9a-f]{8})\..+\.partial")
+"""Name of an unfinished entry: its writer, then the name of the entry."""
 
 
 @contextmanager
@@ -34,6 +44,7 @@ def make_once(path: Path, make: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_beside(path):
         if not path.exists():
+            sweep(path.parent)
             write_whole(path, make)
 
 
@@ -42,12 +53,35 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     If ``write`` fails, what it wrote is removed.
     """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f"{scratch_name(secrets.token_hex(4))}.{path.name}.partial")
     try:
         write(partial)
         partial.replace(path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished entries of processes that were killed. Other files stay, and so does what may not be removed."""
+    for partial in folder.glob("*.partial"):
+        name = PARTIAL.fullmatch(partial.name)
+        with contextlib.suppress(OSError):
+            is_old = time.time() - partial.stat().st_mtime > OLDEST_PARTIAL_S
+            if is_old or (name is not None and is_left_by_dead_writer(name["writer"])):
+                _remove(partial)
+
+
+def warn_of_cache(folder: Path, error: Exception, instead: str) -> None:
+    """Warn that a cache cannot be used, and say what this process does instead."""
+    problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    warnings.warn(
+        f"the cache {folder} cannot be used ({problem}); {instead}. Make room there, or give each user a cache of their own",
+        stacklevel=3,
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

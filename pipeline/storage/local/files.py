@@ -8,6 +8,8 @@ import shutil
 import socket
 from pathlib import Path
 
+from pipeline.storage.failpoints import Failpoint, failpoint
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk, quota or file that is full."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV)
@@ -55,6 +57,27 @@ def fsync_folder(path: Path) -> bool:
             raise
         return False
     return True
+
+
+def link_new(content: bytes | Path, target: Path, scratch: Path, *, copied: bool, replace: bool) -> None:
+    """Write a file to the disk and link it to its name. FileExistsError if there is one.
+
+    scratch: where to write it before. ``copied``: link a copy of ``content``, since syncing that file failed: Linux takes
+    the lost pages for written, and the next ``fsync`` succeeds. ``replace``: rename it, over a file that is there.
+    """
+    if isinstance(content, bytes):
+        scratch.write_bytes(content)
+        content = scratch
+    elif copied or content.stat().st_dev != target.parent.stat().st_dev:
+        shutil.copyfile(content, scratch)
+        content = scratch
+    fsync(content)
+    failpoint(Failpoint.FILE_WRITTEN)
+    if replace:
+        content.replace(target)  # some file systems have no hard links
+    else:
+        link(content, target)
+    failpoint(Failpoint.FILE_LINKED)
 
 
 def scratch_name(random: str) -> str:

@@ -1,0 +1,1 @@
+"""Samples that worker processes get as files to map."""
