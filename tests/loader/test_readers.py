@@ -104,6 +104,7 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "obstore":
         pytest.importorskip("obstore")
         monkeypatch.setattr("pipeline.storage.store.Store.read_range", None)
+        monkeypatch.setenv("LATENTMILL_RANGE_CLIENT", "obstore")  # with its own errors, not those of the fallback
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     return str(request.param)
