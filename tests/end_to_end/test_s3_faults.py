@@ -112,7 +112,7 @@ def test_a_refusal_of_one_row_is_its_reject_and_an_expired_token_is_an_error(
     (tmp_path / "m.csv").write_text(f"path\n{videos}/0.mp4\n{videos}/gone.mp4\nhf://datasets/a/b/c.mp4\n")
     one, gone, no_driver = read_items(tmp_path, recipe, str(tmp_path / "m.csv"))
     with mock.patch.object(WAITS, "sleep"), mock.patch.object(s3fs.S3FileSystem, "retries", 1):
-        os.close(fetch_module.fetch(one, recipe))
+        fetch_module.fetch(one, recipe).close()
         with pytest.raises(Rejected) as missing:
             fetch_module.fetch(gone, recipe)
         with (
