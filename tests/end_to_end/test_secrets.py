@@ -122,7 +122,7 @@ def test_a_refused_url_is_named_without_its_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As source, output, checkpoint and configuration, on servers whose refusal repeats the whole request."""
-    monkeypatch.setattr(retry, "TRIES", 1)
+    monkeypatch.setenv(retry.VARIABLE, "0")
     videos = make_image(tmp_path / "videos" / "a.png", size=(32, 32)).parent
 
     def refusal(path: str) -> Reply:
