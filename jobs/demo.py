@@ -41,7 +41,7 @@ def main() -> int:
     if exit_code:
         return exit_code
     data = LatentDataset(str(latents), where="latent_t >= 5")
-    batch = next(iter(data.batches(batch_size=2)))
+    batch = next(iter(data.batches(batch_size=2, tail="repeat")))
     print(
         f"\nA training batch has normalized latents of shape {tuple(batch['latents'].shape)}. "
         f"Its first caption is {batch['caption'][0]!r}."
