@@ -32,4 +32,5 @@ def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats:
         with WAITS.given_up():
             encoder.close()  # before the pool, so that after a failure or Ctrl-C the units in flight end at once
             pool.shutdown(wait=False, cancel_futures=True)
-            wait(futures, timeout=longest_s)
+            # a canceled future never counts as done for wait(), which would wait for ever
+            wait([future for future in futures if not future.cancelled()], timeout=longest_s)

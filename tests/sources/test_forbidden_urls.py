@@ -229,22 +229,22 @@ BODY = bytes(range(256)) * 40
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason", "tries"),
+    ("reply", "reason", "is_tried_again"),
     [
-        (Reply(BODY), None, 1),
-        (Reply(BODY, status=404), "not_found", 1),
-        (Reply(BODY, status=403), "http_error", 1),
-        (Reply(BODY, status=503), "http_error", 2),
-        (Reply(BODY, status=204), "http_error", 1),
-        (Reply(BODY, cut_at=100), "http_error", 2),
-        (Reply(BODY, headers={"Content-Length": str(1 << 40)}), "too_large", 1),
-        (Reply(BODY, headers={"Content-Length": "-5"}), "http_error", 1),
-        (Reply(BODY, headers={"Content-Encoding": "gzip"}), "http_error", 1),
-        (Reply(BODY, headers={"Content-Encoding": "gzip, gzip"}), "http_error", 1),
+        (Reply(BODY), None, False),
+        (Reply(BODY, status=404), "not_found", False),
+        (Reply(BODY, status=403), "http_error", False),
+        (Reply(BODY, status=503), "http_error", True),
+        (Reply(BODY, status=204), "http_error", False),
+        (Reply(BODY, cut_at=100), "http_error", True),
+        (Reply(BODY, headers={"Content-Length": str(1 << 40)}), "too_large", False),
+        (Reply(BODY, headers={"Content-Length": "-5"}), "http_error", False),
+        (Reply(BODY, headers={"Content-Encoding": "gzip"}), "http_error", False),
+        (Reply(BODY, headers={"Content-Encoding": "gzip, gzip"}), "http_error", False),
     ],
 )
 def test_every_answer_of_a_server_is_a_file_or_a_reject(
-    tmp_path: Path, recipe: Recipe, reply: Reply, reason: str | None, tries: int
+    tmp_path: Path, recipe: Recipe, reply: Reply, reason: str | None, is_tried_again: bool
 ) -> None:
     recipe = dataclasses.replace(recipe, private_hosts=("127.0.0.1",), max_item_bytes=1 << 20)
     with serving(lambda path: reply) as server:
@@ -254,7 +254,7 @@ def test_every_answer_of_a_server_is_a_file_or_a_reject(
         else:
             fault = rejected(item, recipe)
             assert (fault.stage, fault.reason) == ("fetch", reason) and "SECRET" not in fault.message
-        assert len(server.asked) == tries
+        assert (len(server.asked) > 1) == is_tried_again
 
 
 def test_a_body_without_end_stops_at_the_size_limit(tmp_path: Path, recipe: Recipe) -> None:
