@@ -103,12 +103,6 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), lo
         requested_s += wanted
         return wanted + grow(state) / 10  # not all clients at once
 
-    def sleep(seconds: float) -> None:
-        if abandoned is None:
-            WAITS.sleep(seconds)
-        else:
-            abandoned.wait(seconds)
-
     def stop(state: tenacity.RetryCallState) -> bool:
         over = WAITS.is_given_up or (abandoned is not None and abandoned.is_set())
         if not over and _waited_s(state, requested_s) <= limit_s:
@@ -117,7 +111,7 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), lo
         return True
 
     return tenacity.Retrying(
-        sleep=sleep,
+        sleep=lambda seconds: WAITS.sleep(seconds),
         stop=stop,
         wait=pause,
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
