@@ -20,7 +20,7 @@ import torch
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset
-from pipeline.loader.torch_data import SampleDataset, StepSampler
+from pipeline.loader.torch_data import SampleDataset
 from pipeline.storage import range_client
 from pipeline.storage.range_client import open_ranges
 from pipeline.storage.store import Store
@@ -110,8 +110,28 @@ def test_files_of_killed_processes_are_swept(output: Path, temporary: Path) -> N
     assert not left.exists() and len(list(temporary.iterdir())) == 1
 
 
+READ_THEN_START_WORKERS = """
+import sys
+import torch
+from pipeline.loader import LatentDataset
+from pipeline.loader.torch_data import SampleDataset, StepSampler
+
+if __name__ == "__main__":
+    method, *urls = sys.argv[1:]
+    for url in urls:
+        data = LatentDataset(url)
+        next(iter(data.batches(4)))
+        dataset, sampler = SampleDataset(data), StepSampler(data, 4)
+        dataset[0]
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_sampler=sampler, num_workers=1, timeout=60, multiprocessing_context=method
+        )
+        print(len({name for batch in loader for name in batch["id"]}))
+"""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_after_their_parent_has_read(output: Path, s3: str, method: str) -> None:
+def test_workers_read_after_their_parent_has_read(output: Path, s3: str, tmp_path: Path, method: str) -> None:
     """obstore's threads do not survive a fork: without care, forked workers hang."""
     for path in output.rglob("*"):
         if path.is_file():
@@ -121,16 +141,18 @@ def test_workers_read_after_their_parent_has_read(output: Path, s3: str, method:
         file = output / path.lstrip("/")
         return Reply(file.read_bytes()) if file.is_file() else Reply(status=404)
 
+    script = tmp_path / "read.py"
+    script.write_text(READ_THEN_START_WORKERS)
     with serving(answer) as server:
-        for url in (server.url, f"{s3}/out") if method == "fork" else (server.url,):
-            data = LatentDataset(url)
-            next(iter(data.batches(4)))
-            dataset, sampler = SampleDataset(data), StepSampler(data, 4)
-            dataset[0]
-            loader = torch.utils.data.DataLoader(
-                dataset, batch_sampler=sampler, num_workers=1, timeout=60, multiprocessing_context=method
-            )
-            assert len({name for batch in loader for name in batch["id"]}) == NUMBER
+        urls = [server.url, f"{s3}/out"] if method == "fork" else [server.url]
+        done = subprocess.run(  # a process without the threads of other tests
+            [sys.executable, str(script), method, *urls],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 0 and done.stdout.split() == [str(NUMBER)] * len(urls), done.stderr[-3000:]
 
 
 def test_a_forked_process_that_must_use_obstore_is_refused_with_advice(
