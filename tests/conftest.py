@@ -10,6 +10,7 @@ from pathlib import Path
 # them, which was up to four times slower where two processes share two processors. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray would write a token to the home folder
+os.environ.setdefault("NO_GCE_CHECK", "true")  # no machine of Google is asked for credentials
 os.environ.setdefault("LATENTMILL_PATIENCE_S", "5")  # of 600: tests repair their stores soon, or never
 
 import pytest

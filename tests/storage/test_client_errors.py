@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -39,12 +40,13 @@ def google_error(status: int, message: str) -> bytes:
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses before further tries, which are not waited for."""
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The pauses before further tries, which are not waited for, nor shown by later tests."""
     found: list[float] = []
     monkeypatch.setattr(WAITS, "sleep", found.append)
+    monkeypatch.setattr(WAITS, "_pauses", {})
     monkeypatch.setenv(retry.VARIABLE, "0.3")
-    return found
+    yield found
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
