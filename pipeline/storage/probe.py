@@ -13,7 +13,7 @@ from functools import partial
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.concurrency import run_at_once
-from pipeline.storage.drivers.errors import is_transient, tidy
+from pipeline.storage.drivers.errors import error_code, is_transient, tidy
 from pipeline.storage.store import Store
 from pipeline.storage.uploads import SINGLE_REQUEST_BYTES
 from pipeline.storage.urls import OTHER_SPELLINGS
@@ -83,9 +83,9 @@ def _has_conditional_driver(store: Store) -> bool:
 
 def _is_unsupported(error: BaseException | None) -> bool:
     """Return whether the store does not know conditional requests."""
-    response = getattr(error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return code == "NotImplemented" or (isinstance(error, OSError) and error.errno in NOT_IMPLEMENTED)
+    if error is None:
+        return False
+    return error_code(error) == "NotImplemented" or (isinstance(error, OSError) and error.errno in NOT_IMPLEMENTED)
 
 
 def _find_problem(store: Store) -> str | None:

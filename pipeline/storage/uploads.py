@@ -8,8 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.drivers.errors import error_code, http_status
+
 PRECONDITION_FAILED = 412
 """HTTP status with which a store refuses to create what is there."""
+PRECONDITION_CODES = ("PreconditionFailed", "412")
+"""Codes of the same refusal in the answers of S3."""
 SINGLE_REQUEST_BYTES = 256 << 20
 """Largest file that is created by one request, which every store with conditional requests does all or nothing.
 
@@ -61,22 +65,14 @@ def is_there(error: BaseException) -> bool:
     """
     cause: BaseException | None = error
     for _ in range(MAX_CAUSES):
-        if isinstance(cause, FileExistsError) or _status(cause) == PRECONDITION_FAILED:
+        if cause is None:
+            return False
+        if isinstance(cause, FileExistsError) or http_status(cause) == PRECONDITION_FAILED:
             return True
-        cause = cause and (cause.__cause__ or cause.__context__)
+        if error_code(cause) in PRECONDITION_CODES:
+            return True
+        cause = cause.__cause__ or cause.__context__
     return False
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status in an error of botocore, azure-core or gcsfs; None if it has none."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        if response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
-            return PRECONDITION_FAILED
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    return status if isinstance(status, int) else None
 
 
 def replaces_by_parts(fs: Any, path: str) -> bool:
