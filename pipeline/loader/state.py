@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from functools import partial
 from typing import Any, TypedDict
 
@@ -14,7 +13,7 @@ from pipeline.loader.loop import Position
 from pipeline.loader.samples import Phase, Samples
 from pipeline.loader.schedule.cache import cached_schedule
 from pipeline.loader.schedule.epoch import BLANK, EpochSchedule, schedule_epoch
-from pipeline.loader.schedule.keys import BucketCodes, Indices, digest_of
+from pipeline.loader.schedule.keys import BucketCodes, Indices, digest_of, short_digest
 from pipeline.loader.schedule.mixing import mix_groups
 from pipeline.loader.schedule.policy import BatchPolicy, BatchSize, TokenBudget
 
@@ -262,28 +261,23 @@ class LoaderState(Position):
         if isinstance(policy.budget, BatchSize):
             batch = str(policy.budget.samples * world_size)
         elif policy.shapes == "pack":
-            batch = f"{policy.budget.tokens}x{world_size}:{_short(str(tokens.tolist()))}"
+            batch = f"{policy.budget.tokens}x{world_size}:{short_digest(str(tokens.tolist()))}"
         else:
-            batch = _short(str((policy.batch_sizes(tokens) * world_size).tolist()))
+            batch = short_digest(str((policy.batch_sizes(tokens) * world_size).tolist()))
         parts = {
             "samples": digest,
-            "where": _short(where) if where else "all",
+            "where": short_digest(where) if where else "all",
             "global_batch": batch,
             "tail": policy.tail,
             "shapes": policy.shapes,
         }
         if not policy.shuffle:
-            parts["order"] = _short(keys.tobytes())
+            parts["order"] = short_digest(keys.tobytes())
         if policy.groups:
-            parts["groups"] = _short(str(policy.groups))
+            parts["groups"] = short_digest(str(policy.groups))
         return " ".join(f"{name}={value}" for name, value in parts.items())
 
 
 def _parts(schedule_hash: str) -> dict[str, str]:
     """Split a schedule hash into its parts by name."""
     return dict(part.partition("=")[::2] for part in schedule_hash.split(" "))
-
-
-def _short(content: str | bytes) -> str:
-    """Return 8 hex digits that stand for a text or for bytes."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:8]

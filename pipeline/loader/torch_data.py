@@ -54,9 +54,7 @@ class SampleDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Return several samples, as ``DataLoader`` calls it. Samples of one bucket and epoch are read together."""
-        if isinstance(indices, StepIndices) and indices.on_read is not None:
-            indices.on_read()
-        pairs = [(index, 0) if isinstance(index, int) else index for index in indices]
+        pairs = begin_read(indices)
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
@@ -93,6 +91,13 @@ class Positioned(Protocol):
 
     def position(self, options: BatchOptions, world_size: int) -> Position:
         """Return the position of a training run before its first batch."""
+
+
+def begin_read(indices: Sequence[Index]) -> list[tuple[int, int]]:
+    """Note that samples are read in this process. Returns them, each with its epoch."""
+    if isinstance(indices, StepIndices) and indices.on_read is not None:
+        indices.on_read()
+    return [(index, 0) if isinstance(index, int) else index for index in indices]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.loader.loop import Position
 from pipeline.loader.mixed.weights import Weight, draw_sets, values_of_weight
-from pipeline.loader.schedule.keys import Indices
+from pipeline.loader.schedule.keys import Indices, short_digest
 from pipeline.loader.state import LoaderState
 
 MIXED_STATE_VERSION = 1
@@ -79,7 +78,7 @@ class MixedPosition(Position):
     def _cached_draws(self, epoch: int) -> tuple[Indices, str]:
         if epoch not in self._draws:
             draws = draw_sets(self._weights(), self.seed, epoch, len(self))
-            self._draws[epoch] = (draws, _short(draws.tobytes()))
+            self._draws[epoch] = (draws, short_digest(draws.tobytes()))
             _keep_newest(self._draws)
         return self._draws[epoch]
 
@@ -106,7 +105,7 @@ class MixedPosition(Position):
     def describe_schedule(self) -> str:
         weights = [values_of_weight(one.name, one.weight, 0, range(1)).tolist() for one in self.sets]
         sets = " and ".join(one.state.describe_schedule() for one in self.sets)
-        return f"weights={_short(repr(weights).encode())} steps_per_epoch={self._steps_per_epoch} of {sets}"
+        return f"weights={short_digest(repr(weights))} steps_per_epoch={self._steps_per_epoch} of {sets}"
 
     def describe_empty(self) -> str:
         return "No set has a step"
@@ -172,7 +171,7 @@ class MixedPosition(Position):
         draws = draw_sets(
             {one.name: one.weight for one in ordered}, self.seed, int(state["epoch"]), int(state["length"])
         )
-        if _short(draws.tobytes()) != state["draws"]:
+        if short_digest(draws.tobytes()) != state["draws"]:
             raise ConfigError(
                 f"this loader state was saved with other weights: {self._describe_weights()} choose other sets in "
                 f"epoch {state['epoch']}. {ANOTHER_MIX}"
@@ -264,11 +263,6 @@ def _fits(one: SetPosition, saved: dict[str, Any]) -> bool:
 
 def _no_steps(one: SetPosition) -> ConfigError:
     return ConfigError(f"set '{one.name}': this epoch has no steps. {one.state.describe_empty()}")
-
-
-def _short(content: bytes) -> str:
-    """Return 8 hex digits that stand for bytes."""
-    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _keep_newest(by_epoch: dict[int, Any]) -> None:

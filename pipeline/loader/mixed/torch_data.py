@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from pipeline.loader.mixed.compatibility import check_same_batches
 from pipeline.loader.mixed.dataset import MixedDataset
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords
-from pipeline.loader.torch_data import Index, Sample, SampleDataset, StepIndices
+from pipeline.loader.torch_data import Index, Sample, SampleDataset, begin_read
 
 
 class MixedSampleDataset(Dataset[Sample]):
@@ -36,9 +36,7 @@ class MixedSampleDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Sample]:
         """Return several samples. Neighbors of one set are read together."""
-        if isinstance(indices, StepIndices) and indices.on_read is not None:
-            indices.on_read()
-        pairs = [(index, 0) if isinstance(index, int) else index for index in indices]
+        pairs = begin_read(indices)
         numbers = np.searchsorted(self._ends, [row for row, _ in pairs], side="right")
         samples: list[Sample] = []
         for chosen in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(numbers)) + 1):

@@ -36,6 +36,11 @@ def digest_of_parts(parts: Sequence[tuple[int, Keys]]) -> str:
     return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
 
+def short_digest(content: str | bytes) -> str:
+    """Return 8 hex digits that stand for a text or for bytes."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:8]
+
+
 def mix_bits(x: Keys) -> Keys:
     """Spread close numbers far apart, in place.
 
