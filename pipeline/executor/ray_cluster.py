@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from pipeline.environment import cpu_model, gpu_model
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, LatentmillError
 from pipeline.executor.node_errors import START_ERRORS, NodeError, NodeErrors, own_process
 from pipeline.executor.ray_connection import LOCAL, join_cluster
 from pipeline.recipe import Run
+from pipeline.storage.concurrency import running_beside
 
 CHECK_EVERY_S = 5.0
 """Seconds between two looks at the cluster's nodes."""
@@ -119,14 +121,8 @@ def report_missing_nodes(run: Run, say: Callable[[str], None]) -> Iterator[None]
     if run.local:
         yield
         return
-    done = threading.Event()
-    thread = threading.Thread(target=_watch_nodes, args=(run, say, done), daemon=True)
-    thread.start()
-    try:
+    with running_beside(partial(_watch_nodes, run, say), name="nodes", longest_s=CHECK_EVERY_S):
         yield
-    finally:
-        done.set()
-        thread.join(CHECK_EVERY_S)
 
 
 def _watch_nodes(run: Run, say: Callable[[str], None], done: threading.Event) -> None:

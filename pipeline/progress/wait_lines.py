@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from pipeline.storage.concurrency import running_beside
 from pipeline.storage.drivers.waits import WAITS
 
 CHECK_EVERY_S = 1.0
@@ -16,14 +18,8 @@ SAY_EVERY_S = 10.0
 @contextmanager
 def report_waits(say: Callable[[str], None]) -> Iterator[None]:
     """Inside the ``with`` block, say what this process waits for before it tries a request again."""
-    done = threading.Event()
-    thread = threading.Thread(target=_report, args=(say, done), name="waits", daemon=True)
-    thread.start()
-    try:
+    with running_beside(partial(_report, say), name="waits", longest_s=CHECK_EVERY_S):
         yield
-    finally:
-        done.set()
-        thread.join(CHECK_EVERY_S)
 
 
 def _report(say: Callable[[str], None], done: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""Runs many small requests a few at a time."""
+"""Runs many small requests a few at a time, and work beside other work."""
 
 from __future__ import annotations
 
@@ -57,6 +57,19 @@ def run_at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
     for thread in threads:
         thread.join()
     return [result.result() for result in results]
+
+
+@contextlib.contextmanager
+def running_beside(work: Callable[[threading.Event], None], *, name: str, longest_s: float) -> Iterator[None]:
+    """Run ``work`` in a thread during the ``with`` block, which sets the event at its end and waits for ``longest_s``."""
+    done = threading.Event()
+    thread = Thread(target=work, args=(done,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(longest_s)
 
 
 class DaemonPool:
