@@ -65,7 +65,7 @@ class Filter:
                         f"Leave them out first: {text} != 0 and ..."
                     )
             rows: npt.NDArray[np.int64] = numbered.to_table(columns=[ROW], filter=self.expression)[ROW].to_numpy()
-        except (pa.ArrowException, NotImplementedError) as error:
+        except pa.ArrowException as error:
             raise WhereError(f"filter '{self.text}' cannot be computed: {error}") from error
         return rows
 
@@ -104,7 +104,7 @@ def parse_where(text: str, schema: pa.Schema) -> Filter:
 def _check_types(text: str, expression: pc.Expression, schema: pa.Schema) -> None:
     try:
         schema.empty_table().filter(expression)
-    except (pa.ArrowException, NotImplementedError) as error:
+    except pa.ArrowException as error:
         raise WhereError(f"filter '{text}' does not fit the columns' types: {error}") from error
 
 

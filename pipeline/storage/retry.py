@@ -111,7 +111,7 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), lo
         return True
 
     return tenacity.Retrying(
-        sleep=lambda seconds: WAITS.sleep(seconds),
+        sleep=WAITS.sleep,
         stop=stop,
         wait=pause,
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
