@@ -47,14 +47,15 @@ def render_card(recipe: Recipe, index: Index) -> bytes:
             lines += ["  data_files:", "  - split: train", "    path:", *(f'    - "{path}"' for path in paths)]
     if not any(paths for paths, _ in tables.values()):
         lines[-1] = "configs: []"
-    counts = ", ".join(f"{count:,} {name}" for name, (_, count) in tables.items())
+    counts = ", ".join(f"{name} {count:,}" for name, (_, count) in tables.items())
     buckets = ", ".join(str(bucket) for bucket in recipe.buckets)
     lines += [
         "---",
         "",
         "# Video latents",
         "",
-        f"Latents of a video VAE, made by Latentmill with recipe `{recipe.fingerprint}`: {counts}. Buckets: {buckets}.",
+        f"Latents of a video VAE, made by Latentmill with recipe `{recipe.fingerprint}`.",
+        f"Rows: {counts}. Buckets: {buckets}.",
         "`dataset.json` has the VAE and the whole recipe.",
         "",
         "The tables of this card are the index. A row of `samples` names the shard and the bytes of its latents:",
