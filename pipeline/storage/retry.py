@@ -14,7 +14,7 @@ import tenacity
 
 from pipeline.errors import ConfigError
 from pipeline.storage.drivers.errors import ShortRead, is_transient, note_tries, retry_after_s
-from pipeline.storage.drivers.waits import WAITS, note_pause
+from pipeline.storage.drivers.waits import WAITS, note_pause, sleep_through_pause
 
 VARIABLE = "LATENTMILL_PATIENCE_S"
 """Environment variable with the number of seconds for which an outage of a store is waited out."""
@@ -111,7 +111,7 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), lo
         return True
 
     return tenacity.Retrying(
-        sleep=WAITS.sleep,
+        sleep=sleep_through_pause,
         stop=stop,
         wait=pause,
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),

@@ -41,10 +41,9 @@ def google_error(status: int, message: str) -> bytes:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """The pauses before further tries, which are not waited for, nor shown by later tests."""
+    """The pauses before further tries, which are not waited for."""
     found: list[float] = []
     monkeypatch.setattr(WAITS, "sleep", found.append)
-    monkeypatch.setattr(WAITS, "_pauses", {})
     monkeypatch.setenv(retry.VARIABLE, "0.3")
     yield found
 

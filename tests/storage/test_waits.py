@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 
@@ -18,10 +20,17 @@ from pipeline.sources.item import Item
 from pipeline.storage import retry
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.drivers import waits
-from pipeline.storage.drivers.waits import WAITS, Pause, Waits
+from pipeline.storage.drivers.waits import Pause, Waits
 from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
 from tests.support.http_server import Reply, serving
+
+
+class Busy(OSError):
+    """A server's answer 429 that asks for a long pause."""
+
+    status = 429
+    headers = {"Retry-After": "300"}  # noqa: RUF012
 
 
 def test_a_wait_names_the_file_the_answer_and_the_retry(
@@ -31,7 +40,7 @@ def test_a_wait_names_the_file_the_answer_and_the_retry(
     monkeypatch.setenv(retry.VARIABLE, "20")
     monkeypatch.setattr(waits, "WAITS", process := Waits())
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(process.texts()))
+    monkeypatch.setattr(process, "sleep", lambda s: said.extend(process.texts()))
     replies = iter([Reply(status=503), Reply(status=429), Reply(b"video")])
     with serving(lambda path: next(replies)) as server:
         fetch(Item(ordinal=0, key="", uri="", location=f"{server.url}/a.mp4?token=secret"), recipe).close()
@@ -53,7 +62,7 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
     monkeypatch.setenv(retry.VARIABLE, "20")
     monkeypatch.setattr(waits, "WAITS", process := Waits())
     monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
-    monkeypatch.setattr(WAITS, "sleep", lambda s: said.extend(process.texts()))
+    monkeypatch.setattr(process, "sleep", lambda s: said.extend(process.texts()))
     store = Store(f"{s3}/out")
     store.put("a.json", b"{}")
     answer = {
@@ -76,7 +85,7 @@ def test_a_wait_for_a_bucket_names_the_file_and_the_code_of_the_answer(
     )
 
 
-def test_pauses_end_by_themselves_and_short_ones_are_not_shown() -> None:
+def test_pauses_are_shown_up_to_their_end_and_short_ones_are_not() -> None:
     now_s = 100.0
     process = Waits(lambda: now_s)
     pause = Pause(target="s3://b/x", problem="HTTP 503", retry=3, started_s=70.0, ends_s=110.0, patience_s=20.0)
@@ -91,6 +100,44 @@ def test_pauses_end_by_themselves_and_short_ones_are_not_shown() -> None:
     assert process.texts() == []
 
 
+def fail_twice(error: Exception) -> Callable[[], bool]:
+    """A call that raises ``error`` twice, then returns True."""
+    failures = iter([error, error])
+
+    def call() -> bool:
+        if failure := next(failures, None):
+            raise failure
+        return True
+
+    return call
+
+
+def test_a_pause_ends_with_its_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of a wait once the next try has begun, though the sleep was shorter than the pause."""
+    monkeypatch.setattr(waits, "WAITS", process := Waits())
+    monkeypatch.setattr(waits, "SHORTEST_SHOWN_S", 0.0)
+    said: list[int] = []
+    monkeypatch.setattr(process, "sleep", lambda s: said.append(len(process.texts())))
+    assert retried(fail_twice(Busy()))
+    assert said == [1, 1] and process.texts() == []
+    assert 0 < process.total_s < 60, "time that was not waited is not counted"
+
+
+def test_a_pause_ends_when_its_sleep_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "WAITS", process := Waits())
+    monkeypatch.setattr(process, "sleep", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        retried(fail_twice(Busy()))
+    assert process.texts() == [] and process.total_s < 60
+
+
+def test_a_pause_ends_when_the_work_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "WAITS", process := Waits())
+    with process.given_up():
+        assert retried(fail_twice(Busy()))
+    assert process.texts() == []
+
+
 def test_the_driver_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait_lines, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(wait_lines, "WAITS", process := Waits())
@@ -102,13 +149,6 @@ def test_the_driver_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> N
     with report_waits(said.append):
         time.sleep(0.3)
     assert said == ["waiting 9 s for s3://b/x (HTTP 503), retry 2; gives up after 20 s"]
-
-
-class Busy(OSError):
-    """A server's answer 429 that asks for a long pause."""
-
-    status = 429
-    headers = {"Retry-After": "300"}  # noqa: RUF012
 
 
 def test_ctrl_c_ends_requests_that_wait_to_be_made_again() -> None:

@@ -68,12 +68,12 @@ class Waits:
 
     @property
     def total_s(self) -> float:
-        """Seconds of all pauses that have begun. Pauses of two threads at once add up."""
+        """Seconds of all pauses, with the rest of those of now. Pauses of two threads at once add up."""
         with self._lock:
             return self._total_s
 
     def begin(self, pause: Pause) -> None:
-        """Note a pause of the calling thread; it ends by itself."""
+        """Note a pause of the calling thread, which ``end`` ends."""
         with self._lock:
             self._pauses[threading.get_ident()] = pause
             self._total_s += pause.ends_s - self._now()
@@ -82,6 +82,13 @@ class Waits:
                 return
             self._warned_s = self._now()
         warnings.warn(pause.text(self._now()), StoreWarning, stacklevel=2)
+
+    def end(self) -> None:
+        """End the calling thread's pause, if it has one. Time that it did not last is not counted."""
+        with self._lock:
+            pause = self._pauses.pop(threading.get_ident(), None)
+            if pause is not None:
+                self._total_s -= max(pause.ends_s - self._now(), 0.0)
 
     @property
     def is_given_up(self) -> bool:
@@ -105,8 +112,8 @@ class Waits:
         """Phrases about the pauses of now, the longest trouble first. Short ones are left out."""
         now_s = self._now()
         with self._lock:
-            self._pauses = {thread: pause for thread, pause in self._pauses.items() if pause.ends_s >= now_s}
-            shown = [pause for pause in self._pauses.values() if pause.ends_s - pause.started_s >= SHORTEST_SHOWN_S]
+            pauses = [pause for pause in self._pauses.values() if pause.ends_s >= now_s]
+        shown = [pause for pause in pauses if pause.ends_s - pause.started_s >= SHORTEST_SHOWN_S]
         return [pause.text(now_s) for pause in sorted(shown, key=lambda pause: pause.started_s)]
 
 
@@ -125,7 +132,7 @@ def requests_to(target: str) -> Iterator[None]:
 
 
 def note_pause(state: tenacity.RetryCallState, patience_s: float) -> None:
-    """Note the pause that begins now: a hook for ``tenacity``."""
+    """Note the pause that begins now: the hook of ``tenacity`` that it calls before ``sleep_through_pause``."""
     error = state.outcome.exception() if state.outcome is not None else None
     now_s = time.monotonic()
     pause = Pause(
@@ -137,6 +144,14 @@ def note_pause(state: tenacity.RetryCallState, patience_s: float) -> None:
         patience_s=patience_s,
     )
     WAITS.begin(pause)
+
+
+def sleep_through_pause(seconds: float) -> None:
+    """Sleep, then end the pause that ``note_pause`` began, also if the sleep is cut short."""
+    try:
+        WAITS.sleep(seconds)
+    finally:
+        WAITS.end()
 
 
 def _problem(error: BaseException | None) -> str:
