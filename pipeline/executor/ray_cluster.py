@@ -36,7 +36,7 @@ def connect_to_ray(run: Run) -> Any:
     import ray.data.exceptions
 
     if not ray.is_initialized():
-        join_cluster(run)
+        join_cluster(run.ray_address)
         if run.ray_address == LOCAL:
             check_encoder_fits(run, ray.cluster_resources())
     return ray

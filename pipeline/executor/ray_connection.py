@@ -14,7 +14,6 @@ from typing import IO
 
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.executor import ray_probe
-from pipeline.recipe import Run
 
 PROBE_TIMEOUT_S = 22.0
 """Seconds that joining may take. Ray itself reports a wrong token after 20 s, and waits longer for a silent server."""
@@ -27,12 +26,11 @@ LOCAL = "local"
 """Address that stands for a new cluster on this machine."""
 
 
-def join_cluster(run: Run) -> None:
-    """Connect this process to the cluster at ``run.ray_address``, or to a new one on this machine.
+def join_cluster(address: str) -> None:
+    """Connect this process to the cluster at ``address``, or to a new one on this machine.
 
     ConfigError if the address, the token or the cluster's version is wrong, LatentmillError if nothing answers there.
     """
-    address = run.ray_address
     is_local = address == LOCAL
     if not is_local:
         check_address(address)

@@ -1,85 +1,141 @@
 """The flow of an export: unit by unit, resumable, complete once ``export.json`` exists.
 
 Every unit is written into a scratch folder and then put under its final names. A record of the unit follows, so that
-running the same command again writes only the units without a record.
+running the same command again writes only the units without a record. The files that list all units come last.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.export.target import ExportedSample, ExportTarget, exported_columns
+from pipeline.executor.ray_map import map_on_ray
+from pipeline.export.captions import check_caption
+from pipeline.export.options import ExportOptions
+from pipeline.export.summary import ExportSummary
+from pipeline.export.target import ExportTarget
+from pipeline.export.targets.registry import find_target
+from pipeline.export.unit_export import (
+    RECORDS,
+    ExportSettings,
+    Rows,
+    UnitExport,
+    exporter_of,
+    open_samples,
+    put_folder,
+    read_part,
+)
 from pipeline.loader import LatentDataset
 from pipeline.output.unit_metadata import unit_of
-from pipeline.progress.formatting import number
 from pipeline.storage.store import Store
-from stvae.normalization import normalize
 
 COMPLETE = "export.json"
 """File whose existence says that an export is complete."""
-RECORDS = ".latentmill"
-"""Folder of an export with its settings and a record per unit. Readers pass over names that begin with a dot."""
-SAMPLES_AT_ONCE = 64
-"""Samples whose latents are read and normalized together."""
+UNFINISHED = "EXPORT-IS-NOT-COMPLETE.txt"
+"""File that says so to people until then. Readers that search folders for data cannot be kept from an unfinished export."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportSummary:
-    """Totals of a complete export."""
-
-    url: str
-    target: str
-    units: int
-    samples: int
-    size_bytes: int
-    """Size of all exported files."""
+Executor = Callable[[ExportSettings, list[tuple[str, Rows]]], Iterator[UnitExport]]
+"""Exports units, each with the numbers of its samples, in any order."""
 
 
 def export_dataset(
-    data: LatentDataset, target: ExportTarget, store: Store, say: Callable[[str], None]
+    data: LatentDataset,
+    target: ExportTarget,
+    settings: ExportSettings,
+    store: Store,
+    execute: Executor,
+    progress: Callable[[ExportSummary, int], None],
 ) -> ExportSummary:
     """Write every sample of ``data`` into ``store`` as ``target`` lays it out. Safe to call again after a crash.
 
+    progress: is called after every unit, with the totals so far and the number of units that are done.
     ConfigError if the target cannot hold the dataset or ``store`` holds another export.
     """
-    target.check(data)
-    _agree_on_settings(store, {"target": target.name, "dataset": data.store.url, "samples": data.samples.digest})
-    rows_by_unit = _rows_by_unit(data)
-    records: dict[str, dict[str, int]] = {}
-    for position, (unit, rows) in enumerate(rows_by_unit.items(), 1):
-        records[unit] = _read_record(store, unit) or _export_unit(data, target, store, unit, rows)
-        say(f"unit {position} of {len(rows_by_unit)}: {number(records[unit]['samples'], 'sample')}")
-    index_bytes = _put_folder(store, lambda folder: target.write_indexes(sorted(rows_by_unit), folder))
-    summary = ExportSummary(
-        url=store.url,
-        target=target.name,
-        units=len(records),
-        samples=sum(record["samples"] for record in records.values()),
-        size_bytes=index_bytes + sum(record["size_bytes"] for record in records.values()),
-    )
-    if summary.samples != len(data):
-        raise IntegrityError(f"{store.url}: {summary.samples} samples were exported, the dataset has {len(data)}")
-    values = {"target": target.name, "units": summary.units, "samples": summary.samples, "bytes": summary.size_bytes}
-    store.put_new(COMPLETE, json.dumps(values, indent=1).encode())
+    _begin(store, settings)
+    units = rows_by_unit(data)
+    summary = ExportSummary(url=store.url, target=target.name, units=len(units), left_out={})
+    for done, outcome in enumerate(execute(settings, units), 1):
+        summary.add(outcome)
+        progress(summary, done)
+    _check_complete(summary, len(data))
+    parts = ((unit, read_part(store, unit)) for unit, _ in units)
+    files, size_bytes = put_folder(store, lambda folder: target.write_indexes(parts, folder, store.url))
+    summary.files, summary.size_bytes = summary.files + files, summary.size_bytes + size_bytes
+    store.put_new(COMPLETE, json.dumps(_description(settings, summary), indent=1, sort_keys=True).encode())
+    store.delete(UNFINISHED)
     return summary
 
 
-def _agree_on_settings(store: Store, settings: dict[str, Any]) -> None:
-    path, content = f"{RECORDS}/settings.json", json.dumps(settings, indent=1, sort_keys=True).encode()
+def open_export(url: str, target: str, options: ExportOptions) -> tuple[LatentDataset, ExportTarget]:
+    """Open an output for an export. ConfigError if the target cannot hold it or an option names what it has not."""
+    found = find_target(target)
+    data = open_samples(url, options)
+    if not len(data):
+        raise ConfigError(
+            f"{url} has no samples to export" + (f" that pass {options.where!r}" if options.where else "")
+        )
+    check_caption(data, options)
+    if found.latents == "moments" and data.recipe.store == "mean":
+        raise ConfigError(
+            f"{found.name} holds mean and log-variance, and {url} was made with --store mean; choose another target, or "
+            "encode with --store moments"
+        )
+    if found.text == "none" and options.text is not None:
+        raise ConfigError(f"{found.name} holds no text embeddings; leave out --text")
+    if found.text == "must" and options.text is None:
+        raise ConfigError(f"{found.name} needs text embeddings: give --text LAYER (jobs/encode_text.py makes one)")
+    found.check(data, options)
+    return data, found
+
+
+def export_locally(settings: ExportSettings, units: list[tuple[str, Rows]]) -> Iterator[UnitExport]:
+    """Export the units in this process."""
+    exporter = exporter_of(settings)
+    for unit, rows in units:
+        yield exporter.export(unit, rows)
+
+
+def export_on_ray(address: str, settings: ExportSettings, units: list[tuple[str, Rows]]) -> Iterator[UnitExport]:
+    """Export the units with tasks on the cluster at ``address``."""
+    for row in map_on_ray(address, partial(_export_unit, settings), units):
+        yield UnitExport(**row)
+
+
+def _export_unit(settings: ExportSettings, unit: tuple[str, Rows]) -> dict[str, Any]:
+    return exporter_of(settings).export(*unit).to_json()
+
+
+def rows_by_unit(data: LatentDataset) -> list[tuple[str, Rows]]:
+    """Numbers of the samples of each unit, in the order of the index; units sorted by name."""
+    shards = data.samples.columns(["shard"])["shard"].combine_chunks().dictionary_encode()
+    codes: npt.NDArray[np.int32] = shards.indices.to_numpy()
+    names = [unit_of(shard) for shard in shards.dictionary.to_pylist()]
+    for name in names:
+        if "/" in name:
+            raise IntegrityError(f"{data.store.url}: {name!a} is not the name of a unit")
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    rows = {name: order[bounds[code] : bounds[code + 1]] for code, name in enumerate(names)}
+    return sorted(rows.items())
+
+
+def _begin(store: Store, settings: ExportSettings) -> None:
+    """Record what is exported, or check that the export that is there is the same one."""
+    path, wanted = f"{RECORDS}/settings.json", _settings(settings)
+    content = json.dumps(wanted, indent=1, sort_keys=True).encode()
+    if store.size(COMPLETE) is None:
+        store.put_new(UNFINISHED, b"This export is not complete: export.json is missing. Run the same command again.\n")
     if store.put_new(path, content):
         return
     recorded = json.loads(store.get(path))
     differing = [
-        f"{name}: {recorded.get(name)} -> {value}" for name, value in settings.items() if recorded.get(name) != value
+        f"{name}: {recorded.get(name)} -> {value}" for name, value in wanted.items() if recorded.get(name) != value
     ]
     if differing:
         raise ConfigError(
@@ -87,58 +143,21 @@ def _agree_on_settings(store: Store, settings: dict[str, Any]) -> None:
         )
 
 
-def _rows_by_unit(data: LatentDataset) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Numbers of the samples of each unit, in the order of the index; units sorted by name."""
-    shards = data.columns["shard"].combine_chunks().dictionary_encode()
-    codes = shards.indices.to_numpy()
-    names = [unit_of(shard) for shard in shards.dictionary.to_pylist()]
-    for name in names:
-        if "/" in name:
-            raise IntegrityError(f"{data.store.url}: {name!a} is not the name of a unit")
-    return {names[code]: np.flatnonzero(codes == code) for code in sorted(range(len(names)), key=names.__getitem__)}
+def _settings(settings: ExportSettings) -> dict[str, Any]:
+    """The values that must not change while an export is made. Options that have their default are left out."""
+    defaults = ExportOptions().to_json()
+    options = {name: value for name, value in settings.options.to_json().items() if value != defaults[name]}
+    return {"target": settings.target, "dataset": settings.dataset, "samples": settings.samples, **options}
 
 
-def _read_record(store: Store, unit: str) -> dict[str, int] | None:
-    try:
-        record: dict[str, int] = json.loads(store.get(f"{RECORDS}/units/{unit}.json"))
-    except FileNotFoundError:
-        return None
-    return record
+def _description(settings: ExportSettings, summary: ExportSummary) -> dict[str, Any]:
+    counts = {
+        name: getattr(summary, name) for name in ("units", "samples", "rows", "files", "captions_left", "left_out")
+    }
+    return _settings(settings) | counts | {"bytes": summary.size_bytes}
 
 
-def _export_unit(
-    data: LatentDataset, target: ExportTarget, store: Store, unit: str, rows: np.ndarray[Any, np.dtype[np.int64]]
-) -> dict[str, int]:
-    size_bytes = _put_folder(store, lambda folder: target.write_unit(unit, _read_samples(data, rows), folder))
-    record = {"samples": len(rows), "size_bytes": size_bytes}
-    store.put_new(f"{RECORDS}/units/{unit}.json", json.dumps(record).encode())
-    return record
-
-
-def _put_folder(store: Store, write: Callable[[Path], None]) -> int:
-    """Put every file that ``write`` makes in a scratch folder; their size in bytes.
-
-    IntegrityError if another file of a different size already has one of the names.
-    """
-    total_bytes = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write(folder)
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            name, size_bytes = path.relative_to(folder).as_posix(), path.stat().st_size
-            if not store.put_new(name, path) and store.size(name) != size_bytes:
-                raise IntegrityError(f"{store.url}/{name} is not what this export writes; give another --output")
-            total_bytes += size_bytes
-    return total_bytes
-
-
-def _read_samples(data: LatentDataset, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[ExportedSample]:
-    names = ["id", *exported_columns(data)]
-    for start in range(0, len(rows), SAMPLES_AT_ONCE):
-        part = rows[start : start + SAMPLES_AT_ONCE]
-        columns = data.columns.select(names).take(part).to_pylist()
-        for values, raw_Cthw in zip(columns, data.read(part), strict=True):
-            latents_BCthw = torch.from_numpy(raw_Cthw.astype(np.float32))[None]
-            yield ExportedSample(
-                id=values.pop("id"), latents_Cthw=normalize(latents_BCthw, data.card)[0].numpy(), columns=values
-            )
+def _check_complete(summary: ExportSummary, samples: int) -> None:
+    found = summary.samples + sum(summary.left_out.values())
+    if found != samples:
+        raise IntegrityError(f"{summary.url}: {found} samples were exported or left out, the dataset has {samples}")

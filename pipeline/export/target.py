@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from pipeline.export.options import ExportOptions
+from pipeline.export.sample import ExportedSample
 from pipeline.loader import LatentDataset
 
+COLUMNS = ("key", "fps", "height", "width", "num_frames", "bucket")
+"""Columns of the index that every exported sample carries beside its id and caption."""
+SOURCE_COLUMNS = (
+    "uri",
+    "src_width",
+    "src_height",
+    "src_num_frames",
+    "start_s",
+    "end_s",
+    "latent_t",
+    "latent_h",
+    "latent_w",
+)
+"""Further columns that targets use."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportedSample:
-    """One sample as every target gets it."""
-
-    id: str
-    latents_Cthw: npt.NDArray[np.float32]
-    """Normalized posterior mean, ``(raw - shift) * scale``."""
-    columns: dict[str, Any]
-    """Values of ``exported_columns``; None where a value is missing."""
+Parts = Iterable[tuple[str, bytes]]
+"""The name of every unit with what ``ExportTarget.write_unit`` returned for it, in the order of the names."""
 
 
-COLUMNS = ("key", "caption", "fps", "height", "width", "num_frames")
-"""Columns of the index that every exported sample carries beside its id."""
+def user_columns(data: LatentDataset) -> list[str]:
+    """Return the bucket group, if the output has groups, and the user's columns."""
+    group = ["group"] if data.recipe.group_names else []
+    return [*group, *(name for name in data.columns.column_names if name.startswith("meta_"))]
 
 
 def exported_columns(data: LatentDataset) -> list[str]:
-    """Return the columns that exported samples carry: ``COLUMNS``, ``group`` if there are bucket groups, user columns."""
-    group = ["group"] if data.recipe.group_names else []
-    return [*COLUMNS, *group, *(name for name in data.columns.column_names if name.startswith("meta_"))]
+    """Return the columns that exported samples carry."""
+    return [*COLUMNS, *SOURCE_COLUMNS, *user_columns(data)]
 
 
 class ExportTarget(ABC):
@@ -43,16 +49,31 @@ class ExportTarget(ABC):
 
     name: ClassVar[str]
     """Value of ``--to``."""
+    reader: ClassVar[str]
+    """Who reads the format, for the list of targets."""
+    latents: ClassVar[Literal["mean", "moments"]] = "mean"
+    """``moments`` if the reader takes mean and log-variance, so that an output made with ``--store mean`` is refused."""
+    text: ClassVar[Literal["none", "may", "must"]] = "may"
+    """``must`` if the reader needs embeddings of captions, ``none`` if it takes none."""
+    one_caption: ClassVar[bool] = True
+    """True if a sample of the format has one caption."""
+    first_frame: ClassVar[bool] = False
+    """True if the target uses the latents of the first frame where the output has them."""
 
-    def check(self, data: LatentDataset) -> None:  # noqa: B027 (most targets accept every dataset)
-        """Raise ConfigError if this format cannot hold ``data``; the message says why."""
+    def check(self, data: LatentDataset, options: ExportOptions) -> None:  # noqa: B027 (most targets take every dataset)
+        """Raise ConfigError if this format cannot hold ``data``; the message says why and what would help."""
+
+    def refuse(self, columns: Mapping[str, Any]) -> str | None:
+        """Return why the format cannot hold a sample with these columns, in a few words; None if it can."""
+        return None
 
     @abstractmethod
-    def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> None:
+    def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
         """Write the files of one unit below ``folder``, which is empty.
 
-        Paths relative to ``folder`` are the paths below the export, so they must contain ``unit``.
+        Paths relative to ``folder`` are the paths below the export, so they must contain ``unit``. Returns what
+        ``write_indexes`` needs to know of the unit, or no bytes.
         """
 
-    def write_indexes(self, units: list[str], folder: Path) -> None:  # noqa: B027 (not every format has an index)
-        """Write the files that list all ``units`` below ``folder``, once every unit is there."""
+    def write_indexes(self, parts: Parts, folder: Path, url: str) -> None:  # noqa: B027 (not every format has an index)
+        """Write the files that list all units below ``folder``, once every unit is there. url: that of the export."""

@@ -14,7 +14,6 @@ import pytest
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.executor import ray_connection, ray_probe
 from pipeline.executor.ray_connection import join_cluster
-from pipeline.recipe import Run
 from tests.support.painted import command, write_videos
 from tests.support.paths import ROOT
 from tests.support.ray_head import free_port, ray_head
@@ -24,10 +23,6 @@ VERSIONS = (
     "This process on node 192.0.2.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
 )
 """Text of the error that Ray 2.60 raises at a cluster of Ray 2.58."""
-
-
-def run_at(address: str) -> Run:
-    return Run(output="out", vae="demo", sources=(), ray_address=address)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +41,7 @@ def run_at(address: str) -> Run:
 )
 def test_an_address_that_is_none_of_a_head_is_refused_at_once_with_what_to_write(address: str, words: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        join_cluster(run_at(address))
+        join_cluster(address)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -54,7 +49,7 @@ def test_an_address_that_is_none_of_a_head_is_refused_at_once_with_what_to_write
 def test_a_dead_address_ends_the_job_in_seconds(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 0.3)
     with pytest.raises(LatentmillError, match="no Ray cluster answers at") as failed:
-        join_cluster(run_at(f"{host}:{free_port()}"))
+        join_cluster(f"{host}:{free_port()}")
     assert failed.value.exit_code == 1
 
 
@@ -62,7 +57,7 @@ def test_a_port_where_something_else_listens_ends_the_job_in_time(monkeypatch: p
     monkeypatch.setattr(ray_connection, "PROBE_TIMEOUT_S", 2.0)
     silent = socket.create_server(("127.0.0.1", 0))
     with silent, pytest.raises(LatentmillError, match="although something listens there") as failed:
-        join_cluster(run_at(f"127.0.0.1:{silent.getsockname()[1]}"))
+        join_cluster(f"127.0.0.1:{silent.getsockname()[1]}")
     assert failed.value.exit_code == 1
 
 
@@ -83,7 +78,7 @@ def test_any_error_of_ray_is_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ConfigError) as refused:
-            join_cluster(run_at(f"127.0.0.1:{port}"))
+            join_cluster(f"127.0.0.1:{port}")
     assert sentence.format(port=port) in str(refused.value) and "\n" not in str(refused.value)
 
 

@@ -18,11 +18,15 @@ import pytest
 from jobs.export_dataset import main
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
-from pipeline.export import targets
-from pipeline.export.exporter import export_dataset
-from pipeline.export.target import ExportedSample, ExportTarget
-from pipeline.export.targets import find_target
+from pipeline.export.exporter import UNFINISHED, export_dataset, export_locally
+from pipeline.export.options import ExportOptions
+from pipeline.export.sample import ExportedSample
+from pipeline.export.target import ExportTarget, Parts
+from pipeline.export.targets import registry
+from pipeline.export.targets.registry import find_target
+from pipeline.export.unit_export import ExportSettings
 from pipeline.loader import LatentDataset
+from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.store import Store
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT
@@ -41,11 +45,12 @@ def loader_samples(output: str) -> dict[str, np.ndarray]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".partial" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_parquet_holds_every_sample_with_the_loaders_values(output: str, tmp_path: Path) -> None:
-    assert main([output, "--to", "parquet", "--output", str(tmp_path / "e")]) == 0
+    assert main([output, "--to", "parquet", "--local", "--output", str(tmp_path / "e")]) == 0
     rows = pq.read_table(tmp_path / "e" / "data").to_pylist()
     expected = loader_samples(output)
     assert {row["id"] for row in rows} == expected.keys() and len(rows) == len(BUCKETS)
@@ -57,40 +62,50 @@ def test_parquet_holds_every_sample_with_the_loaders_values(output: str, tmp_pat
     assert json.loads((tmp_path / "e" / "export.json").read_text())["samples"] == len(BUCKETS)
 
 
+def test_a_dry_run_estimates_what_the_export_takes(
+    output: str, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([output, "--to", "parquet", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "in 6 files, 21 rows; estimated from 21 samples of 21" in printed
+
+
 def test_a_filter_exports_only_what_passes(output: str, tmp_path: Path) -> None:
-    assert main([output, "--to", "parquet", "--output", str(tmp_path), "--where", "num_frames == 1"]) == 0
+    assert main([output, "--to", "parquet", "--local", "--output", str(tmp_path), "--where", "num_frames == 1"]) == 0
     assert {row["num_frames"] for row in pq.read_table(tmp_path / "data").to_pylist()} == {1}
 
 
-KILLED = """
-import os, signal, sys
-from pipeline.export import exporter
-calls, put = iter(range(100)), exporter._put_folder
-def put_then_die(store, write):
-    size = put(store, write)
-    if next(calls) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return size
-exporter._put_folder = put_then_die
-from jobs.export_dataset import main
-sys.exit(main(sys.argv[1:]))
-"""
+@pytest.mark.parametrize("step", ["file-linked:14", "file-written:17", "file-linked:22"])
+def test_a_killed_export_is_incomplete_and_finishes_with_the_same_files(
+    output: str, whole: dict[str, bytes], step: str, tmp_path: Path
+) -> None:
+    arguments = [output, "--to", "parquet", "--local", "--output", str(tmp_path)]
+    command = [sys.executable, "jobs/export_dataset.py", *arguments]
+    job = subprocess.run(command, cwd=ROOT, env=os.environ | {VARIABLE: step}, check=False, capture_output=True)
+    assert job.returncode == -signal.SIGKILL
+    assert not (tmp_path / "export.json").exists() and (tmp_path / UNFINISHED).exists()
+    assert main(arguments) == 0
+    assert files(tmp_path) == whole
 
 
-def test_a_killed_export_is_incomplete_and_finishes_with_the_same_files(output: str, tmp_path: Path) -> None:
-    arguments = [output, "--to", "parquet", "--output"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    job = subprocess.run([sys.executable, "-c", KILLED, *arguments, str(killed)], cwd=ROOT, env=os.environ, check=False)
-    assert job.returncode == -signal.SIGKILL and not (killed / "export.json").exists()
-    assert main([*arguments, str(killed)]) == main([*arguments, str(whole)]) == 0
-    assert files(killed) == files(whole)
+@pytest.fixture(scope="module")
+def whole(output: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an export that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([output, "--to", "parquet", "--local", "--output", str(folder)]) == 0
+    return files(folder)
+
+
+def test_tasks_on_ray_write_the_same_files(output: str, whole: dict[str, bytes], tmp_path: Path) -> None:
+    assert main([output, "--to", "parquet", "--output", str(tmp_path)]) == 0
+    assert files(tmp_path) == whole
 
 
 def test_another_export_in_the_same_place_is_refused(
     output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([output, "--to", "parquet", "--output", str(tmp_path), "--where", "num_frames == 1"]) == 0
-    assert main([output, "--to", "parquet", "--output", str(tmp_path)]) == 2
+    assert main([output, "--to", "parquet", "--local", "--output", str(tmp_path), "--where", "num_frames == 1"]) == 0
+    assert main([output, "--to", "parquet", "--local", "--output", str(tmp_path)]) == 2
     assert "holds another export" in capsys.readouterr().out
 
 
@@ -103,21 +118,28 @@ class NumpyTarget(ExportTarget):
     """A toy target: one ``.npz`` per unit and a list of them, made by the steps of the room's page."""
 
     name: ClassVar[str] = "npz"
+    reader: ClassVar[str] = "NumPy"
 
-    def check(self, data: LatentDataset) -> None:
+    def check(self, data: LatentDataset, options: ExportOptions) -> None:
         if len(data.samples.buckets) > 3:
             raise ConfigError("npz holds at most three buckets")
 
-    def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> None:
-        np.savez(folder / f"{unit}.npz", **{sample.id: sample.latents_Cthw for sample in samples})
+    def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
+        np.savez(folder / f"{unit}.npz", **{sample.id: sample.normalized_mean() for sample in samples})
+        return b""
 
-    def write_indexes(self, units: list[str], folder: Path) -> None:
-        (folder / "units.txt").write_text("".join(f"{unit}.npz\n" for unit in units))
+    def write_indexes(self, parts: Parts, folder: Path, url: str) -> None:
+        (folder / "units.txt").write_text("".join(f"{unit}.npz\n" for unit, _ in parts))
 
 
 def test_a_target_is_added_as_the_page_says(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(targets.TARGETS, NumpyTarget.name, NumpyTarget)
-    summary = export_dataset(LatentDataset(output), find_target("npz"), Store(str(tmp_path)), lambda line: None)
+    monkeypatch.setitem(registry.TARGETS, NumpyTarget.name, NumpyTarget)
+    data = LatentDataset(output)
+    settings = ExportSettings(
+        dataset=output, samples=data.samples.digest, target="npz", options=ExportOptions(), output=str(tmp_path)
+    )
+    store = Store(str(tmp_path))
+    summary = export_dataset(data, find_target("npz"), settings, store, export_locally, lambda summary, units: None)
     read: dict[str, np.ndarray] = {}
     for name in (tmp_path / "units.txt").read_text().split():
         read |= dict(np.load(tmp_path / name))

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipeline.export.parquet import ParquetTarget
 
 from jobs.verify_dataset import main as verify_main
 from pipeline.bucket import Bucket
 from pipeline.encode.attempts import list_attempts
 from pipeline.errors import IntegrityError
 from pipeline.export.exporter import export_dataset
-from pipeline.export.parquet import ParquetTarget
 from pipeline.loader import LatentDataset
 from pipeline.output.layout.own_files import FOLDERS, stray_files
 from pipeline.output.plan import read_plan

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.errors import ConfigError
-from pipeline.export.parquet import ParquetTarget
 from pipeline.export.target import ExportTarget
+from pipeline.export.targets.parquet import ParquetTarget
 
 TARGETS: dict[str, type[ExportTarget]] = {target.name: target for target in (ParquetTarget,)}
 

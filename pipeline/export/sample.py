@@ -1,0 +1,61 @@
+"""One sample as export targets get it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stvae.card import Card
+from stvae.normalization import normalize
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextArray:
+    """One array of a text embedding, such as T5's rows or CLIP's pooled vector."""
+
+    values: torch.Tensor
+    """``[L,D]``, or ``[D]`` for a pooled vector, in the dtype of the layer."""
+    length: int
+    """Number of true tokens: rows from here on are padding that the layer keeps. 1 for a pooled vector."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedSample:
+    """One sample as every target gets it."""
+
+    id: str
+    """Name of the exported sample: the id of the latents, with the number of the caption if each caption is exported."""
+    stored_Cthw: Floats
+    """The stored latents, raw: the posterior mean ``[C,t,h,w]``, or mean and log-variance ``[2C,t,h,w]``."""
+    card: Card = field(repr=False)
+    caption: str | None
+    columns: dict[str, Any]
+    """Values of ``exported_columns``; None where a value is missing."""
+    text: Mapping[str, TextArray] = field(default_factory=dict)
+    """The caption's embedding by the names of its arrays. Empty if no text layer is exported."""
+    first_Cthw: Floats | None = None
+    """Raw latents of the first frame, encoded alone, if the output and the target have it."""
+
+    def raw_mean(self) -> Floats:
+        """Return the raw posterior mean ``[C,t,h,w]``."""
+        return self.stored_Cthw[: self.card.latent_channels]
+
+    def normalized_mean(self) -> Floats:
+        """Return the posterior mean as the transformer takes it, ``(raw - shift) * scale``, as the loader gives it."""
+        return self._normalized(self.raw_mean())
+
+    def normalized_first(self) -> Floats:
+        """Return the normalized latents of the first frame."""
+        assert self.first_Cthw is not None, "targets ask for first frames in their check"
+        return self._normalized(self.first_Cthw[: self.card.latent_channels])
+
+    def _normalized(self, raw_Cthw: Floats) -> Floats:
+        values: Floats = normalize(torch.from_numpy(raw_Cthw)[None], self.card)[0].numpy()
+        return values

@@ -1,0 +1,1 @@
+"""One module per export target, and the registry of them."""
