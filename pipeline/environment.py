@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,15 +16,31 @@ PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 """Packages whose version may change the bytes of the output."""
 
 
+NUMERICS = {"float32": "ieee", "cudnn": "deterministic"}
+"""Settings of ``stvae.numerics``: float32 is computed as float32, and algorithms repeat their results."""
+ADDED = (*NUMERICS, "autotune")
+"""Entries that environments of version 0.1 lack. They change results on GPUs only."""
+
+
 def describe_environment(run: Run, device: str) -> dict[str, str]:
-    """Describe what can change the last bits of a latent besides the recipe: package versions, device model, threads."""
+    """Describe what can change the last bits of a latent besides the recipe.
+
+    These are package versions, the device's model, the number of threads, and how GPUs compute.
+    """
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return versions | {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
+    machine = {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
+    return versions | machine | NUMERICS | {"autotune": "on" if run.autotune else "off"}
+
+
+def is_same_environment(recorded: Mapping[str, str], own: Mapping[str, str]) -> bool:
+    """Tell if two environments give the same bytes, as far as they say. ``recorded`` may be that of an earlier version."""
+    not_recorded = {name for name in ADDED if name not in recorded and recorded.get("device", "").startswith("cpu ")}
+    return dict(recorded) == {name: value for name, value in own.items() if name not in not_recorded}
 
 
 def installed_scene_detector(method: str) -> str | None:

@@ -277,6 +277,8 @@ class Run:
     """
     retry_rejects: Annotated[str | None, Setting(metavar="REASON|STAGE/REASON|all")] = None
     """Rejects of a finished output to try again, as its summary names them."""
+    autotune: bool = False
+    """Let cuDNN try its algorithms and keep the fastest; another encoder may keep another one, with other last bits."""
     single_writer: bool = False
     """Promise that no other job writes to this output, for stores that cannot create a file only if it is absent."""
     progress_timeout_s: float = 7200.0

@@ -20,6 +20,7 @@ from stvae.checkpoints.bounded_build import build_bounded
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
 from stvae.normalization import denormalize, normalize
+from stvae.numerics import exact_numerics
 from stvae.spatial import SpatialVAE
 from stvae.temporal import TemporalConfig, TemporalVAE
 
@@ -41,12 +42,16 @@ def load_vae(
     dtype: str = "float32",
     only: Half | None = None,
     compiled: bool = False,
+    autotune: bool = False,
 ) -> VAE:
     """Load the VAE of a checkpoint folder, given by name, path or URL.
 
     ``dtype`` is the precision of its computations. ``only="encoder"`` reads and keeps only what encoding needs.
-    ``compiled`` runs the encoder through torch.compile, which compiles each new shape when it first comes. Raises
-    WeightsError if the folder is incomplete or its keys do not fit, UnknownVAE if the class is not known.
+    ``compiled`` runs the encoder through torch.compile, which compiles each new shape when it first comes.
+    ``autotune`` lets cuDNN try its algorithms on each new shape and keep the fastest, which may be another one in the next
+    process, with other last bits.
+
+    Raises WeightsError if the folder is incomplete or its keys do not fit, UnknownVAE if the class is not known.
     """
     folder = weights.find_folder(str(vae))
     card = read_card(str(folder))
@@ -57,7 +62,7 @@ def load_vae(
         for name, module in model.named_modules():
             if name.rpartition(".")[2] == "encoder":
                 module.compile(dynamic=False)
-    return VAE(card, model)
+    return VAE(card, model, autotune=autotune)
 
 
 def _load_model(folder: Path, card: Card, only: Half | None) -> Model:
@@ -80,10 +85,12 @@ def build_open_sora(config: dict[str, Any]) -> SpatioTemporalVAE:
 class VAE:
     """A frozen VAE. Raw latents go in and out; ``normalize`` turns them into what a diffusion transformer trains on.
 
-    Only one thread may use it at a time, because some models keep frames of the call in progress.
+    Only one thread may use it at a time, because some models keep frames of the call in progress. ``encode`` and ``decode``
+    set PyTorch for exact, repeatable results and restore its settings afterwards: see ``numerics.py``.
     """
 
-    def __init__(self, card: Card, model: Model) -> None:
+    def __init__(self, card: Card, model: Model, *, autotune: bool = False) -> None:
+        self.autotune = autotune
         self.card = card
         self.model = model
         parameter = next(model.parameters())
@@ -116,7 +123,8 @@ class VAE:
         x_BCTHW = self.upload(pixels_BCTHW).float().div_(127.5).sub_(1).to(self.dtype)
         size = self.latent_size((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
         noise_BCThw = None if noise_seeds is None else self._spatial_noise(pixels_BCTHW.shape, noise_seeds)
-        with self.model.tiled() if tiled and isinstance(self.model, Autoencoder) else nullcontext():
+        tiles = self.model.tiled() if tiled and isinstance(self.model, Autoencoder) else nullcontext()
+        with exact_numerics(autotune=self.autotune), tiles:
             moments = self.model.encode(x_BCTHW, noise_BCThw).float()
         expected = (len(x_BCTHW), self.card.stored_channels, *size)
         if moments.shape != expected:
@@ -130,7 +138,8 @@ class VAE:
     @torch.inference_mode()
     def decode(self, latents_BCthw: Tensor, num_frames: int) -> Tensor:
         """Return uint8 pixels (B, 3, T, H, W) of raw latents (B, C, t, h, w), T = ``num_frames``."""
-        x_BCTHW = self.model.decode(latents_BCthw.to(self.device, self.dtype), num_frames).float()
+        with exact_numerics(autotune=self.autotune):
+            x_BCTHW = self.model.decode(latents_BCthw.to(self.device, self.dtype), num_frames).float()
         return x_BCTHW.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
     @property

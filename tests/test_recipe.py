@@ -163,6 +163,7 @@ OTHER_RUNS: dict[str, object] = {
     "progress_timeout_s": 60.0,
     "actors": 3,
     "ray_address": "auto",
+    "autotune": True,
 }
 """Fields of Run that may differ from one job in this process to the next."""
 PLACES = {"output", "vae", "sources", "local", "gpus"}

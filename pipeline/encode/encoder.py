@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pipeline.encode.attempts import Attempts, CrashHistory, current_node, is_node_alive
@@ -24,7 +25,7 @@ from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.shard_attempt import AttemptContext, ShardAttempt
 from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity, Utilization
-from pipeline.environment import cpu_model, describe_environment, gpu_model, item_memory_bytes
+from pipeline.environment import cpu_model, describe_environment, gpu_model, is_same_environment, item_memory_bytes
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.output.dataset import PATH, read_dataset
 from pipeline.output.shard_writer import ShardWriter
@@ -72,12 +73,14 @@ class ShardEncoder:
         self.counters = EncoderCounters(f"{node[:12] or 'local'}-{os.getpid()}", str(self.decoders.confinement))
         self.utilization = Utilization()
         self._slots = Slots(UNITS_IN_FLIGHT)
+        self._numerics = self._fix_numerics()
         self._stopped = threading.Event()
 
     def close(self) -> None:
-        """End the decoding children and the VAE's thread."""
+        """End the decoding children and the VAE's thread, and restore PyTorch's settings."""
         self.decoders.close()
         self.batches.queue.close()
+        self._numerics.close()
 
     def stop(self) -> None:
         """End the units in flight, and all later ones, early: their reports have the outcome ``stopped``."""
@@ -167,6 +170,7 @@ class ShardEncoder:
                 dtype=recipe.compute_dtype,
                 only="encoder",
                 compiled=recipe.compile,
+                autotune=run.autotune,
             )
         except (WeightsError, UnknownVAE) as error:
             raise ConfigError(f"an encoder cannot load the VAE that the driver read: {error}") from error
@@ -177,6 +181,14 @@ class ShardEncoder:
             )
         gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
         return vae
+
+    def _fix_numerics(self) -> ExitStack:
+        """Set PyTorch for exact and repeatable results in this process, until the stack is closed."""
+        from stvae.numerics import exact_numerics
+
+        stack = ExitStack()
+        stack.enter_context(exact_numerics(autotune=self.settings.run.autotune))
+        return stack
 
     def _check_dataset(self) -> dict[str, str]:
         """Check that the output is the driver's. Returns what to note in unit metadata: the environment, if it is not
@@ -194,4 +206,6 @@ class ShardEncoder:
             )
         device = gpu_model() if self.settings.run.gpus else cpu_model()
         environment = describe_environment(self.settings.run, device)
-        return {} if environment == dataset.environment else {"environment": json.dumps(environment, sort_keys=True)}
+        if is_same_environment(dataset.environment, environment):
+            return {}
+        return {"environment": json.dumps(environment, sort_keys=True)}
