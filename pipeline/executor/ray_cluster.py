@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.executor.node_errors import START_ERRORS, NodeError, NodeErrors, own_process
+from pipeline.executor.occupied_nodes import NODE_LABEL, occupied_nodes, span_text
 from pipeline.executor.ray_connection import LOCAL, join_cluster
 from pipeline.recipe import Run
 from pipeline.storage.concurrency import running_beside
@@ -21,8 +22,6 @@ CHECK_EVERY_S = 5.0
 """Seconds between two looks at the cluster's nodes."""
 FIRST_REPEAT_S = 60.0
 """Seconds after which the line about a wait is repeated for the first time; the pauses then double."""
-NODE_LABEL = "ray.io/node-id"
-"""Label that Ray gives every node, with the node's id."""
 
 T = TypeVar("T")
 
@@ -67,9 +66,9 @@ def call_on_gpu_node(run: Run, function: Callable[..., T], *arguments: Any) -> T
     errors = NodeErrors(lambda: nodes_for_encoders(run), lambda line: None)
     while True:
         labels = excluding(errors.unusable_nodes)
-        call = ray.remote(num_gpus=run.gpus, label_selector=labels)(_result_or_error)
+        caller = ray.remote(num_gpus=run.gpus, label_selector=labels)(_Caller).remote()
         try:
-            result, error = ray.get(call.remote(function, arguments), timeout=run.progress_timeout_s)
+            result, error = ray.get(caller.call.remote(function, arguments), timeout=run.progress_timeout_s)
         except ray.exceptions.GetTimeoutError as timeout:
             raise no_progress_error(run) from timeout
         if error is None:
@@ -77,12 +76,15 @@ def call_on_gpu_node(run: Run, function: Callable[..., T], *arguments: Any) -> T
         errors.add(error)
 
 
-def _result_or_error(function: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T | None, NodeError | None]:
-    """Call a function in a process of Ray. Its error comes back as a value, without the pages of a traceback."""
-    try:
-        return function(*arguments), None
-    except START_ERRORS as error:
-        return None, NodeError.of(error, unit="", started=False, **own_process())
+class _Caller:
+    """An actor that calls a function. Unlike a task it is in Ray's table while it waits for a node."""
+
+    def call(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T | None, NodeError | None]:
+        """Call a function. Its error comes back as a value, without the pages of a traceback."""
+        try:
+            return function(*arguments), None
+        except START_ERRORS as error:
+            return None, NodeError.of(error, unit="", started=False, **own_process())
 
 
 def nodes_for_encoders(run: Run) -> set[str]:
@@ -117,7 +119,7 @@ def no_progress_error(run: Run) -> LatentmillError:
 
 @contextmanager
 def report_missing_nodes(run: Run, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside the ``with`` block, say when no node can hold an encoder, and when one has joined. Ray waits silently."""
+    """Inside the ``with`` block, say when every node is too small for an encoder or in use. Ray waits silently."""
     if run.local:
         yield
         return
@@ -128,33 +130,50 @@ def report_missing_nodes(run: Run, say: Callable[[str], None]) -> Iterator[None]
 def _watch_nodes(run: Run, say: Callable[[str], None], done: threading.Event) -> None:
     import ray
 
-    waiting_since_s: float | None = None
-    next_line_s = 0.0
+    wait = NodeWait(run, say)
     while not done.wait(CHECK_EVERY_S):
-        if not ray.is_initialized():
-            continue
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        now_s = time.monotonic()
-        if any(_fits(run, node) for node in nodes):
-            if waiting_since_s is not None:
-                say("a node has joined; going on")
-            waiting_since_s = None
-            continue
-        waiting_since_s = waiting_since_s or now_s
-        waited_s = now_s - waiting_since_s
-        if waited_s == 0 or now_s >= next_line_s:
-            next_line_s = now_s + max(FIRST_REPEAT_S, waited_s)
-            say(_wait_for_node(run, nodes, waited_s))
+        if ray.is_initialized():
+            wait.check([node for node in ray.nodes() if node["Alive"]], time.monotonic())
 
 
-def _wait_for_node(run: Run, nodes: list[dict[str, float]], waited_s: float) -> str:
-    """The line about a wait for a node: how long, for what, and what ends it."""
-    sizes = ", ".join(dict.fromkeys(map(_node_size, nodes)))
-    span = f" {waited_s / 60:.0f} min" if waited_s >= 60 else f" {waited_s:.0f} s" if waited_s else ""
-    return (
-        f"waiting{span} for a node with {_size(run.cpus, run.gpus)}; the cluster's nodes have {sizes}. The job goes on when "
-        f"one joins, and ends after {run.progress_timeout_s:.0f} s without a finished unit (--progress-timeout-s)"
-    )
+class NodeWait:
+    """The time for which a job waits for a node, with a line about it now and then."""
+
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        self._run = run
+        self._say = say
+        self._since_s: float | None = None
+        self._next_line_s = 0.0
+
+    def check(self, nodes: list[dict[str, Any]], now_s: float) -> None:
+        """Say it if the job waits for one of these nodes, and once more when the wait is over."""
+        reason = self._reason(nodes)
+        if not reason:
+            if self._since_s is not None:
+                self._say("the wait for a node is over; going on")
+            self._since_s = None
+            return
+        self._since_s = self._since_s if self._since_s is not None else now_s
+        waited_s = now_s - self._since_s
+        if waited_s == 0 or now_s >= self._next_line_s:
+            self._next_line_s = now_s + max(FIRST_REPEAT_S, waited_s)
+            span = f" {span_text(waited_s)}" if waited_s else ""
+            self._say(
+                f"waiting{span} for a {reason}, and ends after {self._run.progress_timeout_s:.0f} s without a finished "
+                "unit (--progress-timeout-s)"
+            )
+
+    def _reason(self, nodes: list[dict[str, Any]]) -> str:
+        """Say what the job waits for, why, and what ends the wait; empty if it does not wait."""
+        run = self._run
+        size = _size(run.cpus, run.gpus)
+        fitting = [node for node in nodes if _fits(run, node["Resources"])]
+        if not fitting:
+            sizes = ", ".join(dict.fromkeys(_node_size(node["Resources"]) for node in nodes))
+            return f"node with {size}; the cluster's nodes have {sizes}. The job goes on when one joins"
+        holders = occupied_nodes(fitting, {"CPU": run.cpus, "GPU": run.gpus})
+        end = "The job goes on when they are free again or another node joins"
+        return f"free node with {size}; {holders}. {end}" if holders else ""
 
 
 def _fits(run: Run, node: dict[str, float]) -> bool:

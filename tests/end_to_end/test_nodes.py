@@ -131,6 +131,27 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     assert tree(job.output) == undisturbed
 
 
+def test_a_job_says_who_holds_the_node_that_it_waits_for(cluster: Cluster, held: Path, tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "videos", 2)
+    node = cluster.add_node(num_cpus=1)
+    held.touch()
+    first = Job(cluster, videos, tmp_path / "first")
+    first.wait_until(first.at_work)
+    second = Job(cluster, videos, tmp_path / "second")
+    second.wait_until(lambda: "waiting for a free node" in second.said)
+    held.unlink()
+    assert first.process.wait(timeout=200) == 0 and "waiting" not in first.said, first.said
+    assert second.process.wait(timeout=200) == 0, second.said
+    cluster.remove_node(node, allow_graceful=False)
+    name = rf"node {re.escape(os.uname().nodename)} \({node.node_id[:12]}\)"
+    line = (
+        rf"waiting for a free node with 1 CPU and 0 GPU; {name} has 0 of 1 CPU free: job \w{{8}} "
+        rf"\(process {first.process.pid} on [\d.]+\) has held 1 CPU for \d+ s\. The job goes on when they are free again "
+        r"or another node joins, and ends after \d+ s without a finished unit"
+    )
+    assert re.search(line, second.said) and "the wait for a node is over" in second.said, second.said
+
+
 def test_a_node_without_credentials_leaves_its_units_to_the_others(
     cluster: Cluster, videos: Path, held: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

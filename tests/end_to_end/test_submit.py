@@ -68,7 +68,7 @@ def test_a_job_waits_for_a_node_is_stopped_and_goes_on_when_submitted_again(
     with ray_node(head, tmp_path / "worker.log", "--num-cpus=2"):
         wait_until(lambda: len(list(output.glob("metadata/*.parquet"))) >= 2, lambda: head.log(first))
         held.touch()
-        wait_until(lambda: "a node has joined" in head.log(first), lambda: head.log(first))
+        wait_until(lambda: "the wait for a node is over" in head.log(first), lambda: head.log(first))
         assert any("PaintedActor" in name for name in processes(output))
         assert head.ray("job", "stop", first).returncode == 0
         assert head.status(first) == "STOPPED"
