@@ -8,10 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.encode.attempts import list_attempts
 from pipeline.encode.cleanup import clean_up
+from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.environment import describe_environment, item_memory_bytes
 from pipeline.errors import LatentmillError, StoreError
@@ -123,10 +126,11 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
 def _encode_units(job: Job, units: Sequence[Unit], heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Yield the report of every unit. Units that another job has begun are tried again at the end."""
     execute: Executor = encode_locally if job.settings.run.local else encode_on_ray
+    maker = EncoderMaker(run=job.settings.run, job=job.settings.job, make=partial(ShardEncoder, job.settings))
     while units:
         left_to_others = set()
         tasks = in_order(units, list_attempts(job.store), job.settings.job)
-        for report in execute(tasks, job.settings, heartbeats):
+        for report in execute(tasks, maker, heartbeats):
             if report.outcome == "left":
                 left_to_others.add(report.unit)
             else:

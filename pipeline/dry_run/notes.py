@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pipeline.bucket import Bucket, group_buckets
 from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
 from pipeline.dry_run.item_estimate import ItemEstimate
-from pipeline.encode.encoder import UNITS_IN_FLIGHT
 from pipeline.encode.prefetch import CLIPS_AHEAD
+from pipeline.encode.unit_encoder import UNITS_IN_FLIGHT
 from pipeline.progress.captions import metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size
 from pipeline.progress.reject_limit import too_many_rejects

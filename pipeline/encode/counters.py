@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pipeline.encode.unit_report import Heartbeat, UnitHeartbeat
 from pipeline.encode.utilization import Utilization
 from pipeline.output.counts import Counts
-from pipeline.sources.formats import format_of
+from pipeline.sources.formats import num_items_of
 from pipeline.sources.units import Unit
 from pipeline.storage.drivers.waits import WAITS
 
@@ -29,7 +29,7 @@ class UnitInFlight:
     @property
     def share(self) -> float | None:
         """Share of the unit's items that is done; None if the source's format does not count them in advance."""
-        num_items = format_of(self.unit).num_items(self.unit)
+        num_items = num_items_of(self.unit)
         return None if num_items is None else max(0, len(self.begun) - 1) / max(1, num_items)
 
     def heartbeat(self) -> UnitHeartbeat:

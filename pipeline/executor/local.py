@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
-from pipeline.encode.encoder import UNITS_IN_FLIGHT, ShardEncoder
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import UNITS_IN_FLIGHT, EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.tasks import Task
 from pipeline.storage.drivers.waits import WAITS
@@ -15,9 +14,9 @@ LONGEST_END_S = 2.0
 """Seconds for which an interrupted job waits for its units to end."""
 
 
-def encode_locally(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
+def encode_locally(tasks: Sequence[Task], maker: EncoderMaker, heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Encode every task with one encoder in this process. Yields each report as soon as its unit has ended."""
-    encoder = ShardEncoder(settings)
+    encoder = maker.make()
     heartbeats.connect(lambda: [encoder.heartbeat()], encoder.stop)
     pool = ThreadPoolExecutor(UNITS_IN_FLIGHT)
     longest_s: float | None = None

@@ -12,8 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, ClassVar, NoReturn
 
-from pipeline.encode.encoder import ShardEncoder
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker, UnitEncoder
 from pipeline.errors import LatentmillError
 from pipeline.executor.heartbeats import EVERY_S, HeartbeatChannel
 from pipeline.executor.metrics import Metrics
@@ -27,14 +26,14 @@ START_EVERY_S = 20.0
 
 
 class EncoderActor:
-    """A ``ShardEncoder`` that returns its errors in rows. If it raised them, users would see pages of Ray's traceback."""
+    """A ``UnitEncoder`` that returns its errors in rows. If it raised them, users would see pages of Ray's traceback."""
 
     start_every_s: ClassVar[float] = START_EVERY_S
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    def __init__(self, maker: EncoderMaker) -> None:
         make_foreign_text_visible()
-        self.settings = settings
-        self.encoder: ShardEncoder | None = None
+        self.maker = maker
+        self.encoder: UnitEncoder | None = None
         self._failure: Exception | None = None
         self._start_lock = threading.Lock()
         self._metrics_lock = threading.Lock()
@@ -50,16 +49,16 @@ class EncoderActor:
     def _start(self) -> None:
         """Make the encoder. If that fails, another attempt may succeed: a metadata service may be busy for a minute."""
         try:
-            encoder = ShardEncoder(self.settings)
+            encoder = self.maker.make()
         except START_ERRORS as error:
             self._failure, self._failed_s = error, time.monotonic()
             return
-        self.metrics = Metrics(self.settings.job, encoder.counters.encoder)
+        self.metrics = Metrics(self.maker.job, encoder.counters.encoder)
         self.encoder = encoder
-        channel = HeartbeatChannel(self.settings.job)
+        channel = HeartbeatChannel(self.maker.job)
         threading.Thread(target=self._send_heartbeats, args=[encoder, channel], name="heartbeat", daemon=True).start()
 
-    def _started_encoder(self) -> ShardEncoder | None:
+    def _started_encoder(self) -> UnitEncoder | None:
         """The encoder. Where it could not start, the first caller gets None at once; later ones wait for another attempt."""
         with self._start_lock:
             if self.encoder is None and self._is_reported:
@@ -89,14 +88,14 @@ class EncoderActor:
     def _error(self, error: Exception, task: Task, *, started: bool) -> str:
         return NodeError.of(error, unit=task.unit.name, started=started, **own_process()).to_json()
 
-    def _send_heartbeats(self, encoder: ShardEncoder, channel: HeartbeatChannel) -> None:
+    def _send_heartbeats(self, encoder: UnitEncoder, channel: HeartbeatChannel) -> None:
         while True:
             time.sleep(EVERY_S)
             self._update_metrics(encoder)
             if channel.send(encoder.heartbeat()):
                 encoder.stop()
 
-    def _update_metrics(self, encoder: ShardEncoder) -> None:
+    def _update_metrics(self, encoder: UnitEncoder) -> None:
         with self._metrics_lock:
             self.metrics.update(encoder.counters, encoder.utilization)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.encode.encoder import UNITS_IN_FLIGHT
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import UNITS_IN_FLIGHT, EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.executor.heartbeats import HeartbeatChannel
 from pipeline.executor.memory_kills import limited_memory_kills
@@ -16,15 +15,15 @@ from pipeline.executor.ray_cluster import connect_to_ray, excluding, no_progress
 from pipeline.executor.tasks import Task, in_blocks, pack
 
 
-def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: Heartbeats) -> Iterator[UnitReport]:
+def encode_on_ray(tasks: Sequence[Task], maker: EncoderMaker, heartbeats: Heartbeats) -> Iterator[UnitReport]:
     """Encode every task with a pool of actors. Yields each report as soon as its unit has ended.
 
     Units that a node could not encode go to other nodes. Raises LatentmillError if no node is left for a unit, or if no unit
     has ended for ``run.progress_timeout_s``.
     """
-    run = settings.run
+    run = maker.run
     ray = connect_to_ray(run)
-    channel = HeartbeatChannel(settings.job)
+    channel = HeartbeatChannel(maker.job)
     heartbeats.connect(channel.receive, channel.stop)
     _configure_ray_data(ray, run.progress_timeout_s)
     errors = NodeErrors(lambda: nodes_for_encoders(run), heartbeats.say)
@@ -33,7 +32,7 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
         while remaining:
             names, excluded_nodes = errors.next_round(list(remaining))
             tasks = [task for name, task in remaining.items() if name in names]
-            rows = _start_pool(ray, tasks, settings, excluded_nodes)
+            rows = _start_pool(ray, tasks, maker, excluded_nodes)
             without_encoder: set[str] = set()
             try:
                 for row in rows:
@@ -52,9 +51,9 @@ def encode_on_ray(tasks: Sequence[Task], settings: EncoderSettings, heartbeats: 
                 raise no_progress_error(run) from error
 
 
-def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, excluded_nodes: set[str]) -> Iterator[Any]:
+def _start_pool(ray: Any, tasks: Sequence[Task], maker: EncoderMaker, excluded_nodes: set[str]) -> Iterator[Any]:
     """Start actors on other nodes than ``excluded_nodes``. Returns the rows of their reports, one per task, as they come."""
-    run = settings.run
+    run = maker.run
     actors = min(run.actors, len(tasks))
     # The pool has a fixed size: Ray starts an encoder on every node that joins, and asks its autoscaler for missing
     # nodes. A growing pool would not ask, since Ray measures the need by tasks that wait in actors, and here none wait.
@@ -70,7 +69,7 @@ def _start_pool(ray: Any, tasks: Sequence[Task], settings: EncoderSettings, excl
         .map_batches(
             EncoderActor,
             batch_size=1,
-            fn_constructor_kwargs={"settings": settings},
+            fn_constructor_kwargs={"maker": maker},
             compute=pool,
             num_cpus=run.cpus,
             num_gpus=run.gpus or None,

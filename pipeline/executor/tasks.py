@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
-from pipeline.sources.formats import format_of
+from pipeline.sources.formats import cost_of
 from pipeline.sources.units import Unit
 
 MAX_BLOCK_SHARE = 2000
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     has begun a newer attempt, the unit is left to that job."""
 
 
-Executor = Callable[[Sequence[Task], EncoderSettings, Heartbeats], Iterator[UnitReport]]
+Executor = Callable[[Sequence[Task], EncoderMaker, Heartbeats], Iterator[UnitReport]]
 """Encodes tasks, connects the heartbeats of its encoders, and yields the report of every unit when the unit has ended.
 
 After ``heartbeats.stop`` the units in flight end within seconds, with the outcome ``stopped``.
@@ -53,7 +53,7 @@ def in_order(units: Sequence[Unit], attempts: Mapping[str, Sequence[str]], job: 
     job has begun, since that job is dead or will have committed them by then. Each part is shuffled by the job's name, so
     that two jobs on one output begin with different units. ``attempts``: file names of records by unit.
     """
-    fresh = sorted((unit for unit in units if unit.name not in attempts), key=lambda unit: -format_of(unit).cost(unit))
+    fresh = sorted((unit for unit in units if unit.name not in attempts), key=lambda unit: -cost_of(unit))
     longest, rest = fresh[: len(fresh) // 10], fresh[len(fresh) // 10 :]
     begun = [unit for unit in units if unit.name in attempts]
     for part in (longest, rest, begun):

@@ -15,7 +15,7 @@ from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.reject_limit import MIN_WINDOWS_IN_FLIGHT, too_many_rejects
 from pipeline.progress.run_log import RunLog
 from pipeline.recipe import Run
-from pipeline.sources.formats import format_of
+from pipeline.sources.formats import cost_of
 from pipeline.sources.units import Unit
 
 LOG_INTERVAL_S = 10.0
@@ -276,7 +276,7 @@ def work_by_unit(units: list[Unit]) -> dict[str, float]:
     """Return the work of each unit by name, where the average of its format is 1: bytes and rows do not compare."""
     costs: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for unit in units:
-        costs[unit.format][unit.name] = format_of(unit).cost(unit)
+        costs[unit.format][unit.name] = cost_of(unit)
     work: dict[str, float] = {}
     for cost_by_unit in costs.values():
         average = sum(cost_by_unit.values()) / len(cost_by_unit)

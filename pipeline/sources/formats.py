@@ -16,7 +16,7 @@ from pipeline.sources.layouts.lerobot import LeRobotFormat
 from pipeline.sources.manifest import ManifestFormat
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.tar import TarFormat
-from pipeline.sources.units import Plan, Source, Unit
+from pipeline.sources.units import STRINGS, Plan, Source, Unit
 
 FORMATS: dict[str, SourceFormat] = {
     source_format.name: source_format
@@ -39,6 +39,16 @@ def format_of(part: Source | Unit) -> SourceFormat:
             f"'{part.name}' has the source format '{part.format}', which this version does not know; "
             f"it knows {', '.join(FORMATS)}"
         ) from None
+
+
+def num_items_of(unit: Unit) -> int | None:
+    """Number of items in a unit, or of strings in a unit of a layer; None if only reading the source tells."""
+    return len(unit.ordinals) if unit.format == STRINGS else format_of(unit).num_items(unit)
+
+
+def cost_of(unit: Unit) -> int:
+    """How much work a unit is, in a measure that compares units of its format."""
+    return len(unit.ordinals) if unit.format == STRINGS else format_of(unit).cost(unit)
 
 
 def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:

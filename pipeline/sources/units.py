@@ -17,6 +17,8 @@ from pipeline.sources.retrying_file import file_facts
 from pipeline.storage.urls import FileFacts, canonical
 
 NO_FACTS = FileFacts(size=0, etag="")
+STRINGS = "strings"
+"""Value of ``Unit.format`` for units of a text layer, whose items are strings and come from no source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

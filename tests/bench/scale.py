@@ -29,7 +29,9 @@ import pyarrow.parquet as pq
 
 from pipeline import run as run_module
 from pipeline.bucket import Bucket
+from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
@@ -223,7 +225,7 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
     """Every unit to Ray, and the first reports back from an encoder that does nothing."""
 
     class IdleActor:
-        def __init__(self, settings: EncoderSettings) -> None:
+        def __init__(self, maker: EncoderMaker) -> None:
             pass
 
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -237,7 +239,8 @@ def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
         started_s = time.perf_counter()
         tasks = in_order(plan.units, {}, "job")
         settings = EncoderSettings(recipe=recipe_of(1), run=run, columns=tuple(plan.columns), source_urls={}, job="job")
-        reports = ray_module.encode_on_ray(tasks, settings, Heartbeats())
+        maker = EncoderMaker(run=run, job="job", make=partial(ShardEncoder, settings))
+        reports = ray_module.encode_on_ray(tasks, maker, Heartbeats())
         next(reports)
         first_s = time.perf_counter()
         for done, _ in enumerate(reports, 1):

@@ -84,29 +84,22 @@ def main() -> int:
     """Run ``jobs/encode_dataset.py``."""
     from jobs import encode_dataset
     from pipeline import run as run_module
+    from pipeline.encode.encoder import ShardEncoder
     from pipeline.encode.settings import EncoderSettings
-    from pipeline.executor import local, ray_cluster, ray_data
-    from pipeline.executor.ray_actor import EncoderActor
+    from pipeline.executor import ray_cluster, ray_data
 
-    class TimedActor(EncoderActor):
-        def __init__(self, settings: EncoderSettings) -> None:
-            with timed_encoder():
-                noted("start encoder", super().__init__)(settings)
-            self.encoder.encode_unit = noted("unit", self.encoder.encode_unit)  # type: ignore[method-assign]
-
-    def local_encoder(settings: EncoderSettings) -> Any:
+    def timed_encoder_maker(settings: EncoderSettings) -> ShardEncoder:
         with timed_encoder():
-            encoder = noted("start encoder", ShardEncoder)(settings)
-        encoder.encode_unit = noted("unit", encoder.encode_unit)
+            encoder: ShardEncoder = noted("start encoder", ShardEncoder)(settings)
+        encoder.encode_unit = noted("unit", encoder.encode_unit)  # type: ignore[method-assign]
         return encoder
 
-    ShardEncoder = local.ShardEncoder
     connect = noted("connect", ray_cluster.connect_to_ray)
     started_s = time.monotonic()
     note("imported", started_s, started_s)
     with (
-        mock.patch.object(local, "ShardEncoder", local_encoder),
-        mock.patch.multiple(ray_data, EncoderActor=TimedActor, connect_to_ray=connect),
+        mock.patch.object(run_module, "ShardEncoder", timed_encoder_maker),
+        mock.patch.object(ray_data, "connect_to_ray", connect),
         mock.patch.object(ray_cluster, "connect_to_ray", connect),
         mock.patch.object(run_module, "_finish", noted("_finish", run_module._finish)),
     ):

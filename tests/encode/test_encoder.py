@@ -22,7 +22,7 @@ from pipeline.bucket import Bucket
 from pipeline.encode import encoder as encode_module
 from pipeline.encode import shard_attempt
 from pipeline.encode.counters import EncoderCounters
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_actor import EncoderActor
 from pipeline.executor.tasks import Task, pack
@@ -233,22 +233,16 @@ def test_a_failed_gpu_ends_the_process_so_that_ray_starts_another(monkeypatch: p
     class Encoder:
         counters = EncoderCounters("encoder")
 
-        def __init__(self, settings: EncoderSettings) -> None:
-            pass
-
         def encode_unit(self, unit: Unit, ignored_attempts: list[str]) -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     signals: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
-    monkeypatch.setattr("pipeline.executor.ray_actor.ShardEncoder", Encoder)
     monkeypatch.setattr("pipeline.executor.ray_actor.EVERY_S", 1e6)  # no heartbeat during the test
     task = Task(Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None))
-    recipe = Recipe(vae="x", buckets=(Bucket(17, *SIZE),), micro_batch=(1,))
-    run = Run(output="", vae="", sources=())
-    settings = EncoderSettings(recipe=recipe, run=run, columns=(), source_urls={}, job="job")
+    maker = EncoderMaker(run=Run(output="", vae="", sources=()), job="job", make=Encoder)  # type: ignore[arg-type]
     with pytest.raises(torch.AcceleratorError):  # the test keeps the signal from ending this process
-        list(EncoderActor(settings)({"tasks": [pack([task])]}))
+        list(EncoderActor(maker)({"tasks": [pack([task])]}))
     assert signals == [signal.SIGKILL]
 
 

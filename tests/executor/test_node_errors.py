@@ -11,15 +11,14 @@ from unittest import mock
 
 import pytest
 
-from pipeline.bucket import Bucket
-from pipeline.encode.settings import EncoderSettings
+from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import StoreError
 from pipeline.executor import ray_data
 from pipeline.executor.node_errors import NodeError
 from pipeline.executor.ray_data import encode_on_ray
 from pipeline.executor.tasks import Task
-from pipeline.recipe import Recipe, Run
+from pipeline.recipe import Run
 from pipeline.sources.units import Unit
 
 MAX_POOLS = 8
@@ -35,7 +34,7 @@ class FakeRay:
         self.placed: list[str] = []
 
     def start_pool(
-        self, ray: Any, tasks: Sequence[Task], settings: EncoderSettings, excluded: set[str]
+        self, ray: Any, tasks: Sequence[Task], maker: EncoderMaker, excluded: set[str]
     ) -> Iterator[dict[str, str]]:
         assert len(self.placed) < MAX_POOLS, f"no end: {self.placed}"
         node = next(node for node in self.nodes if node not in excluded)
@@ -54,9 +53,7 @@ def run_job(nodes: Sequence[str], bad: dict[str, str]) -> tuple[list[str], list[
     """Names of the encoded units, and the node of each pool."""
     fake = FakeRay(nodes, bad)
     run = Run(output="o", vae="v", sources=(), cpus=1, actors=1)
-    settings = EncoderSettings(
-        recipe=Recipe(vae="v", buckets=(Bucket(1, 8, 8),)), run=run, columns=(), source_urls={}, job="job"
-    )
+    maker = EncoderMaker(run=run, job="job", make=mock.MagicMock())
     tasks = [Task(Unit(name=name, source="s", format="tar", generation=0, start=0, stop=None)) for name in "uvw"]
     with (
         mock.patch.multiple(
@@ -69,7 +66,7 @@ def run_job(nodes: Sequence[str], bad: dict[str, str]) -> tuple[list[str], list[
         ),
         mock.patch.object(ray_data, "limited_memory_kills", lambda *_: contextlib.nullcontext(mock.MagicMock())),
     ):
-        reports = list(encode_on_ray(tasks, settings, Heartbeats(lambda line: None)))
+        reports = list(encode_on_ray(tasks, maker, Heartbeats(lambda line: None)))
     return sorted(report.unit for report in reports), fake.placed
 
 
