@@ -25,6 +25,7 @@ from pipeline.executor.tasks import Executor, in_order
 from pipeline.output.dataset import open_dataset, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index
+from pipeline.output.index_parts import clip_rows
 from pipeline.output.layout.dataset_card import write_card
 from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, freeze_plan
@@ -167,5 +168,5 @@ def _finish(job: Job) -> Index:
             raise StoreError(f"unit {unit.name} is not committed; run the same command again")
     index = newest_index(store)
     if index is None or not index.covers(plan):
-        index = build_index(store, plan, job.settings.recipe)
+        index = build_index(store, plan, clip_rows(plan, job.settings.recipe))
     return index

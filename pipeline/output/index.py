@@ -40,9 +40,10 @@ class OutputTotals:
     def add(self, facts: Mapping[str, str]) -> None:
         """Add the facts of one more unit, as ``unit_metadata_facts`` returns them."""
         self.num_samples += int(facts["num_samples"])
-        self.latent_count += int(facts["latent_count"])
-        self.latent_sum = _added(self.latent_sum, json.loads(facts["latent_sum"]))
-        self.latent_sum_of_squares = _added(self.latent_sum_of_squares, json.loads(facts["latent_sum_of_squares"]))
+        if "latent_count" in facts:  # not in layers
+            self.latent_count += int(facts["latent_count"])
+            self.latent_sum = _added(self.latent_sum, json.loads(facts["latent_sum"]))
+            self.latent_sum_of_squares = _added(self.latent_sum_of_squares, json.loads(facts["latent_sum_of_squares"]))
         self.size_bytes += int(facts["size_bytes"]) if "shard" in facts else 0
         self.other_environments += "environment" in facts
 

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
 from pipeline.output.index import Index, OutputTotals, newest_index, read_index
-from pipeline.output.index_parts import OUTCOMES, PartWriter
-from pipeline.output.members import members_of
-from pipeline.output.schema import ROW_ORDER, schema
+from pipeline.output.index_parts import OUTCOMES, PartWriter, RowFormat
+from pipeline.output.schema import ROW_ORDER
 from pipeline.output.unit_metadata import (
     in_source_order,
     newest_unit_metadata,
@@ -27,7 +26,6 @@ from pipeline.output.unit_metadata import (
     unit_metadata_path,
     unit_of,
 )
-from pipeline.recipe import Recipe
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet
@@ -38,7 +36,7 @@ ROWS_AT_ONCE = 16_384
 """Number of rows of unit metadata that are sorted into parts together."""
 
 
-def build_index(store: Store, plan: Plan, recipe: Recipe) -> Index:
+def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
     """Compact the metadata of all units of the plan; the index that covers the plan.
 
     Unit metadata is read once, in source order, with few rows in memory at a time. The parts stay on local disk until all
@@ -49,7 +47,7 @@ def build_index(store: Store, plan: Plan, recipe: Recipe) -> Index:
         shards: dict[str, int] = {}
         totals = OutputTotals()
         units = _noted(read_unit_metadata(store, in_source_order(plan)), shards, totals)
-        counts, parts = write_parts(units, plan, recipe, lambda: stack.enter_context(store.scratch()))
+        counts, parts = write_parts(units, row_format, lambda: stack.enter_context(store.scratch()))
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
         files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
@@ -111,23 +109,20 @@ def remove_orphans(store: Store, units: set[str], index: Index) -> None:
 
 
 def write_parts(
-    units: Iterable[tuple[Unit, pa.Table]], plan: Plan, recipe: Recipe, new_path: Callable[[], Path]
+    units: Iterable[tuple[Unit, pa.Table]], row_format: RowFormat, new_path: Callable[[], Path]
 ) -> tuple[Counter[str], dict[str, Path]]:
     """Write the parts of an index to local files; the number of rows of each outcome, and the files by name.
 
     ``units``: units with their metadata in source order, which are consumed one after the other.
     """
-    full_schema = schema(
-        members_of(recipe), pa.unify_schemas([pa.schema([]), *plan.columns], promote_options="permissive")
-    )
-    writer = PartWriter(full_schema, new_path)
+    writer = PartWriter(row_format, new_path)
     portion: list[pa.Table] = []
     for _, same_items in itertools.groupby(units, key=lambda pair: (pair[0].source, pair[0].start)):
         portion.append(_merged(list(same_items)))
         if sum(table.num_rows for table in portion) >= ROWS_AT_ONCE:
-            writer.add(_with_all_columns(portion, full_schema))
+            writer.add(_with_all_columns(portion, row_format.schema))
             portion = []
-    writer.add(_with_all_columns(portion, full_schema))
+    writer.add(_with_all_columns(portion, row_format.schema))
     return writer.counts, writer.close()
 
 

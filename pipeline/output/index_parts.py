@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.output.members import members_of
+from pipeline.output.schema import schema
+from pipeline.recipe import Recipe
+from pipeline.sources.units import Plan
 from pipeline.storage.parquet import parquet_writer
 
 ROWS_PER_PART = 1_000_000
@@ -19,27 +25,64 @@ OUTCOMES = ("samples", "rejects", "skips")
 """Names of the lists of parts, by the outcome of their rows."""
 
 
+class Portion(NamedTuple):
+    """Rows that belong to one series of parts."""
+
+    outcome: str
+    group: str
+    bucket: str
+    rows: pa.Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowFormat:
+    """The rows of an output: of clips, or of the strings of a text layer."""
+
+    schema: pa.Schema
+    split: Callable[[pa.Table], Iterator[Portion]]
+    """Sorts rows by outcome, group and bucket. Every row is in one portion; empty ones may be left out."""
+    id: str = "id"
+    """Column that identifies a row."""
+    key: str = "key"
+    """Column whose text tells people which row it is."""
+    arrays: tuple[str, ...] = ()
+    """Prefixes of the columns that say where the arrays of a row are in its shard."""
+
+
+def clip_rows(plan: Plan, recipe: Recipe) -> RowFormat:
+    """The rows of clips, with the user columns of every generation of the plan."""
+    columns = pa.unify_schemas([pa.schema([]), *plan.columns], promote_options="permissive")
+    members = members_of(recipe)
+    arrays = tuple(member.prefix for member in members)
+    return RowFormat(schema=schema(members, columns), split=_split_clips, arrays=arrays)
+
+
+def _split_clips(rows: pa.Table) -> Iterator[Portion]:
+    is_sample, is_skip = rows["shard"].is_valid(), rows["skip_reason"].is_valid()
+    yield Portion("rejects", "", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
+    yield Portion("skips", "", "", rows.filter(is_skip))
+    samples = rows.filter(is_sample)
+    groups = samples["group"].fill_null("")
+    for group in groups.unique().to_pylist():
+        of_group = samples.filter(pc.equal(groups, group))
+        for bucket in of_group["bucket"].unique().to_pylist():
+            yield Portion("samples", group, bucket, of_group.filter(pc.equal(of_group["bucket"], bucket)))
+
+
 class PartWriter:
     """Sorts rows into parts on local disk. The same rows in the same portions give the same parts."""
 
-    def __init__(self, schema: pa.Schema, new_path: Callable[[], Path]) -> None:
+    def __init__(self, row_format: RowFormat, new_path: Callable[[], Path]) -> None:
         self.counts: Counter[str] = Counter()
         """Number of rows of each outcome."""
-        self._schema = schema
+        self._format = row_format
         self._new_path = new_path
         self._series: dict[tuple[str, str, str], _Series] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Add a portion of rows. Their order is kept within each part."""
-        is_sample, is_skip = rows["shard"].is_valid(), rows["skip_reason"].is_valid()
-        self._put("rejects", "", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
-        self._put("skips", "", "", rows.filter(is_skip))
-        samples = rows.filter(is_sample)
-        groups = samples["group"].fill_null("")
-        for group in groups.unique().to_pylist():
-            of_group = samples.filter(pc.equal(groups, group))
-            for bucket in of_group["bucket"].unique().to_pylist():
-                self._put("samples", group, bucket, of_group.filter(pc.equal(of_group["bucket"], bucket)))
+        for portion in self._format.split(rows):
+            self._put(portion)
         while sum(series.num_waiting for series in self._series.values()) > ROWS_WAITING:
             max(self._series.values(), key=lambda series: series.num_waiting).flush()
 
@@ -52,10 +95,10 @@ class PartWriter:
             files |= {f"{outcome}-{n:05d}.parquet": path for n, path in enumerate(paths)}
         return files
 
-    def _put(self, outcome: str, group: str, bucket: str, rows: pa.Table) -> None:
-        if rows.num_rows:
-            self.counts[outcome] += rows.num_rows
-            self._series.setdefault((outcome, group, bucket), _Series(self._schema, self._new_path)).add(rows)
+    def _put(self, portion: Portion) -> None:
+        if portion.rows.num_rows:
+            self.counts[portion.outcome] += portion.rows.num_rows
+            self._series.setdefault(portion[:3], _Series(self._format.schema, self._new_path)).add(portion.rows)
 
 
 class _Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from pipeline.sources.formats import plan_units
 from pipeline.sources.units import Plan, Source, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import (
+    parquet_metadata,
     parquet_writer,
     read_parquet,
     row_groups,
@@ -26,6 +27,9 @@ from pipeline.storage.store import Store
 
 UNITS_PER_ROW_GROUP = 1000
 """Number of units that are Python objects at a time while a plan is written or read."""
+
+COLUMNS = "columns"
+"""Key of a plan's metadata under which the types of the user columns are."""
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -75,18 +79,20 @@ def preview_plan(store: Store, sources: list[Source], recipe: Recipe, say: Calla
     return Plan(units=plan.units + units, columns=[*plan.columns, columns]) if units else plan
 
 
-def freeze_generation(store: Store, units: list[Unit], columns: pa.Schema, generation: int) -> None:
-    """Record a generation of units, unless another job has recorded it first."""
+def freeze_generation(
+    store: Store, units: list[Unit], columns: pa.Schema, generation: int, facts: Mapping[str, str] | None = None
+) -> None:
+    """Record a generation of units, unless another job has recorded it first. ``facts``: see ``generation_facts``."""
     schema = UNIT_SCHEMA
     if any(retry.groups for unit in units for retry in unit.retries):
         schema = schema.set(schema.get_field_index("retries"), pa.field("retries", _GROUPED_RETRIES))
-    schema = schema.with_metadata({"columns": schema_to_text(columns)})
+    schema = schema.with_metadata({COLUMNS: schema_to_text(columns)} | dict(facts or {}))
     with store.scratch() as scratch:
         with parquet_writer(scratch, schema) as writer:
             for start in range(0, len(units), UNITS_PER_ROW_GROUP):
                 writer.write_table(_to_table(units[start : start + UNITS_PER_ROW_GROUP], schema))
         _check_readable(scratch.read_bytes(), units, columns)
-        store.put_new(f"plan/{generation:04d}.parquet", scratch)
+        store.put_new(plan_path(generation), scratch)
     failpoint(Failpoint.PLAN_RECORDED)
 
 
@@ -113,12 +119,23 @@ def read_plan(store: Store) -> Plan:
     columns: list[pa.Schema] = []
     while True:
         try:
-            content = store.get(f"plan/{len(columns):04d}.parquet")
+            content = store.get(plan_path(len(columns)))
         except FileNotFoundError:
             return Plan(units=units, columns=columns)
         for table in row_groups(content):
             units += _from_table(table)
-        columns.append(schema_from_text(table.schema.metadata[b"columns"].decode()))
+        columns.append(schema_from_text(parquet_metadata(content)[COLUMNS]))
+
+
+def generation_facts(store: Store, generation: int) -> dict[str, str]:
+    """The notes of a generation of the plan beside its units: the ``facts`` that it was recorded with."""
+    facts = parquet_metadata(store.get(plan_path(generation)))
+    return {name: value for name, value in facts.items() if name != COLUMNS}
+
+
+def plan_path(generation: int) -> str:
+    """Path of a generation of the plan."""
+    return f"plan/{generation:04d}.parquet"
 
 
 def _to_table(units: list[Unit], schema: pa.Schema) -> pa.Table:

@@ -41,17 +41,17 @@ def unpack_latent(data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
-def pack_latent(latent: Array, dtype: str) -> Packed:
-    """Encode a latent in its stored type.
+def pack_latent(latent: Array, dtype: str, name: str = "latent") -> Packed:
+    """Encode a latent, or another array, in its stored type.
 
     float16 becomes ``.npy``, which every reader knows. bfloat16 and float32 become ``.safetensors`` with a tensor named
-    ``latent`` at a multiple of 64 bytes. Raises Rejected if a value is not finite or outside the type's range.
+    ``name`` at a multiple of 64 bytes. Raises Rejected if a value is not finite or outside the type's range.
     """
     if not np.isfinite(latent).all():
-        raise Rejected("encode", "nonfinite", "the latent has NaN or infinite values")
+        raise Rejected("encode", "nonfinite", f"the {name} has NaN or infinite values")
     if dtype == "float16":
         if np.abs(latent).max() > FLOAT16_MAX:
-            raise Rejected("encode", "out_of_range", f"the latent has values beyond float16 ({np.abs(latent).max():g})")
+            raise Rejected("encode", "out_of_range", f"the {name} has values beyond float16 ({np.abs(latent).max():g})")
         stored = np.ascontiguousarray(latent, dtype=np.float16)
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
@@ -63,7 +63,7 @@ def pack_latent(latent: Array, dtype: str) -> Packed:
         bits = to_bfloat16(values)
         data, values = bits.tobytes(), from_bfloat16(bits)
     entry = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(latent.shape), "data_offsets": [0, len(data)]}
-    header = json.dumps({"latent": entry}).encode()
+    header = json.dumps({name: entry}).encode()
     header += b" " * (-(8 + len(header)) % TENSOR_ALIGNMENT)
     return Packed(values, len(header).to_bytes(8, "little") + header + data, 8 + len(header), "safetensors")
 

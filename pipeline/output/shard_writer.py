@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
-from pipeline.output.members import CHECKSUM, SPAN, Member
+from pipeline.output.members import CHECKSUM, SPAN
 from pipeline.output.rows import Row, RowBuilder
 from pipeline.output.schema import ROW_ORDER
 from pipeline.output.serialization import Array, Packed, pack_latent
@@ -32,56 +33,23 @@ from stvae.card import Card
 ROWS_PER_BATCH = 4096
 """Rows that are kept as dicts before they become an Arrow batch, which takes a tenth of their memory."""
 
+Writer = TypeVar("Writer", bound="UnitWriter")
 
-class ShardWriter:
-    """Collects a unit's samples, skips and rejects. ``commit`` makes all of them visible at once."""
 
-    def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
+class UnitWriter:
+    """Collects the rows of a unit, and arrays of them in a tar. ``commit`` makes all of them visible at once."""
+
+    def __init__(self, path: Path, unit: Unit, schema: pa.Schema, order: Sequence[tuple[str, str]], place: str) -> None:
+        """``order``: how the rows are sorted. ``place``: the column that only rows with arrays in the tar have."""
         self.counts = Counts()
         self._path = path
         self._unit = unit
-        self._builder = RowBuilder(unit, recipe, card, user_columns)
+        self._schema = schema
+        self._order = order
+        self._place = place
         self._tar = TarWriter(path)
         self._rows: list[Row] = []
         self._batches: list[pa.RecordBatch] = []
-        self._channel_sums = np.zeros((2, card.latent_channels))  # of the means, and of their squares
-        self._values_per_channel = 0
-
-    def add_sample(
-        self, item: Item, facts: VideoFacts, clip: Clip, latents: dict[str, Array], encode_path: str
-    ) -> None:
-        """Store a clip's members in the recipe's type, or reject the clip if one of them does not fit that type.
-
-        ``latents``: by name of the member, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``.
-        """
-        builder = self._builder
-        row = builder.clip(item, clip.window, facts, clip.decoder)
-        try:
-            packed = [pack_latent(latents[member.name], builder.recipe.dtype) for member in builder.members]
-        except Rejected as rejected:
-            self._reject(row, rejected.reject)
-            return
-        row |= builder.latent_columns(clip.window, packed[0].stored.shape[1:])
-        for member, part in zip(builder.members, packed, strict=True):
-            row |= self._add_member(row["id"], member, part)
-        row |= self._add_statistics(packed[0].stored) | {"encode_path": encode_path}
-        self._tar.add(f"{row['id']}.json", builder.sample_json(row))
-        self._add(row)
-        self.counts.samples += 1
-        self.counts.frames += clip.window.bucket.num_frames
-        self.counts.captions += bool(item.caption)
-        failpoint(Failpoint.SAMPLE_WRITTEN)
-
-    def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
-        """Record a window that the recipe leaves out."""
-        row = self._builder.window(item, skip.index, facts, skip.scene, skip.group)
-        self._add(row | {"skip_reason": skip.reason})
-        self.counts.skips[skip.reason] += 1
-
-    def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
-        """Record a window that could not become a sample."""
-        row = self._builder.window(item, rejected.index, facts, rejected.scene, rejected.group)
-        self._reject(row, rejected.reject)
 
     def commit(self, store: Store, notes: dict[str, str]) -> str:
         """Upload the tar, then the unit metadata, which commits the unit.
@@ -109,31 +77,24 @@ class ShardWriter:
             store.delete(shard)
         return "lost"
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self: Writer) -> Writer:
         self._tar.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._tar.__exit__(*error)
 
-    def _add_member(self, sample: str, member: Member, packed: Packed) -> Row:
-        """Append a member to the tar; its columns."""
-        offset = self._tar.add(f"{sample}.{member.name}.{packed.suffix}", packed.payload)
+    def _facts(self) -> dict[str, str]:
+        """Further facts of the unit, which go into the metadata of its Parquet file."""
+        return {}
+
+    def _add_array(self, name: str, prefix: str, packed: Packed) -> Row:
+        """Append an array to the tar; its columns, which begin with ``prefix``. ``name``: the file's, without suffix."""
+        offset = self._tar.add(f"{name}.{packed.suffix}", packed.payload)
         tensor = packed.payload[packed.header_bytes :]
         span = (offset, len(packed.payload), offset + packed.header_bytes, len(tensor))
-        columns = {member.column(name): value for name, value in zip(SPAN, span, strict=True)}
-        return columns | {member.column(CHECKSUM): int(google_crc32c.value(tensor))}
-
-    def _add_statistics(self, stored_Cthw: Array) -> Row:
-        """Add the mean of a stored latent to the sums of the unit; the columns with the sample's own statistics."""
-        mean = stored_Cthw[: self._channel_sums.shape[1]].astype(np.float64)
-        self._channel_sums += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
-        self._values_per_channel += int(np.prod(mean.shape[1:]))
-        return {
-            "latent_mean": float(mean.mean()),
-            "latent_std": float(mean.std()),
-            "latent_absmax": float(np.abs(mean).max()),
-        }
+        columns = {f"{prefix}{column}": value for column, value in zip(SPAN, span, strict=True)}
+        return columns | {f"{prefix}{CHECKSUM}": int(google_crc32c.value(tensor))}
 
     def _reject(self, row: Row, reject: Reject) -> None:
         self._add(
@@ -148,27 +109,90 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._builder.schema))
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
             self._rows = []
 
     def _unit_metadata(self, shard: str | None, facts: dict[str, str]) -> bytes:
-        """The unit's rows in source order as Parquet. ``facts`` of the shard go into the file's own metadata."""
+        """The unit's rows in order as Parquet. ``facts`` of the shard go into the file's own metadata."""
         self._flush()
-        schema = self._builder.schema
+        schema = self._schema
         table = pa.Table.from_batches(self._batches, schema=schema).combine_chunks()
-        table = table.sort_by(list(ROW_ORDER))
-        shards = pc.if_else(table["offset"].is_valid(), pa.scalar(shard, pa.string()), pa.scalar(None, pa.string()))
+        table = table.sort_by(list(self._order))
+        is_stored = table[self._place].is_valid()
+        shards = pc.if_else(is_stored, pa.scalar(shard, pa.string()), pa.scalar(None, pa.string()))
         table = table.set_column(table.column_names.index("shard"), schema.field("shard"), shards)
-        sums, sums_of_squares = self._channel_sums.tolist()
         metadata = {
             "unit": self._unit.name,
             "num_samples": str(self.counts.samples),
             "num_skips": str(self.counts.skips.total()),
             "num_rejects": str(self.counts.rejects.total()),
+        }
+        metadata |= self._facts()
+        if shard:
+            metadata |= {"shard": shard} | facts
+        return write_parquet(table.replace_schema_metadata(metadata))
+
+
+class ShardWriter(UnitWriter):
+    """Collects a unit's samples, skips and rejects."""
+
+    def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
+        self._builder = RowBuilder(unit, recipe, card, user_columns)
+        super().__init__(path, unit, self._builder.schema, ROW_ORDER, place="offset")
+        self._channel_sums = np.zeros((2, card.latent_channels))  # of the means, and of their squares
+        self._values_per_channel = 0
+
+    def add_sample(
+        self, item: Item, facts: VideoFacts, clip: Clip, latents: dict[str, Array], encode_path: str
+    ) -> None:
+        """Store a clip's members in the recipe's type, or reject the clip if one of them does not fit that type.
+
+        ``latents``: by name of the member, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``.
+        """
+        builder = self._builder
+        row = builder.clip(item, clip.window, facts, clip.decoder)
+        try:
+            packed = [pack_latent(latents[member.name], builder.recipe.dtype) for member in builder.members]
+        except Rejected as rejected:
+            self._reject(row, rejected.reject)
+            return
+        row |= builder.latent_columns(clip.window, packed[0].stored.shape[1:])
+        for member, part in zip(builder.members, packed, strict=True):
+            row |= self._add_array(f"{row['id']}.{member.name}", member.prefix, part)
+        row |= self._add_statistics(packed[0].stored) | {"encode_path": encode_path}
+        self._tar.add(f"{row['id']}.json", builder.sample_json(row))
+        self._add(row)
+        self.counts.samples += 1
+        self.counts.frames += clip.window.bucket.num_frames
+        self.counts.captions += bool(item.caption)
+        failpoint(Failpoint.SAMPLE_WRITTEN)
+
+    def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
+        """Record a window that the recipe leaves out."""
+        row = self._builder.window(item, skip.index, facts, skip.scene, skip.group)
+        self._add(row | {"skip_reason": skip.reason})
+        self.counts.skips[skip.reason] += 1
+
+    def add_reject(self, item: Item, facts: VideoFacts | None, rejected: RejectedWindow) -> None:
+        """Record a window that could not become a sample."""
+        row = self._builder.window(item, rejected.index, facts, rejected.scene, rejected.group)
+        self._reject(row, rejected.reject)
+
+    def _add_statistics(self, stored_Cthw: Array) -> Row:
+        """Add the mean of a stored latent to the sums of the unit; the columns with the sample's own statistics."""
+        mean = stored_Cthw[: self._channel_sums.shape[1]].astype(np.float64)
+        self._channel_sums += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
+        self._values_per_channel += int(np.prod(mean.shape[1:]))
+        return {
+            "latent_mean": float(mean.mean()),
+            "latent_std": float(mean.std()),
+            "latent_absmax": float(np.abs(mean).max()),
+        }
+
+    def _facts(self) -> dict[str, str]:
+        sums, sums_of_squares = self._channel_sums.tolist()
+        return {
             "latent_count": str(self._values_per_channel),
             "latent_sum": json.dumps(sums),
             "latent_sum_of_squares": json.dumps(sums_of_squares),
         }
-        if shard:
-            metadata |= {"shard": shard} | facts
-        return write_parquet(table.replace_schema_metadata(metadata))

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from pipeline.errors import IntegrityError
 from pipeline.output.dataset import read_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import write_parts
+from pipeline.output.index_parts import RowFormat, clip_rows
 from pipeline.output.layout.own_files import stray_files
-from pipeline.output.members import CHECKSUM, Member, members_of
+from pipeline.output.members import CHECKSUM
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import in_source_order, unit_metadata_facts, unit_metadata_paths
 from pipeline.sources.units import Plan, Unit
@@ -33,8 +35,6 @@ from pipeline.storage.urls import leads_out
 PATH = "verify.json"
 BLOCK_BYTES = 64 << 20
 """Bytes of a shard that are in memory at once."""
-
-_NO_ROWS = pa.schema([("id", pa.string()), ("key", pa.string())]).empty_table()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,26 +74,35 @@ class Verdict:
 
 
 def verify(store: Store, say: Callable[[str], None]) -> Verdict:
-    """Read everything that is committed and compare it with what was recorded at its commit.
+    """Read everything that is committed and compare it with what was recorded at its commit. Layers are not read.
 
-    The index is compared with one that is made again on local disk, with few rows in memory at a time. Raises StoreError
-    if the store fails.
+    Raises StoreError if the store fails.
     """
     verdict = Verdict()
     recipe, plan = read_dataset(store).recipe, read_plan(store)
-    shards: set[str] = set()
-    with contextlib.ExitStack() as stack:
-        units = _checked_units(store, plan, members_of(recipe), shards, verdict, say)
-        _, parts = write_parts(units, plan, recipe, lambda: stack.enter_context(store.scratch()))
-        _check_index(store, parts, shards, verdict)
+    check_committed(store, plan, clip_rows(plan, recipe), verdict, say)
     verdict.strays = stray_files(store)
     return verdict
+
+
+def check_committed(
+    store: Store, plan: Plan, row_format: RowFormat, verdict: Verdict, say: Callable[[str], None]
+) -> None:
+    """Check every unit of a plan, and the index.
+
+    The index is compared with one that is made again on local disk, with few rows in memory at a time.
+    """
+    shards: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        units = _checked_units(store, plan, row_format, shards, verdict, say)
+        _, parts = write_parts(units, row_format, lambda: stack.enter_context(store.scratch()))
+        _check_index(store, parts, shards, row_format, verdict)
 
 
 def _checked_units(
     store: Store,
     plan: Plan,
-    members: Sequence[Member],
+    row_format: RowFormat,
     shards: set[str],
     verdict: Verdict,
     say: Callable[[str], None],
@@ -107,19 +116,19 @@ def _checked_units(
             verdict.problems.append((path, metadata))
             continue
         facts = unit_metadata_facts(metadata)
-        counts = {"num_samples": metadata["shard"].is_valid(), "num_skips": metadata["skip_reason"].is_valid()}
-        counts = {name: pc.sum(found).as_py() or 0 for name, found in counts.items()}
-        counts["num_rejects"] = len(metadata) - sum(counts.values())
-        for name, count in counts.items():
-            if int(facts[name]) != count:
-                problem = f"its facts say {name} {facts[name]}, but it has {count}"
+        counts: Counter[str] = Counter()
+        for portion in row_format.split(metadata):
+            counts[f"num_{portion.outcome}"] += portion.rows.num_rows
+        for name in ("num_samples", "num_skips", "num_rejects"):
+            if int(facts[name]) != counts[name]:
+                problem = f"its facts say {name} {facts[name]}, but it has {counts[name]}"
                 verdict.problems.append((path, problem))
         if leads_out(facts.get("shard", "")):
             verdict.problems.append((path, f"the path of its shard leads out of the output: {facts['shard']!r}"))
         elif "shard" in facts:
             shards.add(facts["shard"])
             verdict.shards += 1
-            _check_shard(store, facts, _stored_tensors(metadata, members), verdict)
+            _check_shard(store, facts, _stored_tensors(metadata, row_format), verdict)
             if verdict.shards % 100 == 0:
                 say(f"{verdict.shards} shards read, {len(verdict.problems)} problems")
         yield unit, metadata
@@ -148,13 +157,13 @@ class _Tensor:
     crc32c: int
 
 
-def _stored_tensors(metadata: pa.Table, members: Sequence[Member]) -> list[_Tensor]:
-    """Every tensor of a unit's samples, those of one member after the other."""
-    samples = metadata.filter(metadata["shard"].is_valid())
+def _stored_tensors(metadata: pa.Table, row_format: RowFormat) -> list[_Tensor]:
+    """Every tensor of a unit's rows, those of one array after the other."""
+    stored = metadata.filter(metadata["shard"].is_valid())
     tensors: list[_Tensor] = []
-    for member in members:
-        names = ["id", "key", *map(member.column, ("tensor_offset", "tensor_nbytes", CHECKSUM))]
-        columns = (samples[name].to_pylist() for name in names)
+    for prefix in row_format.arrays:
+        place = [f"{prefix}{name}" for name in ("tensor_offset", "tensor_nbytes", CHECKSUM)]
+        columns = (stored[name].to_pylist() for name in (row_format.id, row_format.key, *place))
         tensors += [_Tensor(*values) for values in zip(*columns, strict=True)]
     return tensors
 
@@ -192,7 +201,9 @@ def _blocks(store: Store, path: str, size_bytes: int) -> Iterator[tuple[int, byt
         yield start, store.read_ranges(path, [(start, min(BLOCK_BYTES, size_bytes - start))])[0]
 
 
-def _check_index(store: Store, parts: dict[str, Path], shards: set[str], verdict: Verdict) -> None:
+def _check_index(
+    store: Store, parts: dict[str, Path], shards: set[str], row_format: RowFormat, verdict: Verdict
+) -> None:
     """Check that the newest index has the rows of the units' metadata, no more and no fewer, and lists their shards."""
     try:
         index = newest_index(store)
@@ -204,7 +215,7 @@ def _check_index(store: Store, parts: dict[str, Path], shards: set[str], verdict
         return
     for outcome, stored in (("samples", index.samples), ("rejects", index.rejects), ("skips", index.skips)):
         expected = [path for name, path in parts.items() if name.startswith(outcome)]
-        for difference in _differences(store, expected, stored, verdict):
+        for difference in _differences(store, expected, stored, row_format, verdict):
             verdict.problems.append((index.path, difference))
     try:
         listed = store.get(index.shards).decode(errors="replace").split()
@@ -214,26 +225,31 @@ def _check_index(store: Store, parts: dict[str, Path], shards: set[str], verdict
         verdict.problems.append((index.shards, "does not list the committed shards"))
 
 
-def _differences(store: Store, local: list[Path], stored: list[str], verdict: Verdict) -> Iterator[str]:
+def _differences(
+    store: Store, local: list[Path], stored: list[str], row_format: RowFormat, verdict: Verdict
+) -> Iterator[str]:
     """Describe each difference between parts of the index as they should be (``local``) and as they are (``stored``)."""
+    id, key = row_format.id, row_format.key
+    no_rows = pa.schema([(name, pa.string()) for name in {id: None, key: None}]).empty_table()
     missing: dict[str, str] = {}
     extra: dict[str, str] = {}
     for local_path, path in itertools.zip_longest(local, stored):
         if local_path and path and _same_bytes(store, local_path, path):
             continue  # always the case, unless another version of Arrow wrote the part
-        expected = read_parquet(local_path.read_bytes()) if local_path else _NO_ROWS
-        found = _read(store, path) if path else _NO_ROWS
+        expected = read_parquet(local_path.read_bytes()) if local_path else no_rows
+        found = _read(store, path) if path else no_rows
         if isinstance(found, str):
             verdict.problems.append((path, found))
-            found = _NO_ROWS
+            found = no_rows
         expected = _without_later_columns(expected, found)
         if not expected.equals(found):
             if len(expected) and len(found) and expected.column_names != found.column_names:
                 yield f"{path} does not have the columns that it should"
-            row_of_id = pc.index_in(expected["id"], value_set=found["id"])
-            missing |= _keys(expected.filter(pc.is_null(row_of_id)))
-            extra |= _keys(found.filter(pc.invert(pc.is_in(found["id"], value_set=expected["id"]))))
-            yield from _differing_rows(expected.filter(pc.is_valid(row_of_id)), found.take(row_of_id.drop_null()))
+            row_of_id = pc.index_in(expected[id], value_set=found[id])
+            missing |= _keys(expected.filter(pc.is_null(row_of_id)), id, key)
+            extra |= _keys(found.filter(pc.invert(pc.is_in(found[id], value_set=expected[id]))), id, key)
+            both = expected.filter(pc.is_valid(row_of_id)), found.take(row_of_id.drop_null())
+            yield from _differing_rows(*both, id, key)
     # where rows are missing, later rows move from one part to another; they are not missing themselves
     for name in missing.keys() - extra.keys():
         yield f"the row of {name} ({missing[name]}) is missing"
@@ -254,7 +270,7 @@ def _same_bytes(store: Store, local_path: Path, path: str) -> bool:
         return False
 
 
-def _differing_rows(expected: pa.Table, found: pa.Table) -> Iterator[str]:
+def _differing_rows(expected: pa.Table, found: pa.Table, id: str, key: str) -> Iterator[str]:
     """Name each row that differs, with its columns. Both tables have the same ids in the same order."""
     differing: dict[int, list[str]] = {}
     for name in expected.column_names:
@@ -269,8 +285,8 @@ def _differing_rows(expected: pa.Table, found: pa.Table) -> Iterator[str]:
         for row in pc.indices_nonzero(differs).to_pylist():
             differing.setdefault(row, []).append(name)
     for row, names in differing.items():
-        yield f"the row of {expected['id'][row]} ({expected['key'][row]}) differs in {', '.join(names)}"
+        yield f"the row of {expected[id][row]} ({expected[key][row]}) differs in {', '.join(names)}"
 
 
-def _keys(rows: pa.Table) -> dict[str, str]:
-    return dict(zip(rows["id"].to_pylist(), rows["key"].to_pylist(), strict=True))
+def _keys(rows: pa.Table, id: str, key: str) -> dict[str, str]:
+    return dict(zip(rows[id].to_pylist(), rows[key].to_pylist(), strict=True))

@@ -44,6 +44,12 @@ def row_groups(content: bytes) -> Iterator[pa.Table]:
     return (parquet.read_row_group(n) for n in range(parquet.metadata.num_row_groups))
 
 
+def parquet_metadata(content: bytes) -> dict[str, str]:
+    """The texts that the writer of a Parquet file has put into its metadata, without those of Arrow."""
+    metadata = _parquet(content).schema_arrow.metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
 def value_counts(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     """Number of times that each value occurs. Nulls are not counted."""
     return {row["values"]: row["counts"] for row in pc.value_counts(column.drop_null()).to_pylist()}

@@ -40,6 +40,7 @@ from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
+from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import freeze_generation, freeze_plan, read_plan
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
@@ -203,7 +204,7 @@ def resume(folder: Path, items: int, units: int) -> None:
 def finish(folder: Path, items: int, units: int) -> None:
     store = Store(str(folder))
     plan = read_plan(store)
-    index = build_index(store, plan, recipe_of(items // units))
+    index = build_index(store, plan, clip_rows(plan, recipe_of(items // units)))
     remove_orphans(store, {unit.name for unit in plan.units}, index)
     assert index.num_samples + index.num_skips + index.num_rejects == items
 

@@ -18,6 +18,7 @@ from pipeline.output import index_builder
 from pipeline.output import index_parts as parts
 from pipeline.output.index import Index
 from pipeline.output.index_builder import build_index
+from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import read_plan
 from pipeline.output.verify import verify
 from pipeline.recipe import Recipe, Run
@@ -51,8 +52,12 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def indexed(folder: Path, units: int) -> Index:
     make_output(folder, units * ITEMS, units)
-    store = Store(str(folder))
-    return build_index(store, read_plan(store), recipe_of(ITEMS))
+    return index_of(Store(str(folder)))
+
+
+def index_of(store: Store) -> Index:
+    plan = read_plan(store)
+    return build_index(store, plan, clip_rows(plan, recipe_of(ITEMS)))
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -79,7 +84,7 @@ def test_four_times_the_units_finish_and_verify_in_the_same_memory(tmp_path: Pat
         store = Store(str(folder))
         plan = read_plan(store)
         peaks[units] = [
-            peak_bytes(lambda s=store, p=plan: build_index(s, p, recipe_of(ITEMS))),
+            peak_bytes(lambda s=store, p=plan: build_index(s, p, clip_rows(p, recipe_of(ITEMS)))),
             peak_bytes(lambda s=store: verify(s, lambda line: None)),
         ]
     for small, large in zip(peaks[30], peaks[120], strict=True):
@@ -105,7 +110,7 @@ def test_an_index_has_the_same_rows_however_few_are_held_at_once(
     assert len(whole.samples) == 3
     (tmp_path / "index" / "0000.json").unlink()
     request.getfixturevalue("small_limits")
-    cut = build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path))), recipe_of(ITEMS))
+    cut = index_of(Store(str(tmp_path)))
     for a, b in ((whole.samples, cut.samples), (whole.rejects, cut.rejects), (whole.skips, cut.skips)):
         assert a != b and rows_of(tmp_path, a) == rows_of(tmp_path, b)
 
@@ -116,7 +121,7 @@ def test_an_index_is_the_same_bytes_however_unit_metadata_arrives(
     index = indexed(tmp_path, 12)
     (tmp_path / "index" / "0000.json").unlink()
     monkeypatch.setattr(parallel, "REQUESTS", 1)
-    assert build_index(Store(str(tmp_path)), read_plan(Store(str(tmp_path))), recipe_of(ITEMS)) == index
+    assert index_of(Store(str(tmp_path))) == index
 
 
 def test_a_row_of_the_index_that_differs_is_named_with_its_columns(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.loader import LatentDataset
 from pipeline.output.dataset import check_recipe, open_dataset, read_dataset
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index
+from pipeline.output.index_parts import clip_rows
 from pipeline.output.unit_metadata import newest_unit_metadata, unit_metadata_paths
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
@@ -172,7 +173,7 @@ def index_of(output: Path, plan_generations: int) -> Index:
     (name,) = newest_unit_metadata(store)
     (columns,) = [LatentDataset(str(output)).samples.table.select(["meta_score"]).schema]
     plan = Plan(units=[unit(name)], columns=[columns] * plan_generations)
-    return build_index(store, plan, read_dataset(store).recipe)
+    return build_index(store, plan, clip_rows(plan, read_dataset(store).recipe))
 
 
 def test_indexes_are_numbered_on_their_own_and_say_what_they_cover(output: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.bucket import Bucket
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index_builder import build_index
+from pipeline.output.index_parts import clip_rows
 from pipeline.output.members import members_of
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.recipe import Recipe
@@ -73,7 +74,8 @@ def write_latents(
                 )
             assert writer.commit(output, {}) == "committed"
     if index:
-        build_index(output, Plan(units=units, columns=[columns]), recipe)
+        plan = Plan(units=units, columns=[columns])
+        build_index(output, plan, clip_rows(plan, recipe))
     return folder
 
 
