@@ -60,6 +60,10 @@ class Connection:
         ours, other = urlsplit(self._url), urlsplit(url)
         return self._options if (ours.scheme, ours.netloc) == (other.scheme, other.netloc) else {}
 
+    def below(self, path: str) -> Connection:
+        """A folder below this one, with the same options and signature."""
+        return Connection(f"{self._url.rstrip('/')}/{path}{self._query}", self._options)
+
     def with_own_client(self) -> Connection:
         """The same folder through a new client, with connections of its own."""
         other = Connection(self._url + self._query, self._options)

@@ -86,6 +86,13 @@ class Store:
         other.connection = self.connection.with_own_client()
         return other
 
+    def below(self, path: str) -> Store:
+        """A folder of this output as an output of its own, with the same options and signature."""
+        other = copy.copy(self)
+        other.url, other.notes = f"{self.url.rstrip('/')}/{path}", set()
+        other.connection = self.connection.below(path)
+        return other
+
     def get(self, path: str) -> bytes:
         """Read a whole file. FileNotFoundError if there is none."""
 

@@ -82,6 +82,12 @@ def test_files_are_listed_with_their_sizes(store: Store) -> None:
     assert store.size("metadata/a.parquet") == 5 and store.size("metadata/c.parquet") is None
 
 
+def test_a_folder_of_an_output_is_an_output_of_its_own(store: Store) -> None:
+    layer = store.below("layers/t5")
+    assert layer.put_new("dataset.json", b"{}") and layer.list_files("") == {"dataset.json": 2}
+    assert store.get("layers/t5/dataset.json") == b"{}" and layer.url == f"{store.url}/layers/t5"
+
+
 def test_ranges_are_read_in_the_requested_order(store: Store) -> None:
     store.put_new("file", bytes(range(100)))
     assert store.read_ranges("file", [(50, 3), (0, 2)]) == [b"\x32\x33\x34", b"\x00\x01"]
