@@ -42,6 +42,10 @@ class StoreRefusal(StoreError):
     """A store refused a request, for example because a key is missing or lacks a right. Trying again cannot help."""
 
 
+class KeyRefusal(StoreError):
+    """A store refused the keys of a request, and so refuses every request with them."""
+
+
 class SourceChanged(LatentmillError):
     """A source's size or entity tag differs from the plan."""
 

@@ -16,6 +16,7 @@ from pipeline.errors import (
     USER_ERRORS,
     ConfigError,
     IntegrityError,
+    KeyRefusal,
     LatentmillError,
     SourceChanged,
     StoreError,
@@ -24,7 +25,15 @@ from pipeline.errors import (
 
 ERROR_CLASSES: dict[str, type[LatentmillError]] = {
     error.__name__: error
-    for error in (LatentmillError, ConfigError, StoreError, StoreRefusal, SourceChanged, IntegrityError)
+    for error in (
+        LatentmillError,
+        ConfigError,
+        StoreError,
+        StoreRefusal,
+        KeyRefusal,
+        SourceChanged,
+        IntegrityError,
+    )
 }
 """Errors that an encoder can report, by name."""
 SAME_EVERYWHERE = (SourceChanged, IntegrityError)

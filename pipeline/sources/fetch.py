@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged, StoreError, StoreRefusal
+from pipeline.errors import ConfigError, KeyRefusal, Reject, Rejected, SourceChanged, StoreError, StoreRefusal
 from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.retrying_file import file_facts, open_retrying, read_whole
@@ -86,15 +86,18 @@ def _open_local(item: Item, recipe: Recipe) -> io.FileIO:
 
 
 def _read_remote(item: Item, recipe: Recipe) -> HeldFile:
-    """Read a file of a store that is not a web server. A refusal rejects an item that a manifest names."""
+    """Read a file of a store that is not a web server. A refusal rejects an item that a manifest names.
+
+    A refusal of the keys does so only if nothing but rows names the store: otherwise the keys are the job's own.
+    """
     try:
         facts = file_facts(item.location, fresh=False)
         _set_facts(item, facts, recipe)
         if facts.size <= WHOLE_BYTES:
             return _held(read_whole(item.location, facts.size))
         return _read_in_parts(item, facts, recipe)
-    except (ConfigError, StoreRefusal) as error:
-        if item.trusted:
+    except (ConfigError, StoreRefusal, KeyRefusal) as error:
+        if item.trusted or (isinstance(error, KeyRefusal) and not item.only_rows_name_store):
             raise
         no_driver = isinstance(error, ConfigError)
         raise Rejected("fetch", "no_driver" if no_driver else "not_readable", str(error)) from None

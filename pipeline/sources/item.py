@@ -66,3 +66,5 @@ class Item:
     """Byte of the source's file where the item ends. Set only by formats that do not count their items in advance."""
     trusted: bool = True
     """True if the user named the item. An item that a manifest names may not be in a private network."""
+    only_rows_name_store: bool = False
+    """True if rows of a manifest name the item's store, and the manifest itself lies in another one."""

@@ -7,10 +7,11 @@ import io
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from pipeline.errors import ConfigError, StoreError, StoreRefusal
+from pipeline.errors import ConfigError, KeyRefusal, StoreError, StoreRefusal
 from pipeline.storage.drivers.errors import (
     ShortRead,
     describe_error,
+    is_about_expired_keys,
     is_about_keys,
     is_missing,
     is_transient,
@@ -97,7 +98,8 @@ def read_whole(url: str, size_bytes: int) -> bytes:
 def retry_call(url: str, call: Callable[[], T]) -> T:
     """Call the file system of a source, with retries. FileNotFoundError and StoreError name the source.
 
-    The StoreError is a StoreRefusal if trying again cannot help.
+    The StoreError is a StoreRefusal if trying again cannot help, and a KeyRefusal if other keys are needed. It is neither
+    if the keys have expired.
     """
     try:
         with requests_to(canonical(url)):
@@ -105,8 +107,13 @@ def retry_call(url: str, call: Callable[[], T]) -> T:
     except remote_errors() as error:
         if is_missing(error):
             raise FileNotFoundError(canonical(url)) from None
-        kind = StoreError if is_transient(error) or is_about_keys(error) else StoreRefusal
-        raise kind(f"{canonical(url)} could not be read: {describe_error(error)}") from None
+        raise _error_class(error)(f"{canonical(url)} could not be read: {describe_error(error)}") from None
+
+
+def _error_class(error: BaseException) -> type[StoreError]:
+    if is_transient(error) or is_about_expired_keys(error):
+        return StoreError
+    return KeyRefusal if is_about_keys(error) else StoreRefusal
 
 
 def _longest_s(url: str) -> float | None:

@@ -79,6 +79,9 @@ def locate(item: Item, target: Any, manifest_url: str, root: str | None) -> None
     try:
         item.location = location_of(target, manifest_url, root)
         item.uri = canonical(item.location)
+        item.only_rows_name_store = scheme_of(item.location) not in {
+            scheme_of(url) for url in (manifest_url, root) if url
+        }
     except Rejected as rejected:
         item.fault = rejected.reject
     except ValueError:

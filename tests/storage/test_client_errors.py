@@ -10,17 +10,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, Rejected, StoreError
+from pipeline.recipe import Recipe
 from pipeline.sources.discovery import find_sources
+from pipeline.sources.fetch import fetch
 from pipeline.storage import retry
 from pipeline.storage.drivers import s3 as s3_driver
 from pipeline.storage.drivers.errors import describe_error, is_transient, remote_errors, retry_after_s
 from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
+from tests.sources.test_sources import read_items
 from tests.support.http_server import Reply, serving
 from tests.support.paths import ROOT
 
@@ -121,6 +125,41 @@ def test_an_error_keeps_the_stores_status_and_words(
         with pytest.raises(StoreError, match=f"{status} "):
             Store(f"{base}/out").get("dataset.json")
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "code", "is_reject"),
+    [
+        ("s3", "InvalidAccessKeyId", True),
+        ("s3", "SignatureDoesNotMatch", True),
+        ("az", "AuthenticationFailed", True),
+        ("s3", "ExpiredToken", False),
+        ("s3", "RequestTimeTooSkewed", False),
+    ],
+)
+def test_keys_that_only_rows_need_reject_the_rows_unless_they_have_expired(
+    scheme: str,
+    code: str,
+    is_reject: bool,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    pauses: list[float],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "m.csv").write_text(f"path\n{scheme}://container/x.mp4\n")
+    (item,) = read_items(tmp_path, recipe, str(tmp_path / "m.csv"))
+    body = azure_error(code, "Words of the store.") if scheme == "az" else s3_error(code, "Words of the store.")
+    reply = Reply(body, 403, {"x-ms-error-code": code, "Content-Type": "application/xml"})
+    with serving(lambda path: reply) as server:
+        point_at(server.url, monkeypatch)
+        with pytest.raises(Rejected if is_reject else StoreError) as failure:
+            fetch(item, recipe)
+        item.only_rows_name_store = False
+        with pytest.raises(StoreError, match=f"403 {code}: "):
+            fetch(item, recipe)
+    if isinstance(failure.value, Rejected):
+        assert failure.value.reject.name == "fetch/not_readable"
+        assert f"container/x.mp4 could not be read: 403 {code}: " in failure.value.reject.message
 
 
 @pytest.mark.parametrize("scheme", ["s3", "az", "gs", "http"])

@@ -61,6 +61,8 @@ KEY_ERRORS = frozenset(
     "AuthenticationFailed InvalidAuthenticationInfo NoAuthenticationInformation".split()
 )
 """Codes of the errors of S3 and Azure about the keys of a request."""
+EXPIRED_KEY_ERRORS = frozenset({"ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"})
+"""Those of them that the same user's next keys, or a clock that is set, do not meet."""
 KEY_EXCEPTIONS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"})
 """Exceptions of clients that have no keys."""
 BUSY_CODES = frozenset({"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown"})
@@ -184,6 +186,12 @@ def is_about_keys(error: BaseException) -> bool:
     """Return whether a store refuses the keys themselves, and so every request, for example as a token has expired."""
     names = {type(cause).__name__ for cause in _causes(error)}
     return bool(names & KEY_EXCEPTIONS) or error_code(error) in KEY_ERRORS
+
+
+def is_about_expired_keys(error: BaseException) -> bool:
+    """Return whether a store refuses keys that it accepted before and the client could not renew."""
+    is_not_renewed = any(type(cause).__name__ == "RefreshError" for cause in _causes(error))
+    return is_not_renewed or error_code(error) in EXPIRED_KEY_ERRORS
 
 
 def error_code(error: BaseException) -> str | None:
