@@ -60,7 +60,9 @@ def text_names(values: dict[str, Any]) -> list[str]:
 
 def metadata_note(name: str, count: int) -> str:
     """Say what the column ``note`` of some samples means."""
-    meaning = {NAN_TO_NULL: "NaN or Infinity in the JSON beside the item became null"}.get(name, name)
+    meaning = {NAN_TO_NULL: "numbers in JSON or in a manifest that are NaN, infinite or too large became null"}.get(
+        name, name
+    )
     return f"{meaning} ({number(count, 'sample')})"
 
 

@@ -127,7 +127,7 @@ def _items(url: str, files: list[tuple[int, File]], tables: list[MetadataTable],
     links = LinkPolicy(url.removeprefix("file://")) if scheme_of(url) == "file" else None
     sidecars = find_sidecars(url, [file.path for _, file in files], links)
     described = FolderMetadata(url, tables, recipe).rows([file for _, file in files])
-    for (ordinal, file), (caption, meta) in zip(files, described, strict=True):
+    for (ordinal, file), (caption, meta, note) in zip(files, described, strict=True):
         location = f"{url.rstrip('/')}/{file.path}"
         item = Item(ordinal=ordinal, key=file.path, uri=canonical(location), facts=file.facts, location=location)
         try:
@@ -135,6 +135,7 @@ def _items(url: str, files: list[tuple[int, File]], tables: list[MetadataTable],
         except Rejected as rejected:
             item.fault = rejected.reject
         item.meta |= meta
+        item.note = item.note or note
         if recipe.class_column:
             item.meta[f"meta_{recipe.class_column}"] = file.path.rpartition("/")[0].rpartition("/")[2] or None
         if item.caption is None:

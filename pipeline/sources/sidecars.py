@@ -32,7 +32,7 @@ MAX_DIGITS = 4300
 JSON_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INT64 = range(-(1 << 63), 1 << 63)
 NAN_TO_NULL = "nan_to_null"
-"""``Item.note`` of an item with NaN or Infinity in its JSON, which became null."""
+"""``Item.note`` of an item with numbers in its text that are NaN, infinite or too large for a float; they became null."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -62,7 +62,7 @@ def test_captions_are_counted_everywhere(
     for name, text in SIDECARS.items():
         (folder / name).write_text(text)
     summary, dry = encoded(folder, still_recipe, run, tiny_card, lines)
-    note = "NaN or Infinity in the JSON beside the item became null (1 sample)"
+    note = "numbers in JSON or in a manifest that are NaN, infinite or too large became null (1 sample)"
     assert summary.counts.captions == 2 and "  captions 2 of 4\n" in str(summary) and summary.notes == [note]
     assert json.loads((Path(run.output) / "summary.json").read_text())["captions"] == 2
     assert any("captions 2 of 4" in line for line in lines)

@@ -25,7 +25,9 @@ from pipeline.sources.item import MEDIA_SUFFIXES
 from pipeline.sources.layouts.captions import caption_column
 from pipeline.sources.manifest import rows, survey
 from pipeline.sources.manifest.records import NoRows
+from pipeline.sources.manifest.text_rows import finite_values
 from pipeline.sources.retrying_file import file_facts, read_whole
+from pipeline.sources.sidecars import NAN_TO_NULL
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.urls import FileFacts, canonical, suffix_of
 
@@ -129,10 +131,10 @@ class FolderMetadata:
                 f"the metadata files below '{canonical(self._url)}' give one column different types: {error}"
             ) from None
 
-    def rows(self, files: Iterable[File]) -> Iterator[tuple[str | list[str] | None, dict[str, Any]]]:
-        """Yield the caption and the user columns of every file, in order.
+    def rows(self, files: Iterable[File]) -> Iterator[tuple[str | list[str] | None, dict[str, Any], str | None]]:
+        """Yield the caption, the user columns and the note of every file, in order.
 
-        A file without a row has no caption and no columns. SourceChanged if a table is not as planned.
+        A file without a row has none of them. SourceChanged if a table is not as planned.
 
         Shapes: N files, of which the k-th group of files that follow one another share a table of P rows; ``index`` has
         an element per file of the group.
@@ -142,15 +144,18 @@ class FolderMetadata:
         for table, group in itertools.groupby(files, lambda file: _nearest(file.path.rpartition("/")[0], self._tables)):
             paths = [file.path for file in group]
             if table is None:
-                yield from ((None, {}) for _ in paths)
+                yield from ((None, {}, None) for _ in paths)
                 continue
             content = read_table(self._url, table)
+            is_parquet = table.files[0].path.endswith(".parquet")
             caption = caption_column(content.schema.names, self._recipe, f"{self._url}/{table}")
             names = pa.array([path.removeprefix(table.folder) for path in paths])
             index = pc.index_in(names, value_set=content[FILE_NAME])
             for row in content.drop_columns([FILE_NAME]).take(index).to_pylist():
                 text = row.pop(caption, None) if caption else None
-                yield text, {f"meta_{name}": value for name, value in row.items()}
+                meta = {f"meta_{name}": value for name, value in row.items()}
+                meta, has_infinite = (meta, False) if is_parquet else finite_values(meta)
+                yield text, meta, NAN_TO_NULL if has_infinite else None
 
 
 def usable_tables(

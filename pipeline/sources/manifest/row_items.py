@@ -13,6 +13,8 @@ from pipeline.sources.manifest.captions import texts_of
 from pipeline.sources.manifest.columns import Columns
 from pipeline.sources.manifest.layout import known_layout
 from pipeline.sources.manifest.ranges import BadRange, Range, parse_ranges
+from pipeline.sources.manifest.text_rows import finite_values
+from pipeline.sources.sidecars import NAN_TO_NULL
 from pipeline.sources.units import Unit
 from pipeline.sources.url_policy import key_of, locate
 from pipeline.storage.urls import canonical
@@ -33,6 +35,9 @@ def row_items(
     ranges, fault = _ranges(row, columns, recipe)
     captions, caption_fault = _captions(row, columns, len(ranges), url)
     values = _user_values(row, columns)
+    has_infinite = False
+    if known_layout(url).name != "parquet":
+        values, has_infinite = finite_values(values)
     meta = {f"meta_{name}": value for name, value in values.items() if name in user_columns}
     for index, (range_, texts) in enumerate(zip(ranges, captions, strict=True)):
         item = _item(row, number, first + index, columns, unit, url, recipe)
@@ -41,6 +46,7 @@ def row_items(
         item.caption = texts[0] if texts else None
         item.captions = texts if len(texts) > 1 else None
         item.meta = dict(meta)
+        item.note = NAN_TO_NULL if has_infinite else None
         yield item
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import re
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +25,8 @@ PARSED_BYTES = 32 << 20
 MAX_DEPTH = 16
 """Largest number of lists and objects inside one another. Arrow cannot read a plan with hundreds of them."""
 
+TOO_LARGE = re.compile(rb"[eE]\+?[0-9]{3}")
+"""Bytes that a line of JSON has if it holds a number with a large exponent."""
 NOT_A_NUMBER = re.compile(r"[+-]?0[0-9]+$|[+-]?[0-9]{16,}$")
 """Texts of digits that a number does not give back: with leading zeros, or too long for a float."""
 
@@ -52,15 +57,34 @@ def text_schema(
 def parse(header: bytes, content: bytes, layout: Layout, schema: pa.Schema | None) -> pa.Table:
     """Whole lines of a table or of JSONL. Types are inferred if there is no schema."""
     if layout.separator is None:
-        return pa.json.read_json(
-            arrow_file(content),
-            read_options=pa.json.ReadOptions(block_size=max(BLOCK_BYTES, len(content))),
-            parse_options=pa.json.ParseOptions(explicit_schema=schema, newlines_in_values=False),
-        )
+        try:
+            return _read_jsonl(content, schema)
+        except pa.ArrowInvalid as error:
+            if "too big to be stored in double" not in str(error):
+                raise
+        return _read_jsonl(_with_infinity(content), schema)
     table = _read_csv(header + content, layout, schema)
     if schema is None:
         table = _with_digits_kept(table, header + content, layout)
     return _with_empty_as_null(table)
+
+
+def _read_jsonl(content: bytes, types: pa.Schema | None) -> pa.Table:
+    return pa.json.read_json(
+        arrow_file(content),
+        read_options=pa.json.ReadOptions(block_size=max(BLOCK_BYTES, len(content))),
+        parse_options=pa.json.ParseOptions(explicit_schema=types, newlines_in_values=False),
+    )
+
+
+def _with_infinity(content: bytes) -> bytes:
+    """Lines of JSON with infinity for numbers such as 1e400, which Arrow refuses in JSON but not in CSV."""
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines):
+        if TOO_LARGE.search(line):
+            with contextlib.suppress(ValueError, RecursionError):  # which Arrow then refuses with the row's number
+                lines[number] = json.dumps(json.loads(line)).encode()
+    return b"\n".join(lines)
 
 
 def _read_csv(content: bytes, layout: Layout, types: pa.Schema | None, only: list[str] | None = None) -> pa.Table:
@@ -132,3 +156,20 @@ def depth(type_: pa.DataType) -> int:
         if not level:
             return number
     return MAX_DEPTH + 1
+
+
+def finite_values(value: Any) -> tuple[Any, bool]:
+    """A value with None for numbers that are NaN or infinite, also in its lists and objects, and whether it has some.
+
+    Numbers of text that are too large for a float, such as 1e400, are infinite.
+    """
+    match value:
+        case float() if not math.isfinite(value):
+            return None, True
+        case dict():
+            pairs = {name: finite_values(part) for name, part in value.items()}
+            return {name: part for name, (part, _) in pairs.items()}, any(found for _, found in pairs.values())
+        case list():
+            parts = [finite_values(part) for part in value]
+            return [part for part, _ in parts], any(found for _, found in parts)
+    return value, False

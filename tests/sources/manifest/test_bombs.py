@@ -92,7 +92,6 @@ def test_pages_of_every_kind_are_measured(
         ("m.json", '[{"path": "a", "x": ' + DEEP + "}]", "row 1 is not strict JSON"),
         *(("m.json", '[{"path": "a", "x": ' + "[" * n + "]" * n + "}]", "row 1 ") for n in range(940, 1000, 6)),
         ("metadata.jsonl", '{"file_name": "a.mp4", "x": ' + DEEP + "}\n", "row 1 has more than 64 lists or objects"),
-        ("metadata.jsonl", '{"file_name": "a.mp4", "x": 1e400}\n', "cannot be read as jsonl from row 1 on"),
         ("m.json", '[{"path": "a", "x": ' + "[" * 500 + "]" * 500 + "}]", "row 1 has more than 64"),
         ("m.json", '[{"path": "a", "x": ' + "9" * 5000 + "}]", "row 1 is not strict JSON"),
         ("m.csv", "a" * (2 << 20), "first line of more than 1 MB"),

@@ -131,6 +131,55 @@ def test_text_in_digits_stays_text(tmp_path: Path, recipe: Recipe) -> None:
     assert [item.meta["meta_word"] for item in found] == ["NA", "null", None, "word"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", "path,x,y\na.mp4,1e400,1\nb.mp4,2,\nc.mp4,-inf,3\n"),
+        ("m.tsv", "path\tx\ty\na.mp4\t1e400\t1\nb.mp4\t2\t\nc.mp4\t-1E+999\t3\n"),
+        (
+            "m.jsonl",
+            '{"path": "a.mp4", "x": 1e400, "y": 1}\n{"path": "b.mp4", "x": 2, "caption": "1e400"}\n'
+            '{"path": "c.mp4", "x": -Infinity, "y": 3}\n',
+        ),
+        (
+            "m.json",
+            '[{"path": "a.mp4", "x": 1e400, "y": 1}, {"path": "b.mp4", "x": 2}, {"path": "c.mp4", "x": -1e999, "y": 3}]',
+        ),
+    ],
+)
+def test_numbers_that_are_too_large_become_null_with_a_note(
+    tmp_path: Path, recipe: Recipe, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    found = read_items(tmp_path, recipe, f"{tmp_path}/{name}")
+    assert [item.meta["meta_x"] for item in found] == [None, 2.0, None]
+    assert [item.meta["meta_y"] for item in found] == [1, None, 3]
+    assert [item.note for item in found] == ["nan_to_null", None, "nan_to_null"]
+    assert not any(item.fault for item in found)
+
+
+def test_numbers_of_a_folders_table_that_are_too_large_become_null_with_a_note(tmp_path: Path, recipe: Recipe) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "x": 1e400}\n{"file_name": "b.mp4", "x": 2}\n')
+    found = read_items(tmp_path, recipe, str(tmp_path))
+    assert [item.meta["meta_x"] for item in found] == [None, 2.0]
+    assert [item.note for item in found] == ["nan_to_null", None]
+
+
+def test_numbers_inside_lists_and_objects_that_are_too_large_become_null(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "x": [1, 1e400], "s": {"deep": [{"y": 9e999}], "z": 1}}\n')
+    (item,) = read_items(tmp_path, recipe, f"{tmp_path}/m.jsonl")
+    assert item.meta["meta_x"] == [1.0, None] and item.meta["meta_s"] == {"deep": [{"y": None}], "z": 1}
+    assert item.note == "nan_to_null"
+
+
+def test_a_range_that_is_too_large_is_a_reject(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "m.csv").write_text("path,start,end\na.mp4,0,1e400\nb.mp4,0,1\n")
+    found = read_items(tmp_path, recipe, f"{tmp_path}/m.csv")
+    assert [item.fault.reason if item.fault else "" for item in found] == ["bad_range", ""]
+
+
 def test_a_path_that_is_a_number_is_a_path(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "m.csv").write_text("path,caption\n0,x\n")
     (tmp_path / "n.jsonl").write_text('{"path": 7}\n')
