@@ -51,8 +51,10 @@ class EncoderOptions:
 class TextHandling(Protocol):
     """The treatment of a caption before it is rendered: cleaning, and texts from other columns. Pure and cheap."""
 
-    columns: tuple[str, ...]
-    """Columns of the samples that ``variants`` reads, beside the caption."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the samples that ``variants`` reads, beside the caption."""
+        ...
 
     def variants(self, caption: str, values: Mapping[str, Any]) -> Sequence[Variant]:
         """The forms of a caption, always in the same order. ``values``: the sample's values by name of the column."""
