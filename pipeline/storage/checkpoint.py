@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, StoreError
 from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
 from pipeline.storage.retry import retried
 from pipeline.storage.urls import canonical, open_filesystem
-from stvae.checkpoints.download import copy_folder
+from stvae.checkpoints.download import Find, copy_folder, find_text_encoder_files, find_vae_files
 
 
 def local_checkpoint(vae: str) -> str:
@@ -19,21 +20,34 @@ def local_checkpoint(vae: str) -> str:
     """
     if "://" not in vae:
         return vae
-    name = canonical(vae)
-    fs, root = open_filesystem(vae)
+    folder = _copy(vae, "VAE", find_vae_files)
+    if not any((folder / path).exists() for path in ("config.json", "vae/config.json")):
+        raise ConfigError(f"no VAE at '{canonical(vae)}': expected a folder with config.json and *.safetensors")
+    return str(folder)
+
+
+def local_text_encoder(encoder: str) -> str:
+    """The local copy of a text encoder's or connector's folder if it is given by URL; otherwise the path as it is.
+
+    ConfigError if there is nothing, StoreError if the store does not answer.
+    """
+    return str(_copy(encoder, "text encoder", find_text_encoder_files)) if "://" in encoder else encoder
+
+
+def _copy(url: str, model: str, find: Find) -> Path:
+    """The local copy of a folder behind a URL. ``model``: what it holds, for messages."""
+    name = canonical(url)
+    fs, root = open_filesystem(url)
 
     def request(call: Callable[[], Any]) -> Any:
         try:
             return retried(call)
         except remote_errors() as error:
             if is_missing(error):
-                raise ConfigError(f"there is no VAE at '{name}'") from None
-            raise StoreError(f"the VAE at '{name}' could not be read: {describe_error(error)}") from None
+                raise ConfigError(f"there is no {model} at '{name}'") from None
+            raise StoreError(f"the {model} at '{name}' could not be read: {describe_error(error)}") from None
 
-    folder = copy_folder(name, fs, root, request)
-    if not any((folder / path).exists() for path in ("config.json", "vae/config.json")):
-        raise ConfigError(f"no VAE at '{name}': expected a folder with config.json and *.safetensors")
-    return str(folder)
+    return copy_folder(name, fs, root, request, find)
 
 
 def shown_vae(vae: str) -> str:

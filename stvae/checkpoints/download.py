@@ -18,8 +18,14 @@ WANTED_FILES = re.compile(r"config\.json$|\.safetensors(?:\.index(?:\.[\w-]+)?\.
 """Ends of the names of files that a remote checkpoint folder is downloaded for."""
 SCHEDULER = "scheduler/scheduler_config.json"
 """File of a pipeline that says in which scale its transformer works."""
+WANTED_TEXT_FILES = re.compile(r"\.(?:json|jinja|safetensors|model|txt)$")
+"""Ends of the names of files that the folder of a text encoder is downloaded for."""
+TEXT_FOLDERS = re.compile(r"text_encoder(_\d)?|tokenizer(_\d)?|connectors")
+"""Names of a pipeline's folders that text encoders need."""
 Request = Callable[[Callable[[], Any]], Any]
 """Makes one call to a store."""
+Find = Callable[[Any, str, Request], Iterator[tuple[str, dict[str, Any]]]]
+"""Yields the wanted files of a folder in a file system by their path in it, with what ``ls`` reports."""
 
 
 def download_folder(url: str) -> Path:
@@ -30,16 +36,17 @@ def download_folder(url: str) -> Path:
     return copy_folder(url, fs, root, lambda call: call())
 
 
-def copy_folder(url: str, fs: Any, root: str, request: Request) -> Path:
+def copy_folder(url: str, fs: Any, root: str, request: Request, find: Find | None = None) -> Path:
     """Return a local copy of the checkpoint folder at ``root`` of a file system, which is never out of date.
 
-    ``request`` makes each call to the store, perhaps with retries. Copies are kept in the user's cache under the names,
+    ``request`` makes each call to the store, perhaps with retries; ``find`` chooses the files, by default those of a VAE.
+    Copies are kept in the user's cache under the names,
     sizes and version tags of their files. If the store reports no version of a file, every call downloads the folder,
     and its copy is kept under its content.
     """
     infos = {
         path: info if version_tag(info) else {**info, **request(partial(fs.info, info["name"]))}
-        for path, info in _wanted_files(fs, root, request)
+        for path, info in (find or find_vae_files)(fs, root, request)
     }
     cache = Path.home() / ".cache" / "latentmill"
     cache.mkdir(parents=True, exist_ok=True)
@@ -62,7 +69,7 @@ def copy_folder(url: str, fs: Any, root: str, request: Request) -> Path:
     return copy
 
 
-def _wanted_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+def find_vae_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the files of a remote checkpoint by path in it. Those of a pipeline are in ``vae/`` and ``scheduler/``."""
     entries = {Path(info["name"]).name: info for info in request(partial(fs.ls, root, detail=True))}
     prefix = ""
@@ -78,6 +85,19 @@ def _wanted_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, d
     for name, info in entries.items():
         if info["type"] == "file" and WANTED_FILES.search(name):
             yield prefix + name, info
+
+
+def find_text_encoder_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the files of a text encoder by path: those of its own folder, or of a pipeline's folders for text."""
+    entries = {Path(info["name"]).name: info for info in request(partial(fs.ls, root, detail=True))}
+    for name, info in entries.items():
+        if info["type"] == "directory" and TEXT_FOLDERS.fullmatch(name):
+            for inner in request(partial(fs.ls, info["name"], detail=True)):
+                if inner["type"] == "file" and WANTED_TEXT_FILES.search(inner["name"]):
+                    yield f"{name}/{Path(inner['name']).name}", inner
+        is_foreign = name.endswith(".safetensors") and "config.json" not in entries  # weights of other models
+        if info["type"] == "file" and WANTED_TEXT_FILES.search(name) and not is_foreign:
+            yield name, info
 
 
 def _short_hash(values: list[Any]) -> str:
