@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.bucket import Bucket
 from pipeline.encode.attempts import MAX_CRASHES_ALONE, Attempts, CrashHistory
+from pipeline.encode.batch_pipeline import BatchPipeline
 from pipeline.encode.counters import UnitInFlight
 from pipeline.encode.items_of_file import WantedWindows, items_by_file
-from pipeline.encode.micro_batches import DecodedClip, EncodedClips, MicroBatchEncoder
+from pipeline.encode.micro_batches import DecodedClip, EncodedClip, MicroBatchEncoder
 from pipeline.encode.prefetch import decode_in_order
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_text import UnitText, too_much_text, without_text
@@ -54,13 +54,20 @@ class ShardAttempt:
     activities: UnitActivity
     _waiting: dict[tuple[Bucket, int], list[DecodedClip]] = field(default_factory=dict, init=False)
     """Clips that do not fill a micro-batch yet, by their size and the number of clips that fill one."""
-    _in_vae: tuple[list[DecodedClip], Future[EncodedClips]] | None = field(default=None, init=False)
-    """The micro-batch that was submitted last, until its results are in the shard."""
+    _pipeline: BatchPipeline[DecodedClip, EncodedClip | None] = field(init=False)
     _text: UnitText = field(default_factory=UnitText, init=False)
     _retried: dict[int, tuple[tuple[int, str], ...]] = field(init=False)
     """Windows to retry, each with its group, by the item's ordinal; empty unless the unit retries rejects."""
 
     def __post_init__(self) -> None:
+        self._pipeline = BatchPipeline(
+            unit=self.in_flight.unit.name,
+            attempts=self.context.attempts,
+            history=self.crash_history,
+            activities=self.activities,
+            submit=self.context.batches.submit,
+            store=self._add_results,
+        )
         self._retried = {retry.ordinal: retry.wanted for retry in self.in_flight.unit.retries}
 
     def fill(self, is_stopped: Callable[[], bool]) -> bool:
@@ -79,8 +86,8 @@ class ShardAttempt:
                 self._add_outcome(item, facts, outcome)
         self.activities.enter(Activity.PACK)
         for micro_batch in self._waiting.values():
-            self._encode(micro_batch)
-        self._store()
+            self._pipeline.encode(micro_batch)
+        self._pipeline.finish()
         return True
 
     def _add_outcome(self, item: Item, facts: VideoFacts | None, outcome: Outcome) -> None:
@@ -149,46 +156,9 @@ class ShardAttempt:
         micro_batch = self._waiting.setdefault((window.bucket, full), [])
         micro_batch.append(decoded)
         if len(micro_batch) == full:
-            self._encode(self._waiting.pop((window.bucket, full)))
+            self._pipeline.encode(self._waiting.pop((window.bucket, full)))
 
-    def _encode(self, micro_batch: list[DecodedClip]) -> None:
-        """Submit a micro-batch to the VAE, then store the results of the one before."""
-        if self.crash_history.careful:
-            self._encode_carefully(micro_batch)
-            return
-        future = self.context.batches.submit(micro_batch, self.activities)
-        self._store()
-        self._in_vae = micro_batch, future
-
-    def _encode_carefully(self, micro_batch: list[DecodedClip]) -> None:
-        """Encode a micro-batch after the encoder has crashed during this unit.
-
-        The clips in the VAE are recorded. If one of them was in the VAE at a crash, all are encoded one by one. Clips
-        that are known to crash the encoder are left out.
-        """
-        history, attempts, unit = self.crash_history, self.context.attempts, self.in_flight.unit.name
-        kept = [decoded for decoded in micro_batch if decoded.id not in history.skipped_ids]
-        one_by_one = any(decoded.id in history.isolate for decoded in kept)
-        calls = [[decoded] for decoded in kept] if one_by_one else [kept] if kept else []
-        results: EncodedClips = {}
-        for clips in calls:
-            attempts.record(unit, history.number, [decoded.id for decoded in clips])
-            results |= self.context.batches.submit(clips, self.activities).result()
-            attempts.record(unit, history.number, [])
-        self._add_results(micro_batch, results)
-
-    def _store(self) -> None:
-        """Wait for the micro-batch in the VAE, if there is one, and write its results to the shard."""
-        if self._in_vae is None:
-            return
-        micro_batch, future = self._in_vae
-        self._in_vae = None
-        self.activities.enter(Activity.DEVICE)
-        results = future.result()
-        self.activities.enter(Activity.PACK)
-        self._add_results(micro_batch, results)
-
-    def _add_results(self, micro_batch: list[DecodedClip], results: EncodedClips) -> None:
+    def _add_results(self, micro_batch: list[DecodedClip], results: Mapping[str, EncodedClip | None]) -> None:
         for decoded in micro_batch:
             if decoded.id in self.crash_history.skipped_ids:
                 self.shard.add_reject(decoded.item, decoded.facts, _crashes_encoder(decoded.clip))
