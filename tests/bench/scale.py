@@ -58,9 +58,9 @@ from pipeline.storage.store import Store
 from pipeline.video.outcomes import RejectedWindow
 from pipeline.video.windows import Skip
 from stvae import read_card
-from tests.support.clips_maker import plain_facts
 from tests.support.golden import TINY
-from tests.support.latent_set import clip_of, latent
+from tests.support.latent_set import latent
+from tests.support.plain_clips import clip_of, plain_facts
 
 SOURCE = "s3://videos/clips.parquet"
 BUCKETS = (Bucket(17, 32, 32), Bucket(17, 32, 56), Bucket(17, 56, 32))

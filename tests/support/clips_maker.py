@@ -11,8 +11,6 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.video.windows import VideoFacts
-
 BITS = 8
 
 
@@ -86,24 +84,6 @@ def make_image(path: Path, number: int = 5, size: tuple[int, int] = (64, 112)) -
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(numbered_frame(number, *size)).save(path, quality=95)
     return path
-
-
-def plain_facts(num_frames: int, height: int, width: int) -> VideoFacts:
-    """The facts that probing gives for an upright video with 24 frames per second."""
-    return VideoFacts(
-        container="none",
-        codec="none",
-        coded_width=width,
-        coded_height=height,
-        rotation=0,
-        sample_aspect=Fraction(1),
-        time_base=Fraction(1, 24),
-        pts=tuple(range(num_frames)),
-        end_pts=num_frames,
-        is_image=num_frames == 1,
-        hdr=None,
-        decord_refusal=None,
-    )
 
 
 def package_clip(name: str) -> Path:

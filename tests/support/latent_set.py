@@ -18,11 +18,9 @@ from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store
-from pipeline.video.outcomes import Clip
-from pipeline.video.windows import Placement, Window
 from stvae import read_card
-from tests.support.clips_maker import plain_facts
 from tests.support.golden import TINY
+from tests.support.plain_clips import clip_of, plain_facts
 
 
 def write_latents(
@@ -83,27 +81,3 @@ def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
     """Return the latents or moments that ``write_latents`` stores for a sample, float32 before rounding."""
     size = read_card(str(TINY)).geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
     return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
-
-
-def clip_of(bucket: Bucket) -> Clip:
-    """Return a clip with the facts of a bucket, but without its frames."""
-    place = Placement(
-        scaled_height=bucket.height,
-        scaled_width=bucket.width,
-        crop_top=0,
-        crop_left=0,
-        height=bucket.height,
-        width=bucket.width,
-    )
-    window = Window(
-        index=0,
-        bucket=bucket,
-        filled=bucket,
-        pts=tuple(range(bucket.num_frames)),
-        start_s=0.0,
-        end_s=bucket.num_frames / 23.976,
-        fps=23.976 if bucket.num_frames > 1 else None,
-        frame_stride=1,
-        placement=place,
-    )
-    return Clip(window=window, frames_THWC=np.zeros((1, 1, 1, 3), dtype=np.uint8), decoder="none")

@@ -34,10 +34,11 @@ from pipeline.video.outcomes import Clip, Decoded, RejectedWindow
 from pipeline.video.ranges import Range
 from pipeline.video.windows import Skip, Window
 from stvae import Card, read_card
-from tests.support.clips_maker import BITS, numbered_frame, plain_facts, read_number
+from tests.support.clips_maker import BITS, numbered_frame, read_number
 from tests.support.golden import TINY
 from tests.support.oracle import tree
 from tests.support.paths import ROOT
+from tests.support.plain_clips import plain_facts
 
 SIZE = (32, 56)
 VARIABLE = "PAINTED"

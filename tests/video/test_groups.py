@@ -22,7 +22,8 @@ from pipeline.video.ranges import in_decoding_order, select_in_range
 from pipeline.video.resize import resize_frame
 from pipeline.video.windows import Skip, VideoFacts, Window, select_windows
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import damage, make_clip, plain_facts
+from tests.support.clips_maker import damage, make_clip
+from tests.support.plain_clips import plain_facts
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 SHORT, LONG = Bucket(17, 32, 56, "short"), Bucket(34, 64, 112, "long")

@@ -23,7 +23,8 @@ from pipeline.video.outcomes import Clip, Outcome, RejectedWindow
 from pipeline.video.ranges import Range, in_decoding_order, positions_in_range, range_seconds, select_in_range
 from pipeline.video.windows import Skip, VideoFacts, Window
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import damage, make_clip, numbered_frame, plain_facts, read_number
+from tests.support.clips_maker import damage, make_clip, numbered_frame, read_number
+from tests.support.plain_clips import plain_facts
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 RECIPE = Recipe(vae="x", buckets=(Bucket(17, 64, 112),), micro_batch=(1,), windows="all")

@@ -24,7 +24,8 @@ from pipeline.video.ranges import Range, select_in_range
 from pipeline.video.scene_detectors import unmarked_spans
 from pipeline.video.windows import Scene, Skip, Window
 from stvae.geometry import multiples, plain_geometry
-from tests.support.clips_maker import make_clip, make_image, package_clip, plain_facts
+from tests.support.clips_maker import make_clip, make_image, package_clip
+from tests.support.plain_clips import plain_facts
 
 GEOMETRY = plain_geometry(8, 4, multiples(1), chunk_frames=17)
 RECIPE = Recipe(vae="x", buckets=(Bucket(17, 64, 112),), micro_batch=(1,), windows="all")
