@@ -59,9 +59,7 @@ def load_vae(
     model = model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
     use_channels_last(model)
     if compiled:
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] == "encoder":
-                module.compile(dynamic=False)
+        compile_encoders(model)
     return VAE(card, model, autotune=autotune)
 
 
@@ -166,6 +164,13 @@ class VAE:
         shape = (self.card.latent_channels, num_frames, height // stride, width // stride)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(noise).to(self.device, self.dtype)
+
+
+def compile_encoders(model: nn.Module) -> None:
+    """Run the encoders of a model through torch.compile. Each new shape is compiled when it first comes."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "encoder":
+            module.compile(dynamic=False)
 
 
 def use_channels_last(model: nn.Module) -> None:

@@ -1,0 +1,133 @@
+"""Section ``exactness``: every VAE in float32 on the device against the CPU, and in bfloat16 within a bound.
+
+float32: the largest difference is at most 1e-4. bfloat16: the error (root mean square of the difference to float32 on the
+CPU) is at most twice the error that the CPU itself makes in bfloat16. Both errors come from rounding to 8 bits after each
+layer, so they are about equal where the device computes what the CPU does, whatever the size of the model's values. Twice
+leaves room for another order of additions and rounding at other places.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stvae import load_vae
+from stvae.vae import VAE
+from tests.gpu import tiny
+from tests.gpu.report import Report
+from tests.support.golden import GOLDEN, TINY
+
+EXACT = 1e-4
+BFLOAT16_FACTOR = 2.0
+MIN_BFLOAT16_ERROR = 1e-3
+"""Error in bfloat16 that is never too large, for models whose error on the CPU happens to be tiny."""
+BOUND_WITHOUT_CPU = 0.05
+"""Error in bfloat16, in standard deviations of the moments, that is allowed where the CPU cannot compute the model in it."""
+GOLDEN_LENGTHS = (1, 2, 4, 5, 16, 17, 18, 34, 40)
+
+
+def run(report: Report) -> None:
+    """Add a row for the numerics, one for the golden outputs, and one for every VAE and precision."""
+    with tempfile.TemporaryDirectory() as folder:
+        _check_golden(report)
+        for name in tiny.NAMES:
+            _check_vae(report, name, tiny.folder_of(name, Path(folder)))
+
+
+def _check_golden(report: Report) -> None:
+    """Compare with the outputs of Open-Sora's own code: moments, normalized latents and decoded pixels."""
+    vae = load_vae(TINY, device=report.device)
+    inside = watch_numerics(vae)
+    outside = numerics()
+    cases = load_file(GOLDEN / "opensora-v12-tiny-cases.safetensors")
+    moments_error = latents_error = gray_levels = 0.0
+    for length in GOLDEN_LENGTHS:
+        moments = vae.encode(cases[f"T{length}.pixels_u8"])
+        latents = vae.normalize(moments.chunk(2, dim=1)[0])
+        decoded = vae.decode(vae.denormalize(cases[f"T{length}.latents"].to(report.device)), length)
+        expected = cases[f"T{length}.reconstruction"].add(1).mul(127.5).round().clamp(0, 255)
+        moments_error = max(moments_error, _largest(moments, cases[f"T{length}.moments"]))
+        latents_error = max(latents_error, _largest(latents, cases[f"T{length}.latents"]))
+        gray_levels = max(gray_levels, _largest(decoded, expected))
+    report.measured("numerics outside of encode", outside)
+    report.measured("numerics inside encode, float32", inside[0])
+    after = numerics()
+    report.check("numerics after encode and decode", after == outside, "as before" if after == outside else after)
+    subject = f"golden Open-Sora, {len(GOLDEN_LENGTHS)} lengths, float32"
+    shown = f"moments {moments_error:.1e}, latents {latents_error:.1e}, bound {EXACT:.0e}"
+    report.check(subject, max(moments_error, latents_error) <= EXACT, shown)
+    report.check(f"{subject}, decoded", gray_levels <= 1, f"{gray_levels:.0f} gray levels")
+
+
+def _check_vae(report: Report, name: str, folder: Path) -> None:
+    on_cpu = load_vae(folder, only="encoder")
+    size = tiny.small_size(on_cpu.card.geometry)
+    pixels = tiny.random_clips(size, count=2 if report.on_gpu else 1)
+    expected = on_cpu.encode(pixels)
+    moments = load_vae(folder, device=report.device, only="encoder").encode(pixels)
+    error = _largest(moments, expected)
+    report.check(f"{name} {_shown(size)} float32", error <= EXACT, f"{error:.1e}, bound {EXACT:.0e}")
+    _check_bfloat16(report, f"{name} {_shown(size)} bfloat16", folder, pixels, expected)
+
+
+def _check_bfloat16(report: Report, subject: str, folder: Path, pixels: Tensor, expected: Tensor) -> None:
+    def error_on(device: str) -> float:
+        moments = load_vae(folder, device=device, dtype="bfloat16", only="encoder").encode(pixels)
+        return _root_mean_square(moments.cpu() - expected)
+
+    try:
+        cpu_error = error_on("cpu")
+        bound = max(BFLOAT16_FACTOR * cpu_error, MIN_BFLOAT16_ERROR)
+    except NotImplementedError as missing:  # torch lacks an operation of the model
+        if not report.on_gpu:
+            report.not_run(subject, str(missing))
+            return
+        bound = BOUND_WITHOUT_CPU * float(expected.std())
+    error = error_on(report.device) if report.on_gpu else cpu_error
+    report.check(subject, error <= bound, f"{error:.1e}, bound {bound:.1e}")
+
+
+def watch_numerics(vae: VAE) -> list[str]:
+    """Return a list that gets the numerics at every call of a convolution of the VAE."""
+    seen: list[str] = []
+    for module in vae.model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+            module.register_forward_pre_hook(lambda *_: seen.append(numerics()))
+            break
+    return seen
+
+
+def numerics() -> str:
+    """The switches of this process that change the last bits of results."""
+    switches: dict[str, Callable[[], object]] = {
+        "TF32 products": lambda: torch.backends.cuda.matmul.allow_tf32,
+        "TF32 convolutions": lambda: torch.backends.cudnn.allow_tf32,
+        "deterministic cuDNN": lambda: torch.backends.cudnn.deterministic,
+        "autotuning": lambda: torch.backends.cudnn.benchmark,
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
+    }
+    return ", ".join(f"{name} {_state(read)}" for name, read in switches.items())
+
+
+def _state(read: Callable[[], object]) -> str:
+    try:
+        return "on" if read() else "off"
+    except RuntimeError:  # torch refuses to read an old switch after a new one was used for the same thing
+        return "unknown"
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a.cpu().float() - b.cpu().float()).abs().max())
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def _shown(size: tuple[int, int, int]) -> str:
+    return "{1}x{2}x{0}".format(*size)
