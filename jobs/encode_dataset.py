@@ -23,7 +23,7 @@ from pipeline.dry_run.calibrate import calibrate, measure_speed
 from pipeline.dry_run.estimate import EncoderSpeeds, estimate, parse_speeds
 from pipeline.dry_run.table import format_estimate
 from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.executor.ray_cluster import disconnect_from_ray, report_missing_nodes
+from pipeline.executor.ray_cluster import disconnect_from_ray
 from pipeline.progress.terminal import Terminal
 from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe, Run
@@ -69,8 +69,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
         _dry_run(arguments, recipe, run, card, terminal)
         return 0
     if arguments.calibrate:
-        with report_missing_nodes(run, say=terminal.say):
-            calibrate(recipe, run, card, say=terminal.say)
+        calibrate(recipe, run, card, say=terminal.say)
         return 0
     return _encode(recipe, run, card, terminal)
 
@@ -78,7 +77,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
 def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
     show = terminal.show if terminal.rewrites else None
     try:
-        with report_missing_nodes(run, say=terminal.say), report_waits(terminal.say):
+        with report_waits(terminal.say):
             summary = encode(recipe, run, card, say=terminal.say, show=show)
     except SystemExit:  # Ray's reaction to SIGTERM while it is connected
         raise KeyboardInterrupt from None
@@ -96,8 +95,8 @@ def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, termina
     max_items = None if arguments.dry_run == "all" else arguments.dry_run
     result = estimate(recipe, run, card, max_items, say=terminal.say)
     if speeds is None and arguments.calibrate and result.num_left:
-        speeds = measure_speed(result.recipe, run, result.used_buckets, say=terminal.say)
-        speeds_origin = f"as just measured on {'a GPU' if run.gpus else 'this CPU'}"
+        speeds = measure_speed(result.recipe, result.run, result.used_buckets, say=terminal.say)
+        speeds_origin = f"as just measured on {'a GPU' if result.run.encoder_gpus else 'this CPU'}"
     terminal.say_lines(format_estimate(result, speeds, speeds_origin).split("\n"))
 
 

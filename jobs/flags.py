@@ -93,7 +93,7 @@ class Flag:
 
     def _means_default(self, text: str) -> bool:
         optional_text = self.read is read_text and not self.is_required and not self.is_list
-        return text == self.setting.default_word or (optional_text and not text)
+        return text in (self.setting.default_word, self.setting.former_word) or (optional_text and not text)
 
     def _parse_one(self, text: str, place: str) -> Any:
         try:

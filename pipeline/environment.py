@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Run
 from pipeline.setting import available_cpus
 from pipeline.storage.held_file import DEFAULT_SHARE, usable_memory_bytes
+from stvae import gc_paused
 
 PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 """Packages whose version may change the bytes of the output."""
@@ -33,13 +34,13 @@ def describe_environment(run: Run, device: str) -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    machine = {"python": platform.python_version(), "device": device, "threads": str(run.cpus)}
+    machine = {"python": platform.python_version(), "device": device, "threads": str(run.encoder_cpus)}
     return versions | machine | NUMERICS | {"autotune": "on" if run.autotune else "off"}
 
 
 def is_same_environment(recorded: Mapping[str, str], own: Mapping[str, str]) -> bool:
     """Tell if two environments give the same bytes, as far as they say. ``recorded`` may be that of an earlier version."""
-    not_recorded = {name for name in ADDED if name not in recorded and recorded.get("device", "").startswith("cpu ")}
+    not_recorded = {name for name in ADDED if name not in recorded and not is_gpu(recorded.get("device", ""))}
     return dict(recorded) == {name: value for name, value in own.items() if name not in not_recorded}
 
 
@@ -62,7 +63,7 @@ def item_memory_bytes(run: Run) -> int:
     """
     if run.item_memory_bytes is not None:
         return run.item_memory_bytes
-    share = min(1.0, run.cpus / available_cpus())
+    share = min(1.0, run.encoder_cpus / available_cpus())
     return int(usable_memory_bytes() * share * DEFAULT_SHARE)
 
 
@@ -74,6 +75,34 @@ def cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"cpu {names[0] if names else platform.machine()}"
+
+
+def is_gpu(device: str) -> bool:
+    """Tell if a device, as an environment names it, is a GPU."""
+    return not device.startswith("cpu ")
+
+
+def check_device(output: str, environment: Mapping[str, str], run: Run) -> None:
+    """Raise ConfigError if a job would go on with an output on CPUs that was begun on GPUs, or the other way around.
+
+    ``environment`` is the one in which the output was begun. Another model of the same kind, like another version of a
+    package, is noted in the metadata of the units that it encodes.
+    """
+    began_on = environment.get("device", "")
+    if run.allow_other_device or not began_on or is_gpu(began_on) == bool(run.encoder_gpus):
+        return
+    device, flag = ("GPUs", "--gpus 0") if run.encoder_gpus else ("CPUs", "--gpus 1")
+    raise ConfigError(
+        f"{output} was begun on '{began_on}', and this job would go on with it on {device}, whose values differ in the "
+        f"last bits. To go on as it was begun give {flag}; to mix both give --allow-other-device"
+    )
+
+
+def num_gpus() -> int:
+    """Number of GPUs of this machine that PyTorch can use."""
+    with gc_paused():
+        import torch
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def gpu_model() -> str:

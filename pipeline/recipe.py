@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.bucket import Bucket, check_buckets, group_buckets, numbers_needed, one_per_bucket
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.setting import Setting, available_cpus, check_positive, gigabytes
+from pipeline.setting import Setting, available_cpus, check_columns, check_places, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
 
@@ -72,7 +71,7 @@ class Recipe:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Data type of the stored latents."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type in which the VAE computes; auto is bfloat16 with --gpus and float32 without.
+    """Data type in which the VAE computes; auto is bfloat16 on GPUs and float32 on CPUs.
 
     A job replaces ``auto`` before it records anything; an output keeps the type it was started with.
     """
@@ -155,20 +154,8 @@ class Recipe:
         check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
         check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
         check_positive(max_item_gb=self.max_item_bytes, scene_threshold=self.scene_threshold)
-        if len(self.range_columns) > 2:
-            raise ConfigError(
-                f"--range-columns takes one column or two, got {len(self.range_columns)}: {', '.join(self.range_columns)}"
-            )
-        for column in self.columns:
-            if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
-                raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
-        if self.root is not None and (not re.match(r"/|\w+://", self.root) or re.search(r"[?#]|//[^/]*@", self.root)):
-            raise ConfigError("--root takes an absolute path, or a URL without user name, password and query")
-        for host in self.private_hosts:
-            if not re.fullmatch(r"[^\s/@A-Z]+", host):
-                raise ConfigError(
-                    f"--allow-host takes a host's name or address alone, in lowercase letters, got '{host}'"
-                )
+        check_columns(self.range_columns, self.columns)
+        check_places(self.root, self.private_hosts)
 
     def check_vae(self, card: Card) -> None:
         """Refuse what the VAE cannot do; for buckets that it cannot encode, name the nearest size that fits."""
@@ -256,12 +243,14 @@ class Run:
     """Encode in this process, without Ray."""
     ray_address: Annotated[str, Setting(metavar="ADDRESS", environment="RAY_ADDRESS")] = "local"
     """Ray cluster to join; local starts one on this machine, auto joins the one that started this job."""
-    actors: int = 1
-    """Largest number of encoders at the same time; one per GPU."""
-    gpus: float = 0.0
-    """GPUs per encoder; 0 encodes on the CPU."""
-    cpus: Annotated[int, Setting(default_word="all")] = dataclasses.field(default_factory=available_cpus)
-    """CPUs per encoder: its decoding processes, and its compute threads if it has no GPU."""
+    actors: Annotated[int | None, Setting(default_word="auto")] = None
+    """Largest number of encoders at the same time; auto is one per GPU, or on CPUs one per node."""
+    gpus: Annotated[float | None, Setting(default_word="auto")] = None
+    """GPUs per encoder; auto is 1 where the machine, the cluster or its autoscaler has GPUs, else 0: encode on CPUs."""
+    cpus: Annotated[int | None, Setting(default_word="auto", former_word="all")] = None
+    """CPUs per encoder: decoders, and compute threads if it has no GPU; auto is a GPU's part of its node, or all of it."""
+    allow_other_device: bool = False
+    """Go on with an output on GPUs that was begun on CPUs, or the other way around; the values differ in their last bits."""
     decode_timeout_s: float = 60.0
     """Seconds that one request to a decoding process may take before the process is killed."""
     decode_memory_bytes: Annotated[int, gigabytes("decode-memory-gb")] = 4 << 30
@@ -290,6 +279,21 @@ class Run:
         check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
 
     @property
+    def encoder_gpus(self) -> float:
+        """GPUs per encoder; 0 where ``auto`` has not been replaced yet."""
+        return self.gpus or 0.0
+
+    @property
+    def encoder_cpus(self) -> int:
+        """CPUs per encoder; all of this machine where ``auto`` has not been replaced yet."""
+        return self.cpus or available_cpus()
+
+    @property
+    def max_encoders(self) -> int:
+        """Largest number of encoders at the same time; 1 where ``auto`` has not been replaced yet."""
+        return self.actors or 1
+
+    @property
     def auto_compute_dtype(self) -> Literal["bfloat16", "float32"]:
         """Data type that ``auto`` stands for in a new output."""
-        return "bfloat16" if self.gpus else "float32"
+        return "bfloat16" if self.encoder_gpus else "float32"

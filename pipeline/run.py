@@ -5,6 +5,7 @@ sources -> plan of units -> encoders (one per GPU) -> unit reports -> index, sum
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.encode.unit_report import Heartbeats, UnitReport
-from pipeline.environment import describe_environment, item_memory_bytes
+from pipeline.environment import check_device, describe_environment, item_memory_bytes
 from pipeline.errors import LatentmillError, StoreError
 from pipeline.executor.local import encode_locally
 from pipeline.executor.ray_cluster import device_model
 from pipeline.executor.ray_data import encode_on_ray
+from pipeline.executor.resources.automatic import describe_encoders, resolve_resources
 from pipeline.executor.tasks import Executor, in_order
-from pipeline.output.dataset import open_dataset, resolve_compute_dtype
+from pipeline.output.dataset import open_dataset, recorded_environment, resolve_compute_dtype
 from pipeline.output.index import Index, newest_index
 from pipeline.output.index_builder import build_index
 from pipeline.output.index_parts import clip_rows
@@ -52,6 +54,8 @@ class Job:
     plan: Plan
     settings: EncoderSettings
     sources: list[Source]
+    environment: dict[str, str]
+    """Environment in which the output was begun."""
 
 
 def encode(
@@ -71,8 +75,10 @@ def encode(
     planned = len(job.plan.units)
     say(f"{number(planned, 'unit')} planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
     if units:
-        say(_describe_item_memory(run))
-    with Progress(run, units, RunLog(job.store, job.settings.job), say, show) as progress:
+        job = _with_resources(job, say)
+        say(describe_encoders(job.settings.run))
+        say(_describe_item_memory(job.settings.run))
+    with Progress(job.settings.run, units, RunLog(job.store, job.settings.job), say, show) as progress:
         for report in _encode_units(job, units, progress.heartbeats):
             progress.add(report)
             if progress.too_many_rejects():
@@ -87,6 +93,13 @@ def missing_units(store: Store, plan: Plan) -> list[Unit]:
     """Units of the plan that are not committed, as far as a listing shows."""
     committed = committed_units(store)
     return [unit for unit in plan.units if unit.name not in committed]
+
+
+def _with_resources(job: Job, say: Callable[[str], None]) -> Job:
+    """The job with resources of encoders for ``auto``. ConfigError if the output was begun on another kind of device."""
+    run = resolve_resources(job.settings.run, job.environment, say)
+    check_device(job.store.url, job.environment, run)
+    return dataclasses.replace(job, settings=dataclasses.replace(job.settings, run=run))
 
 
 def _describe_item_memory(run: Run) -> str:
@@ -109,8 +122,12 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     store = open_output(run.output, single_writer=run.single_writer)
     for note in sorted(store.notes):
         say(f"note: {note}")
+    if (
+        recorded_environment(store) is None
+    ):  # a new output records device and data type, which follow from the resources
+        run = resolve_resources(run, None, say)
     recipe = resolve_compute_dtype(recipe, run, store)
-    open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run)))
+    dataset = open_dataset(store, recipe, card, lambda: describe_environment(run, device_model(run, say)))
     plan = freeze_plan(store, sources, recipe, say)
     if run.retry_rejects:
         plan = plan_retries(store, plan, run.retry_rejects, say)
@@ -121,7 +138,7 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
         source_urls={source.name: source.url for source in sources},
         job=secrets.token_hex(6),
     )
-    return Job(store=store, plan=plan, settings=settings, sources=sources)
+    return Job(store=store, plan=plan, settings=settings, sources=sources, environment=dataset.environment)
 
 
 def _encode_units(job: Job, units: Sequence[Unit], heartbeats: Heartbeats) -> Iterator[UnitReport]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
@@ -26,6 +28,8 @@ class Setting:
     """True if the values may be in groups: ``NAME=value,value;NAME=value``, or a mapping in configuration files."""
     default_word: str | None = None
     """Word that users write for the default."""
+    former_word: str | None = None
+    """Word for the default in earlier versions, which files may still hold."""
     environment: str | None = None
     """Environment variable that overrides the default."""
     unit: int = 1
@@ -49,3 +53,23 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be positive, got {value}")
+
+
+def check_columns(range_columns: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise ConfigError for too many columns of ranges, and for a column that is not ``name:type``."""
+    if len(range_columns) > 2:
+        raise ConfigError(
+            f"--range-columns takes one column or two, got {len(range_columns)}: {', '.join(range_columns)}"
+        )
+    for column in columns:
+        if not re.fullmatch(r"\w+:(int|float|str|bool)", column):
+            raise ConfigError(f"column '{column}' is not name:type with a type of int, float, str or bool")
+
+
+def check_places(root: str | None, private_hosts: Sequence[str]) -> None:
+    """Raise ConfigError for a root that is relative or holds a secret, and for a host that is more than a name."""
+    if root is not None and (not re.match(r"/|\w+://", root) or re.search(r"[?#]|//[^/]*@", root)):
+        raise ConfigError("--root takes an absolute path, or a URL without user name, password and query")
+    for host in private_hosts:
+        if not re.fullmatch(r"[^\s/@A-Z]+", host):
+            raise ConfigError(f"--allow-host takes a host's name or address alone, in lowercase letters, got '{host}'")

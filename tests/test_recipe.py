@@ -164,6 +164,7 @@ OTHER_RUNS: dict[str, object] = {
     "actors": 3,
     "ray_address": "auto",
     "autotune": True,
+    "allow_other_device": True,
 }
 """Fields of Run that may differ from one job in this process to the next."""
 PLACES = {"output", "vae", "sources", "local", "gpus"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.bucket import Bucket
 from pipeline.environment import gpu_model
 from pipeline.executor.ray_cluster import call_on_gpu_node
+from pipeline.executor.resources.automatic import resolve_resources
 from pipeline.output.members import check_members, members_of
 from pipeline.recipe import Recipe, Run
 from pipeline.storage.checkpoint import local_checkpoint
@@ -40,10 +41,11 @@ def calibrate(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     """
     recipe.check_vae(card)
     check_members(recipe, card)
+    run = resolve_resources(run, None, say, start_ray=False)
     dtype = run.auto_compute_dtype if recipe.compute_dtype == "auto" else recipe.compute_dtype
     best: list[int] = []
     for bucket in recipe.buckets:
-        trials = _try_on_encoder_device(run, bucket, dtype, recipe.compile, SIZES)
+        trials = _try_on_encoder_device(run, say, bucket, dtype, recipe.compile, SIZES)
         for size, trial in trials.items():
             memory = "" if trial.peak_bytes is None else f", peak {trial.peak_bytes / 2**30:.1f} GiB"
             say(f"{bucket}: {size:2d} clips at once  {trial.clips_per_s:8.2f} clips/s{memory}")
@@ -68,7 +70,7 @@ def measure_speed(
         size = recipe.clips_per_call[bucket]
         shapes = Counter(member.bucket(bucket) for member in members_of(recipe))
         trials = {
-            shape: _try_on_encoder_device(run, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
+            shape: _try_on_encoder_device(run, say, shape, recipe.compute_dtype, recipe.compile, (size,)).get(size)
             for shape in shapes
         }
         times_s = [shapes[shape] / trial.clips_per_s for shape, trial in trials.items() if trial]
@@ -78,12 +80,12 @@ def measure_speed(
 
 
 def _try_on_encoder_device(
-    run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int]
+    run: Run, say: Callable[[str], None], bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int]
 ) -> dict[int, Trial]:
     """Run ``try_sizes`` in this process, or on Ray if the encoders would be there with a GPU."""
-    if run.local or not run.gpus:
+    if run.local or not run.encoder_gpus:
         return try_sizes(run, bucket, dtype, compiled, sizes)
-    return call_on_gpu_node(run, try_sizes, run, bucket, dtype, compiled, sizes)
+    return call_on_gpu_node(run, say, try_sizes, run, bucket, dtype, compiled, sizes)
 
 
 def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Sequence[int] = SIZES) -> dict[int, Trial]:
@@ -93,19 +95,21 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
     """
     import torch
 
-    if run.gpus:
+    if run.encoder_gpus:
         gpu_model()  # says in one sentence if there is none
     else:
-        torch.set_num_threads(run.cpus)
-    device = "cuda" if run.gpus else "cpu"
-    vae = load_vae(local_checkpoint(run.vae), device=device, dtype=dtype, only="encoder", compiled=compiled)
+        torch.set_num_threads(run.encoder_cpus)
+    device = "cuda" if run.encoder_gpus else "cpu"
+    checkpoint = local_checkpoint(run.vae)
+    options = {"device": device, "dtype": dtype, "compiled": compiled, "autotune": run.autotune}
+    vae = load_vae(checkpoint, only="encoder", **options)
     trials: dict[int, Trial] = {}
     for size in sizes:
         shape = (size, 3, bucket.num_frames, bucket.height, bucket.width)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
         try:
             vae.encode(pixels)  # the first call compiles and fills caches
-            if run.gpus:
+            if run.encoder_gpus:
                 torch.cuda.reset_peak_memory_stats()
             times_s = []
             for _ in range(REPEATS):
@@ -117,7 +121,7 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
                 raise
             release_memory()
             break
-        peak_bytes = torch.cuda.max_memory_allocated() if run.gpus else None
+        peak_bytes = torch.cuda.max_memory_allocated() if run.encoder_gpus else None
         fastest = max((trial.clips_per_s for trial in trials.values()), default=0.0)
         trials[size] = Trial(clips_per_s=size / statistics.median(times_s), peak_bytes=peak_bytes)
         if trials[size].clips_per_s < fastest * MIN_SPEEDUP:

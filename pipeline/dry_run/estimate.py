@@ -6,6 +6,7 @@ It misses what only decoding or encoding shows: damage inside a video, frozen pi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from pipeline.dry_run.item_estimate import ClipSize, ItemEstimate, estimate_item
 from pipeline.dry_run.sampling import EstimatedTotal, FormatSample, Sample, SampledUnit, choose_units, draw_items
 from pipeline.dry_run.unit_contents import count_units, simulate_units
 from pipeline.encode.prefetch import decode_in_order
+from pipeline.environment import check_device
 from pipeline.errors import ConfigError
-from pipeline.output.dataset import check_recipe, resolve_compute_dtype
+from pipeline.executor.resources.automatic import resolve_resources
+from pipeline.output.dataset import check_recipe, recorded_environment, resolve_compute_dtype
 from pipeline.output.members import check_members
 from pipeline.output.plan import committed_units, preview_plan
 from pipeline.output.rows import RowBuilder
 from pipeline.output.tar_writer import archive_bytes
 from pipeline.progress.formatting import number
 from pipeline.recipe import Recipe, Run
+from pipeline.setting import available_cpus
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Source, Unit
@@ -137,8 +141,14 @@ def estimate(recipe: Recipe, run: Run, card: Card, budget: int | None, say: Call
         raise ConfigError(f"--dry-run takes a number of at least 1, or 'all', got {budget}")
     sources = find_sources(run.sources)
     store = Store(run.output, single_writer=run.single_writer)
+    environment = recorded_environment(store)
+    if environment is None:
+        run = resolve_resources(run, None, say, start_ray=False)
     recipe = resolve_compute_dtype(recipe, run, store)
     plan, planned, left = _plan_units(store, sources, recipe, say)
+    if left and environment is not None:
+        run = resolve_resources(run, environment, say, start_ray=False)
+        check_device(store.url, environment, run)
     sample = _choose_sample(left, budget)
     say(
         f"{number(len(planned), 'unit')} planned, {len(left)} left; "
@@ -188,7 +198,11 @@ def _choose_sample(left: list[Unit], budget: int | None) -> Sample[ItemEstimate]
 def _probe_items(
     items: Iterator[tuple[SampledUnit[ItemEstimate], Item]], recipe: Recipe, run: Run, card: Card, plan: Plan
 ) -> None:
-    """Estimate every item in as many decoder processes as an encoder has; appends to the observations of its unit."""
+    """Estimate every item in as many decoder processes as an encoder has; appends to the observations of its unit.
+
+    This machine may have fewer CPUs than those of the encoders.
+    """
+    run = dataclasses.replace(run, cpus=min(run.encoder_cpus, available_cpus()))
     decoders = Decoders(recipe, run)
 
     def probe(pair: tuple[SampledUnit[ItemEstimate], Item], _: Callable[[], None]) -> Iterator[ItemEstimate]:
@@ -197,7 +211,7 @@ def _probe_items(
         yield estimate_item(item, rows, decoders, recipe, card)
 
     try:
-        for (sampled, _), item_estimate in decode_in_order(items, probe, ahead=run.cpus + 1):
+        for (sampled, _), item_estimate in decode_in_order(items, probe, ahead=run.encoder_cpus + 1):
             sampled.observations.append(item_estimate)
     finally:
         decoders.close()

@@ -173,7 +173,7 @@ def _check_unused_buckets(estimate: Estimate) -> Iterator[str]:
 
 
 def _check_micro_batches(estimate: Estimate) -> Iterator[str]:
-    if estimate.run.gpus and estimate.used_buckets and set(estimate.recipe.micro_batch) == {1}:
+    if estimate.run.encoder_gpus and estimate.used_buckets and set(estimate.recipe.micro_batch) == {1}:
         yield "every micro-batch is 1, which leaves a GPU idle in small buckets: --calibrate proposes sizes"
     if 1 - estimate.filled > MIN_SHARE:
         yield (
@@ -221,7 +221,7 @@ def _check_clip_memory(estimate: Estimate) -> Iterator[str]:
     if not used:
         return
     in_micro_batches = sum(_pixel_bytes(bucket) * estimate.recipe.clips_per_call[bucket] for bucket in used)
-    decoded_ahead = (run.cpus + 1) * (CLIPS_AHEAD + 1) * max(map(_pixel_bytes, used))
+    decoded_ahead = (run.encoder_cpus + 1) * (CLIPS_AHEAD + 1) * max(map(_pixel_bytes, used))
     needed_bytes = UNITS_IN_FLIGHT * (in_micro_batches + decoded_ahead)
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed_bytes > machine_bytes / 2:

@@ -11,6 +11,7 @@ from pipeline.dry_run.estimate import EncoderSpeeds, Estimate
 from pipeline.dry_run.item_estimate import ItemEstimate
 from pipeline.dry_run.notes import list_notes
 from pipeline.dry_run.sampling import EstimatedTotal
+from pipeline.executor.resources.automatic import describe_encoders
 from pipeline.progress.advice import skip_meaning
 from pipeline.progress.formatting import byte_size, duration, number
 from pipeline.recipe import Recipe
@@ -117,6 +118,7 @@ def _costs(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str)
     typical = f", half of them above {byte_size(statistics.median(shards))}" if estimate.num_shards > 1 else ""
     spread = "" if estimate.sample.is_complete else f" ({byte_size(size.low)} to {byte_size(size.high)})"
     yield f"  latents  {byte_size(size.value)}{spread} in {number(estimate.num_shards, 'shard')}{typical}"
+    yield f"  encoders {describe_encoders(estimate.run)}"
     yield f"  encoding {_format_time(estimate, speeds, speeds_origin)}"
 
 
@@ -126,8 +128,14 @@ def _format_time(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin
     seconds, run = estimate.encoder_s(speeds), estimate.run
     if seconds is None:
         return "time unknown: a micro-batch does not fit in memory"
-    cost = f"{seconds / 3600 * run.gpus:.2g} GPU-hours" if run.gpus else f"{duration(seconds)} of an encoder on the CPU"
-    parallel = f", {duration(seconds / run.actors)} on {run.actors} encoders" if run.actors > 1 else ""
+    cost = (
+        f"{seconds / 3600 * run.encoder_gpus:.2g} GPU-hours"
+        if run.encoder_gpus
+        else f"{duration(seconds)} of an encoder on the CPU"
+    )
+    parallel = (
+        f", {duration(seconds / run.max_encoders)} on {run.max_encoders} encoders" if run.max_encoders > 1 else ""
+    )
     return f"{cost}{parallel}, {speeds_origin}; decoding is not included"
 
 

@@ -99,11 +99,11 @@ class ShardEncoder(UnitEncoder):
         run, recipe = self.settings.run, self.settings.recipe
         with gc_paused():
             import torch
-        torch.set_num_threads(run.cpus)
+        torch.set_num_threads(run.encoder_cpus)
         try:
             vae = load_vae(
                 local_checkpoint(run.vae),
-                device="cuda" if run.gpus else "cpu",
+                device="cuda" if run.encoder_gpus else "cpu",
                 dtype=recipe.compute_dtype,
                 only="encoder",
                 compiled=recipe.compile,
@@ -141,7 +141,7 @@ class ShardEncoder(UnitEncoder):
                 f"{self.store.url} on the encoder's node is not the output that the driver opened: check that all nodes "
                 "share this path"
             )
-        device = gpu_model() if self.settings.run.gpus else cpu_model()
+        device = gpu_model() if self.settings.run.encoder_gpus else cpu_model()
         environment = describe_environment(self.settings.run, device)
         if is_same_environment(dataset.environment, environment):
             return {}

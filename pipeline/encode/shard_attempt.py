@@ -72,7 +72,7 @@ class ShardAttempt:
 
     def fill(self, is_stopped: Callable[[], bool]) -> bool:
         """Write one outcome to the shard for every window of the unit's items. Returns False if it was stopped before."""
-        items_ahead = self.context.settings.run.cpus + 1
+        items_ahead = self.context.settings.run.encoder_cpus + 1
         files = items_by_file(self._items())
         decoded_ahead = decode_in_order(
             files, self._decode, items_ahead, self.activities.enter, self._outcomes_of_fault

@@ -52,9 +52,9 @@ class MemoryKills:
         return self.error is not None
 
     def _advice(self) -> str:
-        actors = "" if self._run.actors == 1 else f", --actors (now {self._run.actors})"
+        actors = "" if self._run.max_encoders == 1 else f", --actors (now {self._run.max_encoders})"
         return (
-            f"lower --cpus (now {self._run.cpus}: decoders, and items that are fetched ahead), --item-memory-gb, "
+            f"lower --cpus (now {self._run.encoder_cpus}: decoders, and items that are fetched ahead), --item-memory-gb, "
             f"--decode-memory-gb{actors}, or --micro-batch in a new output; or use nodes with more memory"
         )
 

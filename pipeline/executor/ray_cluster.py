@@ -29,14 +29,14 @@ T = TypeVar("T")
 def connect_to_ray(run: Run) -> Any:
     """The ``ray`` module, connected to the cluster that the run names, or to a new one on this machine.
 
-    Raises ConfigError if an encoder does not fit the new one; ``join_cluster`` has the errors of connecting.
+    Raises ConfigError if an encoder of a known size does not fit the new one; ``join_cluster`` has the errors of connecting.
     """
     import ray
     import ray.data.exceptions
 
     if not ray.is_initialized():
         join_cluster(run.ray_address)
-        if run.ray_address == LOCAL:
+        if run.ray_address == LOCAL and None not in (run.gpus, run.cpus):
             check_encoder_fits(run, ray.cluster_resources())
     return ray
 
@@ -47,18 +47,20 @@ def disconnect_from_ray() -> None:
         sys.modules["ray"].shutdown()
 
 
-def device_model(run: Run) -> str:
-    """Model of the device that the encoders compute on."""
-    if not run.gpus:
+def device_model(run: Run, say: Callable[[str], None]) -> str:
+    """Model of the device that the encoders compute on. ``say`` prints a line while no node has one."""
+    if not run.encoder_gpus:
         return cpu_model()
     if run.local:
         return gpu_model()
-    name: str = call_on_gpu_node(run, gpu_model)
+    name: str = call_on_gpu_node(run, say, gpu_model)
     return name
 
 
-def call_on_gpu_node(run: Run, function: Callable[..., T], *arguments: Any) -> T:
+def call_on_gpu_node(run: Run, say: Callable[[str], None], function: Callable[..., T], *arguments: Any) -> T:
     """Call ``function`` on a node of the cluster, with the GPUs of an encoder. A node where it fails is left out.
+
+    ``say`` prints a line while no node has the GPUs.
 
     Raises LatentmillError if it fails on every node, and if no node joins in time.
     """
@@ -66,9 +68,10 @@ def call_on_gpu_node(run: Run, function: Callable[..., T], *arguments: Any) -> T
     errors = NodeErrors(lambda: nodes_for_encoders(run), lambda line: None)
     while True:
         labels = excluding(errors.unusable_nodes)
-        caller = ray.remote(num_gpus=run.gpus, label_selector=labels)(_Caller).remote()
+        caller = ray.remote(num_gpus=run.encoder_gpus, label_selector=labels)(_Caller).remote()
         try:
-            result, error = ray.get(caller.call.remote(function, arguments), timeout=run.progress_timeout_s)
+            with report_missing_nodes(run, say):
+                result, error = ray.get(caller.call.remote(function, arguments), timeout=run.progress_timeout_s)
         except ray.exceptions.GetTimeoutError as timeout:
             raise no_progress_error(run) from timeout
         if error is None:
@@ -103,7 +106,7 @@ def check_encoder_fits(run: Run, resources: dict[str, float]) -> None:
     """Raise ConfigError if an encoder needs more than ``resources``, which are those of the only node."""
     if not _fits(run, resources):
         raise ConfigError(
-            f"an encoder of {_size(run.cpus, run.gpus)} does not fit this machine, for which Ray finds "
+            f"an encoder of {_encoder_size(run)} does not fit this machine, for which Ray finds "
             f"{_node_size(resources)}: lower --cpus or --gpus, or name a cluster with --ray-address"
         )
 
@@ -112,7 +115,7 @@ def no_progress_error(run: Run) -> LatentmillError:
     """The error for a job in which no unit has ended for too long."""
     return LatentmillError(
         f"no unit has ended for {run.progress_timeout_s:.0f} s: no node has joined that can hold an encoder of "
-        f"{_size(run.cpus, run.gpus)}, or a unit takes longer than this. Run the same command again, with a larger "
+        f"{_encoder_size(run)}, or a unit takes longer than this. Run the same command again, with a larger "
         "--progress-timeout-s if it may wait longer"
     )
 
@@ -166,18 +169,22 @@ class NodeWait:
     def _reason(self, nodes: list[dict[str, Any]]) -> str:
         """Say what the job waits for, why, and what ends the wait; empty if it does not wait."""
         run = self._run
-        size = _size(run.cpus, run.gpus)
+        size = _encoder_size(run)
         fitting = [node for node in nodes if _fits(run, node["Resources"])]
         if not fitting:
             sizes = ", ".join(dict.fromkeys(_node_size(node["Resources"]) for node in nodes))
             return f"node with {size}; the cluster's nodes have {sizes}. The job goes on when one joins"
-        holders = occupied_nodes(fitting, {"CPU": run.cpus, "GPU": run.gpus})
+        holders = occupied_nodes(fitting, {"CPU": run.encoder_cpus, "GPU": run.encoder_gpus})
         end = "The job goes on when they are free again or another node joins"
         return f"free node with {size}; {holders}. {end}" if holders else ""
 
 
 def _fits(run: Run, node: dict[str, float]) -> bool:
-    return node.get("CPU", 0) >= run.cpus and node.get("GPU", 0) >= run.gpus
+    return node.get("CPU", 0) >= run.encoder_cpus and node.get("GPU", 0) >= run.encoder_gpus
+
+
+def _encoder_size(run: Run) -> str:
+    return _size(run.encoder_cpus, run.encoder_gpus)
 
 
 def _node_size(node: dict[str, float]) -> str:

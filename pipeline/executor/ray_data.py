@@ -11,7 +11,13 @@ from pipeline.executor.heartbeats import HeartbeatChannel
 from pipeline.executor.memory_kills import limited_memory_kills
 from pipeline.executor.node_errors import NodeErrors, read_row
 from pipeline.executor.ray_actor import EncoderActor
-from pipeline.executor.ray_cluster import connect_to_ray, excluding, no_progress_error, nodes_for_encoders
+from pipeline.executor.ray_cluster import (
+    connect_to_ray,
+    excluding,
+    no_progress_error,
+    nodes_for_encoders,
+    report_missing_nodes,
+)
 from pipeline.executor.tasks import Task, in_blocks, pack
 
 
@@ -28,7 +34,7 @@ def encode_on_ray(tasks: Sequence[Task], maker: EncoderMaker, heartbeats: Heartb
     _configure_ray_data(ray, run.progress_timeout_s)
     errors = NodeErrors(lambda: nodes_for_encoders(run), heartbeats.say)
     remaining = {task.unit.name: task for task in tasks}
-    with limited_memory_kills(run, heartbeats.say) as kills:
+    with report_missing_nodes(run, heartbeats.say), limited_memory_kills(run, heartbeats.say) as kills:
         while remaining:
             names, excluded_nodes = errors.next_round(list(remaining))
             tasks = [task for name, task in remaining.items() if name in names]
@@ -45,7 +51,7 @@ def encode_on_ray(tasks: Sequence[Task], maker: EncoderMaker, heartbeats: Heartb
                         continue
                     errors.add(result)
                     without_encoder |= set() if result.started else {result.encoder}
-                    if len(without_encoder) == min(run.actors, len(names & remaining.keys())):
+                    if len(without_encoder) == min(run.max_encoders, len(names & remaining.keys())):
                         break  # no encoder of this pool works; the next pool is placed on other nodes
             except ray.data.exceptions.ExecutionTimeoutError as error:
                 raise no_progress_error(run) from error
@@ -54,7 +60,7 @@ def encode_on_ray(tasks: Sequence[Task], maker: EncoderMaker, heartbeats: Heartb
 def _start_pool(ray: Any, tasks: Sequence[Task], maker: EncoderMaker, excluded_nodes: set[str]) -> Iterator[Any]:
     """Start actors on other nodes than ``excluded_nodes``. Returns the rows of their reports, one per task, as they come."""
     run = maker.run
-    actors = min(run.actors, len(tasks))
+    actors = min(run.max_encoders, len(tasks))
     # The pool has a fixed size: Ray starts an encoder on every node that joins, and asks its autoscaler for missing
     # nodes. A growing pool would not ask, since Ray measures the need by tasks that wait in actors, and here none wait.
     pool = ray.data.ActorPoolStrategy(
@@ -71,8 +77,8 @@ def _start_pool(ray: Any, tasks: Sequence[Task], maker: EncoderMaker, excluded_n
             batch_size=1,
             fn_constructor_kwargs={"maker": maker},
             compute=pool,
-            num_cpus=run.cpus,
-            num_gpus=run.gpus or None,
+            num_cpus=run.encoder_cpus,
+            num_gpus=run.encoder_gpus or None,
             label_selector=excluding(excluded_nodes),
         )
         .iter_rows()

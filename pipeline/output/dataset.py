@@ -103,6 +103,14 @@ def read_dataset(store: Store) -> Dataset:
     return dataset
 
 
+def recorded_environment(store: Store) -> dict[str, str] | None:
+    """The environment in which an output was begun; None for a new output. IntegrityError if the record is damaged."""
+    try:
+        return _parse_dataset(store.get(PATH), f"{store.url}/{PATH}").environment
+    except FileNotFoundError:
+        return None
+
+
 def resolve_compute_dtype(recipe: Recipe, run: Run, store: Store) -> Recipe:
     """Replace the compute type ``auto``: by the one this output was begun with, else by the one for this hardware."""
     if recipe.compute_dtype != "auto":

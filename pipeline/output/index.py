@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.layout.own_files import INDEX
@@ -19,6 +20,10 @@ from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.sources.units import Plan
+
+
+UNKNOWN_DEVICE = "unknown"
+"""Device of units whose environment names none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,6 +41,8 @@ class OutputTotals:
     """Size of the shards in bytes."""
     other_environments: int = 0
     """Number of units that were made in another environment than that of the job that began the output."""
+    samples_elsewhere: dict[str, int] = field(default_factory=dict)
+    """Number of samples of these units by the device that their environment names."""
 
     def add(self, facts: Mapping[str, str]) -> None:
         """Add the facts of one more unit, as ``unit_metadata_facts`` returns them."""
@@ -45,7 +52,21 @@ class OutputTotals:
             self.latent_sum = _added(self.latent_sum, json.loads(facts["latent_sum"]))
             self.latent_sum_of_squares = _added(self.latent_sum_of_squares, json.loads(facts["latent_sum_of_squares"]))
         self.size_bytes += int(facts["size_bytes"]) if "shard" in facts else 0
-        self.other_environments += "environment" in facts
+        if "environment" in facts:
+            self.other_environments += 1
+            device = json.loads(facts["environment"]).get("device", UNKNOWN_DEVICE)
+            self.samples_elsewhere[device] = self.samples_elsewhere.get(device, 0) + int(facts["num_samples"])
+
+    def samples_by_device(self, environment: Mapping[str, str]) -> dict[str, int]:
+        """Number of samples by the device that encoded them, most first. ``environment``: where the output was begun."""
+        there = self.num_samples - sum(self.samples_elsewhere.values())
+        counts = Counter({environment.get("device", UNKNOWN_DEVICE): there}) + Counter(self.samples_elsewhere)
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by field name. An output whose units have one environment has no ``samples_elsewhere``."""
+        values = dataclasses.asdict(self)
+        return values if self.samples_elsewhere else {k: v for k, v in values.items() if k != "samples_elsewhere"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +98,7 @@ class Index:
 
     def to_json(self) -> bytes:
         """The content of the JSON file that describes this index."""
-        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self) | {"totals": self.totals.to_json()}
         return json.dumps(values, indent=1, sort_keys=True).encode()
 
     @classmethod

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.counts import Counts
+from pipeline.output.dataset import recorded_environment
 from pipeline.output.index import Index
 from pipeline.output.layout.own_files import SHARD
 from pipeline.output.schema import REJECT_COLUMNS, bucket_names, reject_names
@@ -56,6 +57,8 @@ class Summary:
 
     Rejects of items whose windows are not known have no group.
     """
+    devices: dict[str, int] = field(default_factory=dict)
+    """Number of samples by the device that encoded them."""
     reject_examples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences about captions and metadata that people should know."""
@@ -109,6 +112,8 @@ class Summary:
             for name, count in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])):
                 lines.append(f"  {title:<8} {count:>8}  {name}")
                 title = ""
+        if len(self.devices) > 1:
+            lines += [f"  device   {count:>8}  samples on {device}" for device, count in self.devices.items()]
         lines += [f"  {reason}: {skip_meaning(reason)}" for reason in sorted(counts.skips)]
         lines += [f"  {name}: {reject_advice(name)}" for name in sorted(counts.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):
@@ -129,6 +134,7 @@ def summarize(
     summary = _run_summary(store, recipe, units, progress)
     summary.finished, summary.exit_code = True, 0
     counts = summary.counts = Counts(samples=index.num_samples, size_bytes=_shard_bytes(store))
+    summary.devices = index.totals.samples_by_device(recorded_environment(store) or {})
     notes: Counter[str] = Counter()
     for table in _read_tables(store, index.samples, ["bucket", "group", "num_frames", "caption", "note"]):
         counts.frames += pc.sum(table["num_frames"]).as_py()

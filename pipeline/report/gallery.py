@@ -45,12 +45,12 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     not the output's VAE.
     """
     data = LatentDataset(run.output)
-    device = "cuda" if run.gpus else "cpu"
+    device = "cuda" if run.encoder_gpus else "cpu"
     vae = load_vae(local_checkpoint(run.vae), device=device, dtype=data.recipe.compute_dtype, only="decoder")
     if vae.card.sha256 != data.recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
-    if not run.gpus:
-        torch.set_num_threads(run.cpus)
+    if not run.encoder_gpus:
+        torch.set_num_threads(run.encoder_cpus)
     pictures = []
     with SourceFrameReader(run, data) as reader:
         for row in _choose_rows(data, per_bucket):

@@ -41,4 +41,7 @@ def list_notices(stats: DatasetStats) -> list[str]:
             f"{units:,} units were encoded with other versions, threads or devices than those that began the output, so "
             "the last bits of their latents may differ. The metadata of each unit names its environment."
         )
+    devices = stats.totals.samples_by_device(stats.dataset.environment)
+    if len(devices) > 1:
+        notices.append(f"Clips by device: {', '.join(f'{device}: {clips:,}' for device, clips in devices.items())}.")
     return notices

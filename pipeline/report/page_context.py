@@ -105,6 +105,11 @@ class PageContext:
         """Sources with the most items first."""
         return sorted(self.stats.sources.items(), key=lambda pair: (-pair[1].num_items, pair[0]))
 
+    @property
+    def devices(self) -> dict[str, int]:
+        """Number of clips by the device that encoded them, most clips first."""
+        return self.stats.totals.samples_by_device(self.stats.dataset.environment)
+
     @cached_property
     def skips(self) -> list[tuple[str, ReasonStats]]:
         """Skip reasons, most frequent first."""

@@ -125,11 +125,11 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     """
     data = LatentDataset(run.output)
     recipe = data.recipe
-    vae = load_vae(local_checkpoint(run.vae), device="cuda" if run.gpus else "cpu", dtype=recipe.compute_dtype)
+    vae = load_vae(local_checkpoint(run.vae), device="cuda" if run.encoder_gpus else "cpu", dtype=recipe.compute_dtype)
     if vae.card.sha256 != recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
-    if not run.gpus:
-        torch.set_num_threads(run.cpus)
+    if not run.encoder_gpus:
+        torch.set_num_threads(run.encoder_cpus)
     rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         group = data.columns["group"][row].as_py() or ""

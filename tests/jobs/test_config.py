@@ -173,7 +173,7 @@ def test_an_error_in_a_file_names_file_line_and_field(tmp_path: Path, text: str,
         (["--bukets", "32x32x17"], "there is no argument '--bukets'; did you mean '--buckets'?"),
         (["--max-upscal=2"], "did you mean '--max-upscale'?"),
         (["--fps", "fast"], "--fps: expected a number or 'native', got 'fast'"),
-        (["--cpus", "1.5"], "--cpus: expected a whole number or 'all', got '1.5'"),
+        (["--cpus", "1.5"], "--cpus: expected a whole number or 'auto', got '1.5'"),
         (["--max-item-gb", "8GB"], "--max-item-gb: expected a number, got '8GB'"),
         (["--dry-run", "few"], "--dry-run: expected a whole number or 'all', got 'few'"),
         (["--clips-per-s", "2"], "--clips-per-s is for --dry-run only"),
@@ -247,6 +247,9 @@ OTHER_VALUES: dict[str, object] = {
     "fps": 29.97,
     "stride-frames": 3,
     "scene-threshold": 0.4,
+    "actors": 2,
+    "gpus": 0.5,
+    "cpus": 3,
     "path-column": "p",
     "caption-column": "c",
     "class-column": "label",
@@ -259,7 +262,6 @@ OTHER_VALUES: dict[str, object] = {
     "item-memory-gb": 1 << 29,
     "retry-rejects": "all",
     "ray-address": "auto",
-    "cpus": 3,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,15 @@ def test_without_flags_every_default_is_the_dataclass_own(monkeypatch: pytest.Mo
     arguments = parse_arguments(REQUIRED)
     assert arguments.recipe("0" * 64) == Recipe(vae="0" * 64, buckets=(Bucket(17, 32, 32),))
     assert arguments.run() == Run(sources=("videos",), output="out", vae="demo")
-    assert arguments.run().cpus == available_cpus()
+    run = arguments.run()
+    assert (run.actors, run.gpus, run.cpus) == (None, None, None), "auto"
+    assert (run.max_encoders, run.encoder_gpus, run.encoder_cpus) == (1, 0.0, available_cpus())
+
+
+@pytest.mark.parametrize("word", ["auto", "all"])
+def test_a_file_of_an_earlier_version_may_have_its_word_for_the_default(word: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"cpus: {word}\ngpus: auto\nactors: auto\n")
+    assert parse_arguments([*REQUIRED, "--config", str(tmp_path / "r.yaml")]).run() == parse_arguments(REQUIRED).run()
 
 
 def test_the_help_has_each_field_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +68,7 @@ def test_the_help_has_each_field_in_its_group(capsys: pytest.CaptureFixture[str]
         "--max-item-gb GB Largest file of an item, in GB of 2^30 bytes; larger ones become rejects (default: 8)"
         in words
     )
-    assert "--cpus N|all " in words and "(default: all)" in words
+    assert all(f"--{name} N|auto " in words for name in ("cpus", "gpus", "actors")) and "(default: auto)" in words
 
 
 def test_the_environment_gives_the_ray_address_unless_a_flag_does(monkeypatch: pytest.MonkeyPatch) -> None:
