@@ -50,7 +50,7 @@ def _occupied_nodes(nodes: Iterable[dict[str, Any]], needs: Mapping[str, float])
     own_job = ray.get_runtime_context().get_job_id()
     actors = [actor for actor in _actors() if any(_amount(actor.required_resources, name) for name in RESOURCES)]
     own = [actor for actor in actors if actor.job_id.hex() == own_job]
-    if not own or any(_is_placed(actor) for actor in own):
+    if not own or any(map(_is_placed, own)) or _num_starting(actors, own[0].required_resources):
         return ""
     excluded = set.union(*(_excluded_nodes(actor) for actor in own))
     free = state.available_resources_per_node()
@@ -108,7 +108,21 @@ def _actors() -> Iterable[Any]:
 
 def _is_placed(actor: Any) -> bool:
     """True if an actor has a process. An actor that waits has the id of a node too: of the one that is to place it."""
-    return bool(actor.address.worker_id)
+    return any(byte != 0xFF for byte in actor.address.worker_id)
+
+
+def _num_starting(actors: Iterable[Any], amounts: Mapping[str, float]) -> int:
+    """Number of actors with these amounts that have got a node, but whose process has not started yet.
+
+    They are those without a process that no longer count as a demand for nodes.
+    """
+    from ray._private.worker import global_worker
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    demands = get_cluster_resource_state(global_worker.gcs_client).pending_resource_requests
+    num_waiting: int = sum(demand.count for demand in demands if demand.request.resources_bundle == amounts)
+    num_without_process: int = sum(actor.required_resources == amounts for actor in actors if not _is_placed(actor))
+    return max(num_without_process - num_waiting, 0)
 
 
 def _excluded_nodes(actor: Any) -> set[str]:

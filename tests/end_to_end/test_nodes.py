@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from ray.cluster_utils import Cluster
 
+from jobs.encode_dataset import INTERRUPTED
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_cluster import check_encoder_fits
 from pipeline.recipe import Run
@@ -131,18 +135,39 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     assert tree(job.output) == undisturbed
 
 
-def test_a_job_says_who_holds_the_node_that_it_waits_for(cluster: Cluster, held: Path, tmp_path: Path) -> None:
+def encoders(node: Any) -> set[int]:
+    """Ids of a node's processes that run an encoder."""
+    found = set()
+    for pid in descendants(node.all_processes["raylet"][0].process.pid):
+        with contextlib.suppress(OSError):
+            if "PaintedActor" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.add(pid)
+    return found
+
+
+def test_a_job_says_who_holds_the_node_that_it_waits_for_and_ctrl_c_frees_it(
+    cluster: Cluster, held: Path, tmp_path: Path
+) -> None:
+    """The first job is interrupted while a clip is in its VAE. It leaves no encoder, and the second job goes on."""
     videos = write_videos(tmp_path / "videos", 2)
     node = cluster.add_node(num_cpus=1)
     held.touch()
     first = Job(cluster, videos, tmp_path / "first")
     first.wait_until(first.at_work)
+    interrupted = encoders(node)
     second = Job(cluster, videos, tmp_path / "second")
     second.wait_until(lambda: "waiting for a free node" in second.said)
+    sent_s = time.monotonic()
+    first.process.send_signal(signal.SIGINT)
+    assert first.process.wait(timeout=60) == INTERRUPTED and time.monotonic() - sent_s < 20, first.said
+    while interrupted & encoders(node):
+        assert time.monotonic() - sent_s < 40
+        time.sleep(0.1)
     held.unlink()
-    assert first.process.wait(timeout=200) == 0 and "waiting" not in first.said, first.said
     assert second.process.wait(timeout=200) == 0, second.said
     cluster.remove_node(node, allow_graceful=False)
+    assert interrupted and "interrupted; run the same command again to go on" in first.said, first.said
+    assert "waiting" not in first.said and "Traceback" not in first.said, first.said
     name = rf"node {re.escape(os.uname().nodename)} \({node.node_id[:12]}\)"
     line = (
         rf"waiting for a free node with 1 CPU and 0 GPU; {name} has 0 of 1 CPU free: job \w{{8}} "
