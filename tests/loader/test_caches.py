@@ -1,9 +1,12 @@
-"""Cache folders that are read-only, somebody else's, full, damaged, or left half-made by a kill."""
+"""Cache folders that are read-only, another user's, full, damaged, or left half-made by a kill."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,8 @@ from pipeline.loader import LatentDataset
 from pipeline.storage.local.files import scratch_name
 from tests.support.http_server import Reply, serving
 from tests.support.latent_set import write_latents
+from tests.support.other_user import as_nobody, in_readable_environment
+from tests.support.paths import ROOT
 
 NUMBER = 16
 
@@ -55,6 +60,46 @@ def messages_of_an_epoch(url: str, cache: Path) -> list[str]:
         batches = LatentDataset(url, cache=cache, cache_bytes=1 << 30).batches(4)
         assert len({name for batch in batches for name in batch["id"]}) == NUMBER
     return [str(warning.message) for warning in given]
+
+
+READ_AN_EPOCH = """
+import json, sys, warnings
+from pathlib import Path
+from pipeline.loader import LatentDataset
+url, *caches = sys.argv[1:]
+for cache in caches:
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        batches = LatentDataset(url, cache=Path(cache), cache_bytes=1 << 30).batches(4)
+        num_samples = len({name for batch in batches for name in batch["id"]})
+    print(json.dumps([num_samples, [str(warning.message) for warning in given]]))
+"""
+
+
+def test_a_cache_of_another_user_is_used_if_it_can_be_read(url: str, tmp_path: Path) -> None:
+    """A user without rights takes what root has left in a cache, and does without where root's folder refuses that."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        filled, empty, closed = folder / "filled", folder / "empty", folder / "closed"
+        assert messages_of_an_epoch(url, filled) == []
+        empty.mkdir(0o755)
+        assert messages_of_an_epoch(url, closed) == []
+        closed.chmod(0o700)
+        command = as_nobody([sys.executable, "-c", READ_AN_EPOCH, url, *map(str, (filled, empty, closed))])
+        done = subprocess.run(
+            in_readable_environment(command), cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+        )
+    if "unshare failed" in done.stderr:
+        pytest.skip("this root may not mount, and its environment lies in a folder that only root can read")
+    assert done.returncode == 0, done.stderr
+    of_filled, of_empty, of_closed = map(json.loads, done.stdout.splitlines())
+    assert of_filled == [NUMBER, []]
+    for cache, (num_samples, messages) in ((empty, of_empty), (closed, of_closed)):
+        assert num_samples == NUMBER and messages, cache
+        assert all(f"the cache {cache}" in text and "(Permission denied)" in text for text in messages), messages
 
 
 def test_a_full_disk_and_one_without_room_for_all_are_warnings(url: str, mounted: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,3 +196,51 @@ def test_credentials_in_a_file_that_changes_are_renewed(
             read("file", 2, 3)
         with pytest.raises(StoreError, match=r"out/file: .*ExpiredToken.*has expired"):
             store.get("file")
+
+
+CREDENTIAL_PROCESS = """#!/bin/sh
+test -e "$0.broken" && { echo "the sign-in has ended" >&2; exit 3; }
+echo run >> "$0.runs"
+printf '{"Version": 1, "AccessKeyId": "K%s", "SecretAccessKey": "x", "SessionToken": "t", "Expiration": "%s"}' \\
+    "$(date +%s)" "$(date -u -d '+2 seconds' +%FT%TZ)"
+"""
+
+
+@pytest.mark.parametrize("client", ["auto", "fsspec"])
+def test_credentials_of_a_process_are_renewed_when_they_expire(
+    output: Path, s3: str, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key holds for two seconds. The AWS configuration names the command that gives the next one."""
+
+    def habit(forward: Forward, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        lower = {name.lower(): value for name, value in headers.items()}
+        key = re.search(r"Credential=K(\d+)/", lower.get("authorization", ""))
+        if key and time.time() - int(key[1]) < 3:
+            return forward(method, path, headers, body)
+        return error(400, "ExpiredToken", "The provided token has expired.")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    command = tmp_path / "give_key"
+    command.write_text(CREDENTIAL_PROCESS)
+    command.chmod(0o755)
+    (tmp_path / "config").write_text(f"[profile training]\ncredential_process = {command}\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "training")
+    monkeypatch.setenv(range_client.VARIABLE, client)
+    with s3_with(habit):
+        store = Store(f"{s3}/out")
+        for path in output.rglob("*"):
+            if path.is_file():
+                store.put(str(path.relative_to(output)), path.read_bytes())
+        data = LatentDataset(f"{s3}/out")
+        for pause_s in (3.1, 0.0):
+            assert len({name for batch in data.batches(4) for name in batch["id"]}) == NUMBER
+            time.sleep(pause_s)
+        assert store.get("dataset.json") == (output / "dataset.json").read_bytes()
+        runs = len(Path(f"{command}.runs").read_text().splitlines())
+        assert runs >= 2
+        Path(f"{command}.broken").touch()
+        with pytest.raises(StoreError, match=r"out/dataset.json: .*the sign-in has ended") as failure:
+            Store(f"{s3}/out").with_own_client().get("dataset.json")
+    assert "\n" not in str(failure.value)
