@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,8 @@ PACKAGES = ("torch", "diffusers", "av", "decord", "numpy", "pyarrow")
 
 NUMERICS = {"float32": "ieee", "cudnn": "deterministic"}
 """Settings of ``stvae.numerics``: float32 is computed as float32, and algorithms repeat their results."""
+GPU_FILES = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu*", "kfd", "dxg")
+"""Files in ``/dev`` of the drivers of NVIDIA (also for its boards and under Windows) and AMD."""
 ADDED = (*NUMERICS, "autotune")
 """Entries that environments of version 0.1 lack. They change results on GPUs only."""
 
@@ -99,10 +102,16 @@ def check_device(output: str, environment: Mapping[str, str], run: Run) -> None:
 
 
 def num_gpus() -> int:
-    """Number of GPUs of this machine that PyTorch can use."""
+    """Number of GPUs of this machine that PyTorch can use. PyTorch is not imported on a Linux machine without GPUs."""
+    if "torch" not in sys.modules and sys.platform == "linux" and not _has_gpu_file():
+        return 0
     with gc_paused():
         import torch
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _has_gpu_file() -> bool:
+    return any(True for pattern in GPU_FILES for _ in Path("/dev").glob(pattern))
 
 
 def gpu_model() -> str:

@@ -118,7 +118,7 @@ def _costs(estimate: Estimate, speeds: EncoderSpeeds | None, speeds_origin: str)
     typical = f", half of them above {byte_size(statistics.median(shards))}" if estimate.num_shards > 1 else ""
     spread = "" if estimate.sample.is_complete else f" ({byte_size(size.low)} to {byte_size(size.high)})"
     yield f"  latents  {byte_size(size.value)}{spread} in {number(estimate.num_shards, 'shard')}{typical}"
-    yield f"  encoders {describe_encoders(estimate.run)}"
+    yield f"  devices  {describe_encoders(estimate.run)}"
     yield f"  encoding {_format_time(estimate, speeds, speeds_origin)}"
 
 
