@@ -48,8 +48,8 @@ class Connection:
 
     @property
     def is_signed(self) -> bool:
-        """True if the URL has a query."""
-        return bool(self._query)
+        """True if requests are signed by the query of the URL."""
+        return bool(self._query) or "sas_token" in self._options
 
     def full_path(self, path: str) -> str:
         """The path of a file in the client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +31,8 @@ from tests.support.golden import TINY
 from tests.support.http_server import Reply, serving
 from tests.support.latent_set import write_latents
 from tests.support.s3_habits import Answer, Forward, error, s3_with
+from tests.support.stores.azure import ACCOUNT, KEY, azurite
+from tests.support.stores.server import NotFound, StoreServer
 
 SECRET = "c4n4ry"  # noqa: S105 (a made-up secret)
 NUMBER = 16
@@ -86,6 +90,47 @@ def test_headers_reach_the_store_and_only_its_host(output: Path, tmp_path: Path)
         with pytest.raises(StoreError, match="401 Unauthorized"):
             LatentDataset(server.url, join=[f"{other.url}/x.parquet"], storage_options=options)
     assert SECRET not in str(failure.value) + repr(data) + str(vars(data))
+
+
+@pytest.fixture
+def azure(tmp_path: Path) -> Iterator[StoreServer]:
+    """Azurite, where it is installed."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(azurite(tmp_path / "server"))
+        except NotFound as missing:
+            pytest.skip(str(missing))
+        yield server
+
+
+def test_a_signed_azure_url_signs_every_file_and_is_never_shown(
+    output: Path, azure: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signature may only read, for an hour or for no time at all; the environment has no key."""
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    with azure.in_environment():
+        for path in output.rglob("*"):
+            if path.is_file():
+                Store("az://container/out").put(str(path.relative_to(output)), path.read_bytes())
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName={ACCOUNT};BlobEndpoint={azure.endpoint}")
+
+    def signed(hours: int) -> str:
+        expiry = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours)
+        rights = ContainerSasPermissions(read=True, list=True)
+        query = generate_container_sas(ACCOUNT, "container", KEY, permission=rights, expiry=expiry)
+        return f"az://container/out?{query}"
+
+    data = LatentDataset(signed(1), cache=tmp_path / "cache", cache_bytes=1 << 30)
+    again = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert len({name for batch in again.batches(4) for name in batch["id"]}) == NUMBER
+    with pytest.raises(StoreError, match=r"403 .*; the signature in the URL may have expired") as failure:
+        LatentDataset(signed(-1))
+    with pytest.raises(StoreError, match=r"40[13] ") as unsigned:
+        LatentDataset("az://container/out")
+    shown = [repr(data), str(vars(data)), data.url, str(failure.value), str(unsigned.value)]
+    shown += [str(path) for path in (tmp_path / "cache").rglob("*")]
+    assert "sig=" not in "".join(shown)
 
 
 def test_options_of_an_s3_store_reach_both_clients(output: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ TIMEOUTS = {"connection_timeout": 20, "read_timeout": 60}
 class AzureFiles(AzureBlobFileSystem):  # type: ignore[misc]
     """adlfs's file system."""
 
-    def __init__(self, account_name: str | None = None, **options: Any) -> None:
+    def __init__(self, account_name: str | None = None, sas_token: str | None = None, **options: Any) -> None:
         self._named = account_name
-        super().__init__(account_name=account_name, **TIMEOUTS | options)
+        self._signature = sas_token
+        self.connection_string: str | None
+        super().__init__(account_name=account_name, sas_token=sas_token, **TIMEOUTS | options)
 
     def do_connect(self) -> None:
         """Make the client. ValueError if the settings are incomplete, or are those of another account than the URL's."""
@@ -28,7 +30,16 @@ class AzureFiles(AzureBlobFileSystem):  # type: ignore[misc]
             raise ValueError(
                 f"the URL names the account '{self._named}', and AZURE_STORAGE_CONNECTION_STRING names '{connected[1]}'"
             )
+        if self._signature and self.connection_string:
+            self.connection_string = _with_signature(self.connection_string, self._signature)
         super().do_connect()
         for policy in getattr(getattr(self.service_client, "_pipeline", None), "_impl_policies", ()):
             if hasattr(policy, "total_retries"):
                 vars(policy).update({name: value for name, value in RETRIES.items() if hasattr(policy, name)})
+
+
+def _with_signature(connection_string: str, signature: str) -> str:
+    """A connection string that signs with the signature of a URL, in place of the keys that adlfs would prefer."""
+    fields = [field for field in connection_string.split(";") if field]
+    kept = [field for field in fields if not field.startswith(("AccountKey=", "SharedAccessSignature="))]
+    return ";".join([*kept, f"SharedAccessSignature={signature.lstrip('?')}"])

@@ -90,12 +90,16 @@ def rclone_http(folder: Path, served: Path) -> Iterator[StoreServer]:
 
 @contextmanager
 def s3rver(folder: Path) -> Iterator[StoreServer]:
-    """s3rver (npm), whose only credentials are S3RVER and S3RVER."""
+    """s3rver (npm), whose only credentials are S3RVER and S3RVER.
+
+    It encrypts the tokens of listings with a cipher that the OpenSSL of newer Node versions has only on request.
+    """
     binary = program("s3rver", "LATENTMILL_S3RVER", "npm install s3rver")
     (folder / "data").mkdir(parents=True)
     (port,) = free_ports(1)
     command = [binary, "--address=127.0.0.1", f"--port={port}", f"--directory={folder}/data"]
-    with running(command, folder / "log", lambda: listens(port)) as pid:
+    options = {"NODE_OPTIONS": "--openssl-legacy-provider"}
+    with running(command, folder / "log", lambda: listens(port), options) as pid:
         version = version_from([binary, "--version"])
         yield _with_bucket("s3rver", version, f"http://127.0.0.1:{port}", folder / "log", pid, ("S3RVER", "S3RVER"))
 
