@@ -38,18 +38,18 @@ def find_class(config: dict[str, Any]) -> Any:
     return model_class
 
 
-def load_autoencoder(folder: Path, card: Card, unused: tuple[str, ...]) -> Autoencoder:
-    """Load the model of a checkpoint folder without the submodules in ``unused``.
+def load_autoencoder(checkpoint: Path, card: Card, unused: tuple[str, ...]) -> Autoencoder:
+    """Load the model of a checkpoint without the submodules in ``unused``.
 
     Raises WeightsError as ``weights.load_weights`` does.
     """
-    config = weights.read_config(folder)
+    config = weights.read_config(checkpoint)
     find_class(config)
-    num_tensors, name = len(weights.read_headers(folder)), f"'{folder / 'config.json'}'"
+    num_tensors, name = len(weights.read_headers(checkpoint)), weights.config_name(checkpoint)
     with torch.device("meta"):
         model = build_bounded(lambda: build_untrained(config), num_tensors, name)
     dropped = tuple(name for name in unused if getattr(model, name, None) is not None)
-    weights.load_weights(model, folder, dropped)
+    weights.load_weights(model, checkpoint, dropped)
     for name in dropped:
         setattr(model, name, nn.Identity())  # some classes access both halves in every call
     _fill_meta_buffers(model, config)

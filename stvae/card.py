@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stvae import conventions, weights
+from stvae.checkpoints.class_hint import likely_class
 from stvae.checkpoints.files import describe, read_json
+from stvae.checkpoints.find import suggestion
 from stvae.conventions import Statistics
 from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry, power_of_two
 
@@ -79,18 +81,23 @@ def read_card(vae: str) -> Card:
     A subprocess probes a diffusers class that has no row in our table, which takes some seconds. Raises UnknownVAE if
     that fails, or if the folder holds neither an Open-Sora 1.2 VAE nor an autoencoder of diffusers.
     """
-    folder = weights.find_folder(vae)
-    config = weights.read_config(folder)
+    checkpoint = weights.find_checkpoint(vae)
+    config = weights.read_config(checkpoint)
     class_name = config.get("_class_name")
     is_open_sora = config.get("model_type") == OPEN_SORA_CLASS
+    if not is_open_sora and class_name is None:
+        raise UnknownVAE(
+            f"{weights.config_name(checkpoint)} has no '_class_name'; add the class of diffusers that the model has, for "
+            f'example "_class_name": "{likely_class(config)}"'
+        )
     if not is_open_sora and not (isinstance(class_name, str) and re.fullmatch(r"\w*Autoencoder\w*", class_name)):
         raise UnknownVAE(
             f"the VAE at '{vae}' has the class {str(class_name or config.get('model_type'))[:100]}; "
-            f"expected {OPEN_SORA_CLASS} or an Autoencoder class of diffusers"
+            f"expected {OPEN_SORA_CLASS} or an Autoencoder class of diffusers{suggestion(checkpoint)}"
         )
-    name = f"'{folder / 'config.json'}'"
+    name = weights.config_name(checkpoint)
     try:
-        card = _open_sora_card(folder, config) if is_open_sora else _diffusers_card(folder, config)
+        card = _open_sora_card(checkpoint, config) if is_open_sora else _diffusers_card(checkpoint, config)
     except (weights.WeightsError, UnknownVAE):
         raise
     except WRONG_CONFIG as error:
@@ -154,11 +161,11 @@ def open_sora_geometry(config: dict[str, Any]) -> Geometry:
     return plain_geometry(power_of_two(levels - 1), temporal_stride, multiples(1), config["micro_frame_size"])
 
 
-def _open_sora_card(folder: Path, config: dict[str, Any]) -> Card:
-    shift, scale = (weights.read_constants(folder, (key,))[key] for key in ("shift", "scale"))
+def _open_sora_card(checkpoint: Path, config: dict[str, Any]) -> Card:
+    shift, scale = (weights.read_constants(checkpoint, (key,))[key] for key in ("shift", "scale"))
     return Card(
         class_name=OPEN_SORA_CLASS,
-        sha256=weights.fingerprint(folder),
+        sha256=weights.fingerprint(checkpoint),
         latent_channels=len(shift),
         has_moments=True,
         geometry=open_sora_geometry(config),
@@ -168,23 +175,23 @@ def _open_sora_card(folder: Path, config: dict[str, Any]) -> Card:
     )
 
 
-def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
+def _diffusers_card(checkpoint: Path, config: dict[str, Any]) -> Card:
     config = conventions.with_defaults(config)
     class_name = config["_class_name"]
     convention = conventions.TABLE.get(class_name)
     if convention is None:
-        geometry, has_moments = _probe_class(folder, class_name)
+        geometry, has_moments = _probe_class(checkpoint, class_name)
     else:
         geometry, has_moments = conventions.geometry(config), convention.has_moments(config)
-    sigma_data = _sigma_data(folder, class_name)
-    constants = weights.read_constants(folder, conventions.CONSTANTS, required=False)
+    sigma_data = _sigma_data(checkpoint, class_name)
+    constants = weights.read_constants(checkpoint, conventions.CONSTANTS, required=False)
     shift, scale = conventions.normalization(config, constants, sigma_data)
     if isinstance(shift[0], tuple):  # statistics per latent frame limit the number of frames
         largest = 1 + (len(shift[0]) - 1) * geometry.temporal_stride
         geometry = dataclasses.replace(geometry, frames=dataclasses.replace(geometry.frames, largest=largest))
     return Card(
         class_name=class_name,
-        sha256=weights.fingerprint(folder, extra=None if sigma_data is None else {"sigma_data": sigma_data}),
+        sha256=weights.fingerprint(checkpoint, extra=None if sigma_data is None else {"sigma_data": sigma_data}),
         latent_channels=conventions.latent_channels(config),
         has_moments=has_moments,
         geometry=geometry,
@@ -193,7 +200,7 @@ def _diffusers_card(folder: Path, config: dict[str, Any]) -> Card:
     )
 
 
-def _probe_class(folder: Path, class_name: str) -> tuple[Geometry, bool]:
+def _probe_class(checkpoint: Path, class_name: str) -> tuple[Geometry, bool]:
     """Return geometry and ``has_moments`` of a class that is not in the table. A subprocess encodes shapes only."""
     failed = (
         f"diffusers' {class_name} has no row in stvae/conventions.py, and probing it failed; add a row, as "
@@ -201,7 +208,7 @@ def _probe_class(folder: Path, class_name: str) -> tuple[Geometry, bool]:
     )
     try:
         completed = subprocess.run(
-            [sys.executable, "-m", "stvae.probe", str(folder.absolute())],
+            [sys.executable, "-m", "stvae.probe", str(checkpoint.absolute())],
             capture_output=True,
             text=True,
             timeout=PROBE_TIMEOUT_S,
@@ -219,9 +226,10 @@ def _probe_class(folder: Path, class_name: str) -> tuple[Geometry, bool]:
     return geometry, facts["has_moments"]
 
 
-def _sigma_data(folder: Path, class_name: str) -> float | None:
+def _sigma_data(checkpoint: Path, class_name: str) -> float | None:
     """Return the scheduler's factor, from the pipeline folder around the VAE or as published; None for most classes."""
     published = conventions.SIGMA_DATA.get(class_name)
+    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
     scheduler = folder.parent / "scheduler" / "scheduler_config.json"
     if published is None or not scheduler.is_file():
         return published

@@ -44,18 +44,18 @@ def load_vae(
     compiled: bool = False,
     autotune: bool = False,
 ) -> VAE:
-    """Load the VAE of a checkpoint folder, given by name, path or URL.
+    """Load the VAE of a checkpoint, given by name, path or URL of a folder or file.
 
     ``dtype`` is the precision of its computations. ``only="encoder"`` reads and keeps only what encoding needs.
     ``compiled`` runs the encoder through torch.compile, which compiles each new shape when it first comes.
     ``autotune`` lets cuDNN try its algorithms on each new shape and keep the fastest, which may be another one in the next
     process, with other last bits.
 
-    Raises WeightsError if the folder is incomplete or its keys do not fit, UnknownVAE if the class is not known.
+    Raises WeightsError if the checkpoint is incomplete or its keys do not fit, UnknownVAE if the class is not known.
     """
-    folder = weights.find_folder(str(vae))
-    card = read_card(str(folder))
-    model = _load_model(folder, card, only)
+    checkpoint = weights.find_checkpoint(str(vae))
+    card = read_card(str(checkpoint))
+    model = _load_model(checkpoint, card, only)
     model = model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
     use_channels_last(model)
     if compiled:
@@ -63,14 +63,14 @@ def load_vae(
     return VAE(card, model, autotune=autotune)
 
 
-def _load_model(folder: Path, card: Card, only: Half | None) -> Model:
+def _load_model(checkpoint: Path, card: Card, only: Half | None) -> Model:
     if card.class_name != OPEN_SORA_CLASS:
-        return load_autoencoder(folder, card, _UNUSED[only])
-    config, num_tensors = weights.read_config(folder), len(weights.read_headers(folder))
+        return load_autoencoder(checkpoint, card, _UNUSED[only])
+    config, num_tensors = weights.read_config(checkpoint), len(weights.read_headers(checkpoint))
     with torch.device("meta"):
-        model = build_bounded(lambda: build_open_sora(config), num_tensors, f"'{folder / 'config.json'}'")
+        model = build_bounded(lambda: build_open_sora(config), num_tensors, weights.config_name(checkpoint))
     parents = ("spatial_vae.module", "temporal_vae")
-    weights.load_weights(model, folder, tuple(f"{parent}.{name}" for parent in parents for name in _UNUSED[only]))
+    weights.load_weights(model, checkpoint, tuple(f"{parent}.{name}" for parent in parents for name in _UNUSED[only]))
     return model
 
 

@@ -1,4 +1,4 @@
-"""Local copies of checkpoint folders behind URLs, which are downloaded again when a file of them changes."""
+"""Local copies of checkpoints behind URLs, which are downloaded again when a file of them changes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stvae.checkpoints.files import WeightsError, open_file
+from stvae.checkpoints.find import WEIGHT_SUFFIXES
 from stvae.file_identity import sha256_digest, version_tag
 
-WANTED_FILES = re.compile(r"config\.json$|\.safetensors(?:\.index(?:\.[\w-]+)?\.json)?$")
+INDEX = r"(?:\.index(?:\.[\w-]+)?\.json)?$"
+WANTED_FILES = re.compile(rf"config\.json$|\.safetensors{INDEX}")
 """Ends of the names of files that a remote checkpoint folder is downloaded for."""
+PICKLED_FILES = re.compile(rf"\.bin{INDEX}")
+"""Ends of the names of files that are downloaded if a folder has no safetensors."""
 SCHEDULER = "scheduler/scheduler_config.json"
 """File of a pipeline that says in which scale its transformer works."""
 WANTED_TEXT_FILES = re.compile(r"\.(?:json|jinja|safetensors|model|txt)$")
@@ -28,25 +32,36 @@ Find = Callable[[Any, str, Request], Iterator[tuple[str, dict[str, Any]]]]
 """Yields the wanted files of a folder in a file system by their path in it, with what ``ls`` reports."""
 
 
-def download_folder(url: str) -> Path:
-    """Return a local copy of the checkpoint folder at a URL, which fsspec opens."""
+def download(url: str) -> Path:
+    """Return a local copy of the checkpoint folder or file at a URL, which fsspec opens."""
     import fsspec
 
     fs, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-    return copy_folder(url, fs, root, lambda call: call())
+    return copy_checkpoint(url, fs, root, lambda call: call())
 
 
-def copy_folder(url: str, fs: Any, root: str, request: Request, find: Find | None = None) -> Path:
-    """Return a local copy of the checkpoint folder at ``root`` of a file system, which is never out of date.
+def copy_checkpoint(url: str, fs: Any, root: str, request: Request, find: Find | None = None) -> Path:
+    """Return a local copy of the checkpoint folder or file at ``root`` of a file system, which is never out of date.
 
-    ``request`` makes each call to the store, perhaps with retries; ``find`` chooses the files, by default those of a VAE.
-    Copies are kept in the user's cache under the names,
-    sizes and version tags of their files. If the store reports no version of a file, every call downloads the folder,
-    and its copy is kept under its content.
+    ``request`` makes each call to the store, perhaps with retries; ``find`` chooses the files of a folder, by default those
+    of a VAE. Copies are kept in the user's cache under the names, sizes and version tags of their files. If the store
+    reports no version of a file, every call downloads the checkpoint, and its copy is kept under its content.
     """
+    name = file_name(root)
+    if name.endswith(WEIGHT_SUFFIXES):
+        files: Iterable[tuple[str, dict[str, Any]]] = _file_and_config(fs, root, name, request)
+        return _copy(url, fs, files, request) / name
+    return _copy(url, fs, (find or find_vae_files)(fs, root, request), request)
+
+
+def file_name(path: str) -> str:
+    """Return the last part of a path or URL, without a query."""
+    return Path(path.partition("?")[0]).name
+
+
+def _copy(url: str, fs: Any, files: Iterable[tuple[str, dict[str, Any]]], request: Request) -> Path:
     infos = {
-        path: info if version_tag(info) else {**info, **request(partial(fs.info, info["name"]))}
-        for path, info in (find or find_vae_files)(fs, root, request)
+        path: info if version_tag(info) else {**info, **request(partial(fs.info, info["name"]))} for path, info in files
     }
     cache = Path.home() / ".cache" / "latentmill"
     cache.mkdir(parents=True, exist_ok=True)
@@ -82,9 +97,28 @@ def find_vae_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, 
         files = request(partial(fs.ls, entries["vae"]["name"], detail=True))
         entries = {Path(info["name"]).name: info for info in files}
         prefix = "vae/"
-    for name, info in entries.items():
-        if info["type"] == "file" and WANTED_FILES.search(name):
-            yield prefix + name, info
+    names = [name for name, info in entries.items() if info["type"] == "file"]
+    wanted = [name for name in names if WANTED_FILES.search(name)]
+    if not any(name.endswith(".safetensors") for name in wanted):
+        wanted += [name for name in names if PICKLED_FILES.search(name)]
+    yield from ((prefix + name, entries[name]) for name in wanted)
+
+
+def _file_and_config(fs: Any, root: str, name: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a remote file and the ``config.json`` beside it, if there is one."""
+    yield name, request(partial(fs.info, root))
+    path, _, query = root.partition("?")
+    beside = path.removesuffix(name) + "config.json" + (f"?{query}" if query else "")
+
+    def info_or_none() -> dict[str, Any] | None:
+        try:
+            info: dict[str, Any] = fs.info(beside)
+        except (FileNotFoundError, PermissionError):
+            return None
+        return info
+
+    if (info := request(info_or_none)) is not None and info["type"] == "file":
+        yield "config.json", info
 
 
 def find_text_encoder_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.hostile_checkpoints import CASES
+from tests.support.hostile_checkpoints import CASES, PTH
 from tests.support.paths import ROOT
 from tests.test_visible import assert_clean
 
@@ -24,8 +24,9 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return {attempt["name"]: attempt for attempt in map(json.loads, done.stdout.splitlines())}
 
 
-def test_the_checkpoint_that_is_changed_is_sound(attempts: dict[str, dict[str, Any]]) -> None:
-    assert attempts["sound"]["code"] == 0, attempts["sound"]["text"]
+@pytest.mark.parametrize("base", ["kl", f"pth/{PTH}"])
+def test_the_checkpoint_that_is_changed_is_sound(attempts: dict[str, dict[str, Any]], base: str) -> None:
+    assert attempts[f"sound {base}"]["code"] == 0, attempts[f"sound {base}"]["text"]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tests.support.golden import TINY
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+PTH = "vae.pth"
+"""File in the original layout that the base ``pth`` has."""
 MAX_S = 60
 MAX_BYTES = 1 << 30
 """Memory beyond what the libraries take."""
@@ -162,7 +165,85 @@ def fill_first(value: float) -> Change:
     return tensors(lambda values: values[min(name for name in values if "encoder" in name)].view(-1)[:1].fill_(value))
 
 
+def pth(make: Callable[[Path], Any]) -> Change:
+    """Write another PyTorch file in place of the sound one."""
+
+    def apply(folder: Path) -> None:
+        (folder / PTH).unlink()
+        make(folder / PTH)
+
+    return apply
+
+
+def saved(make: Callable[[dict[str, Any]], Any], **options: Any) -> Change:
+    """Save what ``make`` returns of the sound tensors."""
+
+    def apply(folder: Path) -> None:
+        import torch
+
+        values = make(torch.load(folder / PTH, weights_only=True))
+        torch.save(values, folder / PTH, **options)
+
+    return apply
+
+
+def pth_bytes(change: Callable[[bytes], bytes]) -> Change:
+    return lambda folder: (folder / PTH).write_bytes(change((folder / PTH).read_bytes())) and None
+
+
+def zipped(change: Callable[[dict[str, bytes]], Any], compression: int = zipfile.ZIP_STORED) -> Change:
+    """Write the archive again with other parts."""
+
+    def apply(folder: Path) -> None:
+        with zipfile.ZipFile(folder / PTH) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        change(parts)
+        with zipfile.ZipFile(folder / PTH, "w", compression) as archive:
+            for name, data in parts.items():
+                archive.writestr(name, data)
+
+    return apply
+
+
+class RunsCode:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def in_itself(values: dict[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    whole["state_dict"] = whole
+    return whole
+
+
+def expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """A tensor of a terabyte, of which one value is stored."""
+    name = min(values)
+    return values | {name: values[name].flatten()[:1].expand(1 << 38)}
+
+
+def huge_directory(data: bytes) -> bytes:
+    """Claim a directory of 4 GB at the end of the archive."""
+    at = data.rfind(b"PK\x05\x06")
+    return data[: at + 12] + b"\xfe\xff\xff\xff" + data[at + 16 :]
+
+
+def renamed_tensors(rename: Callable[[str], str]) -> Change:
+    return saved(lambda values: {rename(name): value for name, value in values.items()})
+
+
+def without_config(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+
+
 NESTED = '{"a":' * 3000 + "1" + "}" * 3000
+ENCODER = "encoder.conv_in.weight"
+OLD = {"_use_new_zipfile_serialization": False}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 334643276\n"
 DIGITS = "9" * 5000
 
@@ -186,7 +267,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "config 1e400": ("kl", config_text('{"_class_name": "AutoencoderKL", "scaling_factor": 1e400}'), "too large"),
     "config digits": ("kl", config_text(f'{{"_class_name": "AutoencoderKL", "x": {DIGITS}}}'), "too many digits"),
     "config large": ("kl", config_text('{"a": "' + "x" * (5 << 20) + '"}'), "bytes; expected JSON of at most"),
-    "config no class": ("kl", without("_class_name"), "has the class None"),
+    "config no class": ("kl", without("_class_name"), "has no '_class_name'; add"),
     "config class list": ("kl", config(_class_name=["Autoencoder"]), "has the class"),
     "config class of others": ("kl", config(_class_name="AutoencoderMixin"), "has no model AutoencoderMixin"),
     "config class unknown": (
@@ -267,7 +348,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "weights shape": ("kl", tensors(lambda v: v.update({min(v): v[min(v)][:1]})), "1 of another shape"),
     "weights nan": ("kl", fill_first(float("nan")), "has NaN or infinite values"),
     "weights infinite": ("open", fill_first(float("inf")), "has NaN or infinite values"),
-    "no weights": ("kl", lambda f: weights_of(f).unlink(), "pickles are never loaded"),
+    "no weights": ("kl", lambda f: weights_of(f).unlink(), "no \\*.safetensors and no \\*.bin"),
     "two weights": ("kl", two_weights, "several checkpoints"),
     "index without files": ("kl", index({"x": "a-00001-of-00002.safetensors"}, keep=False), "missing \\(1 of 1\\)"),
     "index outside": ("kl", index({"x": "../../other.safetensors"}), "of its own folder"),
@@ -291,16 +372,85 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "weights device": ("kl", replaced(WEIGHTS, lambda p: p.symlink_to("/dev/zero")), "is a device"),
     "weights dangling": ("kl", replaced(WEIGHTS, lambda p: p.symlink_to("gone")), "cannot be opened"),
     "index pipe": ("kl", replaced(INDEX, os.mkfifo), "is a pipe"),
+    "pth lfs": ("pth", pth_bytes(lambda data: LFS), "Git LFS pointer"),
+    "pth empty": ("pth", pth_bytes(lambda data: b"\0" * 0), "neither a PyTorch file nor a safetensors file"),
+    "pth html": ("pth", pth_bytes(lambda data: b"<html>not found</html>"), "neither a PyTorch file nor"),
+    "pth half": ("pth", pth_bytes(lambda data: data[: len(data) // 2]), "damaged or incomplete"),
+    "pth cut at its end": ("pth", pth_bytes(lambda data: data[:-10]), "damaged or incomplete"),
+    "pth without its start": ("pth", pth_bytes(lambda data: b"PK\x03\x04" + data[400:]), "cannot be read|damaged"),
+    "pth directory": ("pth", pth_bytes(huge_directory), "directory of 4294967294 bytes"),
+    "pth code": ("pth", saved(lambda v: v | {"x": RunsCode(os.system, "touch /tmp/ran")}), "needs 'posix.system'"),
+    "pth eval": ("pth", saved(lambda v: RunsCode(eval, "1")), "needs '__builtin__.eval'"),
+    "pth bytes of 1 TB": (
+        "pth",
+        saved(lambda v: v | {"x": RunsCode(bytearray, 1 << 40)}),
+        "needs '__builtin__.bytearray'",
+    ),
+    "pth object": ("pth", saved(lambda v: v | {"args": Path("x")}), "needs 'pathlib"),
+    "pth protocol 4": ("pth", saved(lambda v: v, pickle_protocol=4), "pickle of another program"),
+    "pth compressed": ("pth", zipped(lambda parts: None, zipfile.ZIP_DEFLATED), "compressed parts"),
+    "pth bomb": (
+        "pth",
+        zipped(lambda parts: parts.update({"x/data/0": b"\0" * (1 << 28)}), zipfile.ZIP_DEFLATED),
+        "compressed",
+    ),
+    "pth program": ("pth", zipped(lambda parts: parts.update({"vae/constants.pkl": b""})), "TorchScript program"),
+    "pth other zip": (
+        "pth",
+        zipped(lambda p: [p.pop(n) for n in list(p) if n.endswith("data.pkl")]),
+        "without tensors",
+    ),
+    "pth lacks a tensor": ("pth", zipped(lambda p: p.pop(next(n for n in p if "/data/" in n))), "cannot be read"),
+    "pth pickle cut": (
+        "pth",
+        zipped(lambda p: p.update({n: p[n][:50] for n in p if n.endswith("data.pkl")})),
+        "is damaged",
+    ),
+    "pth pickle large": (
+        "pth",
+        zipped(lambda p: p.update({n: p[n] + b"." * (9 << 20) for n in p if n.endswith("data.pkl")})),
+        "has a pickle of",
+    ),
+    "pth old cut": (
+        "pth",
+        lambda f: (saved(dict, **OLD)(f), pth_bytes(lambda data: data[:-1000])(f)),
+        "cannot be read",
+    ),
+    "pth old code": ("pth", saved(lambda v: RunsCode(os.system, "touch /tmp/ran"), **OLD), "needs 'posix.system'"),
+    "pth pickle of a program": ("pth", pth_bytes(lambda data: b"\x80\x02}q\x00." * 10), "cannot be read|is damaged"),
+    "pth in itself": ("pth", saved(in_itself), "holds no tensors"),
+    "pth list": ("pth", saved(lambda v: list(v.values())), "holds a list"),
+    "pth no tensors": ("pth", saved(lambda v: {"epoch": 3}), "holds no tensors"),
+    "pth expanded": ("pth", saved(expanded), "claims more values than the file has"),
+    "pth transformer": ("pth", renamed_tensors(lambda name: f"blocks.0.attn.{name}"), "holds no VAE in a known layout"),
+    "pth lora": ("pth", renamed_tensors(lambda name: f"{name}.lora_A.weight"), "is a LoRA"),
+    "pth without configuration": ("pth", without_config, "but not the sizes of"),
+    "pth other sizes": ("pth", config(block_out_channels=[16] * 4), "of another shape"),
+    "pth fewer levels": ("pth", config(block_out_channels=[8] * 3), "cannot be built"),
+    "pth lacks blocks": ("pth", without("block_out_channels"), "cannot be converted: it lacks 'block_out_channels'"),
+    "pth nan": ("pth", saved(lambda v: v | {ENCODER: v[ENCODER] * float("nan")}), "has NaN or infinite values"),
+    "pth integers": ("pth", saved(lambda v: {name: value.int() for name, value in v.items()}), "of another type"),
+    "pth missing": ("pth", saved(lambda v: {name: v[name] for name in v if "conv_out" not in name}), "4 missing"),
+    "pth pipe": ("pth", pth(os.mkfifo), "is a pipe"),
+    "pth device": ("pth", pth(lambda p: p.symlink_to("/dev/zero")), "is a device"),
+    "pth dangling": ("pth", pth(lambda p: p.symlink_to("gone")), "cannot be opened"),
 }
 
 
 def make_bases(folder: Path) -> None:
     """Make the sound checkpoints that the cases change."""
+    import torch
+
+    from tests.support import original_layouts
     from tests.support.tiny_vaes import save
 
     save("AutoencoderKL", folder / "kl")
     save("AutoencoderKLWan", folder / "wan")
     shutil.copytree(TINY, folder / "open")
+    model, tensors = original_layouts.make("sdxl")
+    model.save_pretrained(folder / "pth")
+    weights_of(folder / "pth").unlink()
+    torch.save(tensors, folder / "pth" / PTH)
 
 
 def build(name: str, folder: Path) -> Path:
@@ -309,7 +459,7 @@ def build(name: str, folder: Path) -> Path:
     target = folder / name.replace(" ", "-").replace("^", "")
     shutil.copytree(folder / base, target)
     change(target)
-    return target
+    return target / PTH if base == "pth" else target
 
 
 def attempt(vae: Path, output: Path) -> dict[str, Any]:
@@ -338,7 +488,8 @@ def main(folder: Path, names: list[str]) -> None:
     make_bases(folder)
     (folder / "pictures").mkdir()
     make_image(folder / "pictures" / "a.png", size=(32, 32))
-    print(json.dumps({"name": "sound"} | attempt(folder / "kl", folder / "out")), flush=True)
+    for base in ("kl", f"pth/{PTH}"):
+        print(json.dumps({"name": f"sound {base}"} | attempt(folder / base, folder / f"out {base[:2]}")), flush=True)
     vaes = {name: build(name, folder) for name in names}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_BYTES, used + MAX_BYTES))
