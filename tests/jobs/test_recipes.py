@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 
 from jobs.encode_dataset import main, parse_arguments
 from pipeline.recipe import Recipe
 from stvae import conventions
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
+from stvae.checkpoints.published import PUBLISHED
 from tests.sources.test_sources import write_tar
 from tests.support import tiny_vaes
 from tests.support.clips_maker import make_clip
@@ -24,6 +26,7 @@ from tests.support.golden import TINY
 from tests.support.paths import ROOT
 
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+RECIPES_BY_NAME = {path.stem: path for path in RECIPES}
 URLS = ["--source", "videos", "--output", "out", "--vae", "demo"]
 
 
@@ -32,44 +35,76 @@ def read_recipe(path: Path) -> Recipe:
 
 
 PUBLISHED_OPEN_SORA = {"vae_2d": {}, "vae_temporal": {"type": "VAE_Temporal_SD"}, "micro_frame_size": 17}
-CLASSES = {"opensora": OPEN_SORA_CLASS, "wan": "AutoencoderKLWan", "ltx": "AutoencoderKLLTXVideo"}
+CLASSES = {
+    # the beginning of a recipe's name: the class, and the published model whose sizes differ from the class's defaults
+    "opensora": (OPEN_SORA_CLASS, None),
+    "wan-2.1": ("AutoencoderKLWan", "Wan 2.1"),
+    "wan-2.2-14b": ("AutoencoderKLWan", "Wan 2.1"),
+    "wan-2.2-5b": ("AutoencoderKLWan", "Wan 2.2 5B"),
+    "ltx-video": ("AutoencoderKLLTXVideo", "LTX-Video 0.9.5"),
+    "ltx-2": ("AutoencoderKLLTX2Video", "LTX-2"),
+    "hunyuanvideo-1.5": ("AutoencoderKLHunyuanVideo15", "HunyuanVideo 1.5"),
+    "cogvideox": ("AutoencoderKLCogVideoX", "CogVideoX 5B"),
+}
 
 
-def full_size_card(class_name: str, tiny: Card) -> Card:
+def full_size_card(class_name: str, title: str | None, tiny: Card) -> Card:
     """The card of a published model, with the geometry of its full configuration and no weights."""
     if class_name == OPEN_SORA_CLASS:
         return dataclasses.replace(tiny, geometry=open_sora_geometry(PUBLISHED_OPEN_SORA))
+    published = next((model.config for model in PUBLISHED if model.title == title), {})
     with torch.device("meta"):
-        model_config = dict(getattr(diffusers, class_name)().config)
+        model_config = dict(getattr(diffusers, class_name)(**published).config)
     full = conventions.geometry(conventions.with_defaults(model_config | {"_class_name": class_name}))
     return dataclasses.replace(tiny, class_name=class_name, geometry=full)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_fits_its_vae(path: Path, tiny_card: Card) -> None:
-    (class_name,) = (name for start, name in CLASSES.items() if path.stem.startswith(start))
+    start = max((start for start in CLASSES if path.stem.startswith(start)), key=len)
     recipe = read_recipe(path)
-    card = full_size_card(class_name, tiny_card)
+    card = full_size_card(*CLASSES[start], tiny_card)
     recipe.check_vae(card)
     geometry = card.geometry
     for bucket in recipe.buckets:
         if bucket.num_frames > 1:
             assert geometry.largest_whole_length(bucket.num_frames) == bucket.num_frames, "the VAE would drop frames"
-    assert f"{len(recipe.buckets)} buckets" in path.read_text()
+    assert re.search(rf"\b{len(recipe.buckets)}\s+(?:# )?buckets?\b", path.read_text())
 
 
-def test_frame_counts_are_those_of_the_models_training(tiny_card: Card) -> None:
-    counts = {}
+def test_sizes_and_rates_are_those_of_the_models_training() -> None:
+    found = {}
     for path in RECIPES:
-        buckets = read_recipe(path).buckets
-        counts[path.stem] = sorted({bucket.num_frames for bucket in buckets})
-    assert counts == {
-        "ltx-video": [97, 121],
-        "opensora-1.2-240p": [1, 51, 102, 204, 408],
-        "opensora-1.2-480p": [1, 51, 102, 204],
-        "opensora-1.2-720p": [1, 51, 102],
-        "wan-2.1-480p": [81],
+        recipe = read_recipe(path)
+        frames = sorted({bucket.num_frames for bucket in recipe.buckets})
+        found[path.stem] = (frames, recipe.fps, max(bucket.height * bucket.width for bucket in recipe.buckets))
+    assert found == {
+        "cogvideox": ([49], 8, 480 * 720),
+        "cogvideox-1.5": ([81, 161], 16, 768 * 1360),
+        "hunyuanvideo-1.5-480p": ([121], 24, 640 * 640),
+        "hunyuanvideo-1.5-720p": ([121], 24, 960 * 960),
+        "ltx-2": ([121], 24, 640 * 640),
+        "ltx-video": ([97, 121], 24, 640 * 640),
+        "opensora-1.2-240p": ([1, 51, 102, 204, 408], None, 320 * 320),
+        "opensora-1.2-480p": ([1, 51, 102, 204], None, 640 * 640),
+        "opensora-1.2-720p": ([1, 51, 102], None, 720 * 1280),
+        "wan-2.1-480p": ([81], 16, 480 * 832),
+        "wan-2.2-14b-480p": ([81], 16, 480 * 832),
+        "wan-2.2-14b-720p": ([81], 16, 720 * 1280),
+        "wan-2.2-5b": ([121], 24, 704 * 1280),
     }
+
+
+@pytest.mark.parametrize("size", [640, 960])
+def test_shapes_of_hunyuan_video_1_5_are_those_of_its_pipeline(size: int) -> None:
+    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=16)
+    name = {640: "480p", 960: "720p"}[size]
+    ratios = ((9, 16), (16, 9), (1, 1), (3, 4), (4, 3))  # height to width
+    expected = {processor.calculate_default_height_width(*ratio, size) for ratio in ratios}
+    buckets = {
+        (bucket.height, bucket.width) for bucket in read_recipe(RECIPES_BY_NAME[f"hunyuanvideo-1.5-{name}"]).buckets
+    }
+    assert buckets == expected
 
 
 PAGE = (ROOT / "jobs" / "guides" / "recipes.md").read_text()
