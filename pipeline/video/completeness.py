@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 
@@ -22,9 +22,27 @@ MAX_SHIFT_TICKS = 2
 """Ticks by which a frame may be moved so that it is shown later than the frame before."""
 
 
+class PacketPlace(NamedTuple):
+    """Presentation time, position in the file and size of a packet, by which it is recognized when it is read again."""
+
+    pts: int
+    position: int | None
+    size_bytes: int
+
+    @classmethod
+    def of(cls, packet: Any) -> PacketPlace:
+        """The place of a PyAV packet."""
+        return cls(packet.pts, packet.pos, packet.size)
+
+
 @dataclass(slots=True)
 class Packets:
     """Packets of a video stream, after demuxing the whole file."""
+
+    first: PacketPlace | None = None
+    """The stream's first packet in the file."""
+    first_timestamp: int = 0
+    """Timestamp to seek to for the first packet."""
 
     shown: list[int] = field(default_factory=list)
     """Presentation times of the packets that are shown."""
@@ -57,6 +75,9 @@ def read_packets(container: Any, stream: Any) -> Packets:
         packets.end_s = max(packets.end_s, float(end * packet.time_base))
         if packet.stream.index != stream.index:
             continue
+        timestamp = packet.pts if packet.dts is None else packet.dts
+        if packets.first is None:
+            packets.first, packets.first_timestamp = PacketPlace.of(packet), timestamp
         packets.total += 1
         packets.corrupt += packet.is_corrupt
         if packet.has_sidedata("encryption_info"):
@@ -70,7 +91,7 @@ def read_packets(container: Any, stream: Any) -> Packets:
             packets.hidden += 1
             continue
         if packet.is_keyframe:
-            packets.key_frames.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+            packets.key_frames.append((packet.pts, timestamp))
         packets.shown.append(packet.pts)
         packets.end_pts = max(packets.end_pts, end)
     packets.shown.sort()

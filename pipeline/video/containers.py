@@ -47,7 +47,31 @@ class StreamNotes:
     """True if the stream's headers say that its pictures are fields. Its frames may still be progressive."""
 
 
-def open_container(file: BinaryIO) -> Any:
+class FileView:
+    """A file with a position of its own, so that several readers of one file do not disturb each other."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._fd = file.fileno()
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """Read up to ``size`` bytes at the position."""
+        data = os.pread(self._fd, size, self._position)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position. Returns the new one."""
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._fd).st_size}
+        self._position = max(0, starts[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+
+def open_container(file: BinaryIO | FileView) -> Any:
     """A PyAV container that reads from ``file`` only. Other protocols and nested files are refused.
 
     Raises Rejected if the file is not a video or image of an accepted format.

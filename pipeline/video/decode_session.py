@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import av
@@ -32,12 +32,13 @@ Reply = tuple[dict[str, Any], tuple[int, ...]]
 """Plain values, and descriptors of the files that go with them."""
 
 
-def memfd(name: str, array: npt.NDArray[Any]) -> int:
-    """Descriptor of a memory file that holds the array's bytes. It can no longer be changed."""
+def memfd(name: str, arrays: Sequence[npt.NDArray[Any]]) -> int:
+    """Descriptor of a memory file that holds the bytes of contiguous arrays in a row. It can no longer be changed."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    while view:
-        view = view[os.write(fd, view) :]
+    for array in arrays:
+        view = array.reshape(-1).view(np.uint8).data
+        while view:
+            view = view[os.write(fd, view) :]
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     return fd
 
@@ -57,19 +58,21 @@ class Session:
         self.backend = backend
         self.resize = resize
         self.file: BinaryIO | None = None
+        self.first_pass: pyav_reader.FirstPass | None = None
         self.facts: VideoFacts | None = None
-        self.clips: Iterator[npt.NDArray[np.uint8] | None] = iter(())
+        self.clips: Iterator[list[Frame] | None] = iter(())
         self.detection: Iterator[list[tuple[int, int]] | None] | None = None
 
     def open(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Probe the video in ``fds[0]``. Replies with its facts, and its presentation times as a file of int64."""
         self.file = os.fdopen(fds[0], "rb")
-        self.facts = pyav_reader.probe(self.file, request["max_pixels"], request["max_duration_s"])
+        self.first_pass = pyav_reader.FirstPass(self.file)
+        self.facts = pyav_reader.probe(self.file, request["max_pixels"], request["max_duration_s"], self.first_pass)
         facts = dataclasses.asdict(dataclasses.replace(self.facts, pts=(), key_frames=())) | {
             "sample_aspect": str(self.facts.sample_aspect),
             "time_base": str(self.facts.time_base),
         }
-        return {"facts": facts}, (memfd("pts", np.array(self.facts.pts, dtype=np.int64)),)
+        return {"facts": facts}, (memfd("pts", [np.array(self.facts.pts, dtype=np.int64)]),)
 
     def detect_scenes(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Find the scenes among the frames at positions ``start`` to ``stop``.
@@ -84,7 +87,7 @@ class Session:
         if scenes is None:
             self.detection = detection
             return {"more": True}, ()
-        return {"count": len(scenes)}, (memfd("scenes", np.array(scenes, dtype=np.int64)),)
+        return {"count": len(scenes)}, (memfd("scenes", [np.array(scenes, dtype=np.int64)]),)
 
     def _detect(self, request: dict[str, Any]) -> Iterator[list[tuple[int, int]] | None]:
         """Yield None after every ``FRAMES_PER_REPLY`` frames, then the scenes."""
@@ -134,10 +137,17 @@ class Session:
             from pipeline.video import decord_reader
 
             frames = decord_reader.frames(self.file, self.facts, wanted)
+            if frames is not None and self.first_pass is not None:
+                self.first_pass.close()
         decoder = "pyav" if frames is None else "decord"
         if frames is None:
             frames = upright_frames(
-                self.file, self.facts, wanted, deinterlace=request["deinterlace"], tone_map=request["tone_map"]
+                self.file,
+                self.facts,
+                wanted,
+                deinterlace=request["deinterlace"],
+                tone_map=request["tone_map"],
+                first_pass=self.first_pass,
             )
         placements = [Placement(**placement) for placement in request["placements"]]
         self.clips = self._gather(frames, windows, placements, request["resize"])
@@ -146,6 +156,8 @@ class Session:
     def close(self, request: dict[str, Any], fds: list[int]) -> Reply:
         """Close the video, which may hold memory."""
         self.clips = iter(())
+        if self.first_pass is not None:
+            self.first_pass.close()
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -156,10 +168,10 @@ class Session:
 
         The frames have the bucket's size if this child can resize, else the video's own.
         """
-        clip_THWC = next(self.clips)
-        if clip_THWC is None:
+        clip = next(self.clips)
+        if clip is None:
             return {"more": True}, ()
-        return {"shape": clip_THWC.shape}, (memfd("frames", clip_THWC),)
+        return {"shape": (len(clip), *clip[0].shape)}, (memfd("frames", clip),)
 
     def _gather(
         self,
@@ -167,10 +179,10 @@ class Session:
         windows: list[_RequestedWindow],
         placements: list[Placement],
         method: str,
-    ) -> Iterator[npt.NDArray[np.uint8] | None]:
+    ) -> Iterator[list[Frame] | None]:
         """Yield the clip of each window, in one pass over the frames; None after each ``FRAMES_PER_REPLY`` unwanted ones.
 
-        Shapes: ``frames`` yields (pts, ``[H,W,3]``), without pixels if no window needs it; a clip is ``[T,H,W,3]``.
+        Shapes: ``frames`` yields (pts, ``[H,W,3]``), without pixels if no window needs it; a clip has T frames of one size.
         Invariant: pts of ``frames`` and ends of windows ascend. Frames before all windows that remain are dropped.
         Example: windows (0, 1, 1) and (1, 2) decode frames 0, 1, 2 once; the first clip has frame 1 twice.
         """
@@ -189,7 +201,7 @@ class Session:
                 if frame is not None:
                     for number in uses[pts]:
                         resized = frame if self.resize is None else self.resize(frame, placements[number], method)
-                        kept[pts, number] = resized
+                        kept[pts, number] = np.ascontiguousarray(resized)
                 else:
                     unwanted += 1
                     if unwanted % FRAMES_PER_REPLY == 0:
@@ -198,7 +210,7 @@ class Session:
             missing = [pts for pts in window.pts if (pts, window.placement) not in kept]
             if missing:
                 raise Rejected("decode", "missing_frame", f"{len(missing)} frames that the index lists do not decode")
-            yield np.stack([kept[pts, window.placement] for pts in window.pts])
+            yield [kept[pts, window.placement] for pts in window.pts]
 
 
 def answer(session: Session, request: dict[str, Any], fds: list[int]) -> Reply:

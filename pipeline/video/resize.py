@@ -18,19 +18,22 @@ Frame = npt.NDArray[np.uint8]
 def resize_frame(frame_HWC: Frame, placement: Placement, method: Literal["bicubic", "opensora"]) -> Frame:
     """Resize one frame, uint8 RGB ``[H,W,3]`` in and out. The result may be a view.
 
-    ``bicubic``: antialiased, within 2 grey levels of PIL's. ``opensora``: bilinear in float without antialias, as
+    ``bicubic``: antialiased, within 2 gray levels of PIL's. ``opensora``: bilinear in float without antialias, as
     Open-Sora 1.2 resizes video (opensora/datasets/video_transforms.py), then rounded to uint8, which changes it by at
-    most half a grey level.
+    most half a gray level.
     """
     size = (placement.scaled_height, placement.scaled_width)
     if frame_HWC.shape[:2] != size:
-        # a channels_last view: torch's uint8 kernel is several times faster on it than on contiguous planes
-        x_1CHW = torch.from_numpy(frame_HWC).permute(2, 0, 1)[None]
+        x_HWC = torch.from_numpy(frame_HWC)
         options: dict[str, Any] = {"size": size, "align_corners": False}
         if method == "bicubic":
+            # torch's uint8 kernel is several times faster on a channels_last view than on planes. The batch axis comes
+            # first, because torch takes a view with another stride of it for planes, and then returns planes.
+            x_1CHW = x_HWC.unsqueeze(0).permute(0, 3, 1, 2)
             y_1CHW = F.interpolate(x_1CHW, mode="bicubic", antialias=True, **options)
         else:
-            y_1CHW = F.interpolate(x_1CHW.float(), mode="bilinear", **options).round_().clamp_(0, 255).to(torch.uint8)
+            x_1CHW = x_HWC.permute(2, 0, 1)[None].float()
+            y_1CHW = F.interpolate(x_1CHW, mode="bilinear", **options).round_().clamp_(0, 255).to(torch.uint8)
         frame_HWC = y_1CHW[0].permute(1, 2, 0).numpy()
     top, left = placement.crop_top, placement.crop_left
     return frame_HWC[top : top + placement.height, left : left + placement.width]

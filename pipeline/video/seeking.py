@@ -19,6 +19,7 @@ from av.video.frame import PictureType
 from pipeline.errors import Rejected
 from pipeline.video import pyav_reader
 from pipeline.video.containers import best_stream, open_container
+from pipeline.video.pyav_reader import FirstPass
 from pipeline.video.windows import VideoFacts
 
 MIN_SKIPPED_FRAMES = 32
@@ -41,18 +42,27 @@ class _SeekFailed(Exception):
     """A seek did not lead to the frames that the packets list."""
 
 
-def frames(file: BinaryIO, facts: VideoFacts, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """(pts, frame) in order of at least the wanted frames. ``wanted`` ascends. Raises Rejected at a sign of damage."""
+def frames(
+    file: BinaryIO, facts: VideoFacts, wanted: Sequence[int], first_pass: FirstPass | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(pts, frame) in order of at least the wanted frames. ``wanted`` ascends. Raises Rejected at a sign of damage.
+
+    ``first_pass``: the pass that probing began; it goes on if a sequential pass is best.
+    """
     passes = plan_passes(facts, wanted)
+    begun = first_pass.take_frames() if first_pass and not passes else None
+    if first_pass and begun is None:
+        first_pass.close()  # which frees the memory of its decoder
     last_pts: int | None = None
-    if passes:
+    if passes or begun:
+        found = _frames_of_passes(file, facts, passes) if begun is None else pyav_reader.checked_frames(begun, facts)
         try:
-            for pts, frame in _frames_of_passes(file, facts, passes):
+            for pts, frame in found:
                 last_pts = pts
                 yield pts, frame
             return
         except (_SeekFailed, Rejected, av.error.FFmpegError):
-            pass  # either the seek is to blame, or there is damage that the sequential pass finds as well
+            pass  # either the seek is to blame, or there is damage that a new sequential pass finds as well
     for pts, frame in pyav_reader.frames(file, facts):
         if last_pts is None or pts > last_pts:
             yield pts, frame

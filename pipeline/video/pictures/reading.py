@@ -7,12 +7,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from pipeline.video import pyav_reader, seeking
 from pipeline.video.pictures import heif_grid, webp_animation
 from pipeline.video.pictures.deinterlace import deinterlaced
 from pipeline.video.pictures.orientation import upright
 from pipeline.video.pictures.tone_map import tone_mapped
+from pipeline.video.pyav_reader import FirstPass
 from pipeline.video.windows import VideoFacts
 
 SDR_FORMAT, HDR_FORMAT = "rgb24", "rgb48le"
@@ -20,26 +22,40 @@ SDR_FORMAT, HDR_FORMAT = "rgb24", "rgb48le"
 
 
 def upright_frames(
-    file: BinaryIO, facts: VideoFacts, wanted: Sequence[int], *, deinterlace: bool, tone_map: bool
+    file: BinaryIO,
+    facts: VideoFacts,
+    wanted: Sequence[int],
+    *,
+    deinterlace: bool,
+    tone_map: bool,
+    first_pass: FirstPass | None = None,
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8] | None]]:
     """Yield (pts, uint8 RGB ``[H,W,3]``) of the ``wanted`` frames, and (pts, None) of others that were decoded on the way.
 
-    ``wanted`` ascends. A missing frame is never replaced by another one.
+    ``wanted`` ascends. A missing frame is never replaced by another one. ``first_pass``: the pass that probing began.
     """
     pixel_format = HDR_FORMAT if tone_map else SDR_FORMAT
     needed = set(wanted)
-    for pts, frame in _stored_frames(file, facts, wanted, pixel_format, deinterlace):
+    reformatter = VideoReformatter()  # one for all frames, since it takes long to set up
+    for pts, frame in _stored_frames(file, facts, wanted, pixel_format, deinterlace, first_pass):
         if pts not in needed:
             yield pts, None
             continue
-        picture_HWC = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format=pixel_format)
+        picture_HWC: Any = frame
+        if not isinstance(frame, np.ndarray):
+            picture_HWC = reformatter.reformat(frame, format=pixel_format, threads=1).to_ndarray()
         if tone_map and facts.hdr:
             picture_HWC = tone_mapped(picture_HWC, facts.hdr)
         yield pts, upright(picture_HWC, facts)
 
 
 def _stored_frames(
-    file: BinaryIO, facts: VideoFacts, wanted: Sequence[int], pixel_format: str, deinterlace: bool
+    file: BinaryIO,
+    facts: VideoFacts,
+    wanted: Sequence[int],
+    pixel_format: str,
+    deinterlace: bool,
+    first_pass: FirstPass | None,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (pts, picture) of at least the wanted frames: a PyAV frame, or RGB ``[H,W,3]`` as stored."""
     if facts.container == webp_animation.CONTAINER:
@@ -48,4 +64,4 @@ def _stored_frames(
         return heif_grid.frames(file, pixel_format)
     if deinterlace:  # which needs the frame before each frame, so it cannot begin at a key frame
         return deinterlaced(pyav_reader.frames(file, facts), facts.time_base)
-    return seeking.frames(file, facts, wanted)
+    return seeking.frames(file, facts, wanted, first_pass)
