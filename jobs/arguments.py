@@ -62,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None, description: str | None) -> Argu
     values: dict[str, Any] = {}
     for url in parsed.config:
         values |= read_config(url)
-    values |= {name: _parse_given(flag, getattr(parsed, name)) for name, flag in FLAGS.items() if name in parsed}
+    values |= {name: parse_given(flag, getattr(parsed, name)) for name, flag in FLAGS.items() if name in parsed}
     if parsed.clips_per_s and parsed.dry_run is None:
         raise ConfigError("--clips-per-s is for --dry-run only")
     arguments = Arguments(
@@ -96,7 +96,7 @@ def _build_parser(description: str | None) -> argparse.ArgumentParser:
     for title, flags in GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            _add_flag(group, flag)
+            add_flag(group, flag)
     _add_modes(parser)
     return parser
 
@@ -133,7 +133,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
+def add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
+    """Add a flag, whose value stays text. If it is not given, it is absent from the result."""
     default = f" (default: {flag.default_text})" if flag.default_text else ""
     options: dict[str, Any] = {
         "dest": flag.name,
@@ -148,7 +149,7 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
     group.add_argument(f"--{flag.name}", **options)
 
 
-def _parse_given(flag: Flag, given: Any) -> Any:
+def parse_given(flag: Flag, given: Any) -> Any:
     """A flag's value from what argparse collected: a truth value, a text or a list of texts."""
     if isinstance(given, bool):
         return given

@@ -100,13 +100,14 @@ def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, termina
     terminal.say_lines(format_estimate(result, speeds, speeds_origin).split("\n"))
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
     make_foreign_text_visible()
-    signal.signal(signal.SIGTERM, _interrupt)  # the signal with which `ray job stop` and schedulers end a job
+    signal.signal(signal.SIGTERM, interrupt)  # the signal with which `ray job stop` and schedulers end a job
     code = main()
     if code == INTERRUPTED:  # without waiting for threads that a store keeps
         sys.stdout.flush()

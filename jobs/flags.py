@@ -38,7 +38,7 @@ class Flag:
 
     name: str
     field: str
-    owner: type[Recipe] | type[Run]
+    owner: type
     read: Reader
     metavar: str
     """Placeholder of the value in the help."""
@@ -155,13 +155,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else "; --help lists them all"
 
 
-def _derive_flags(owner: type[Recipe] | type[Run]) -> list[Flag]:
+def derive_flags(owner: type) -> list[Flag]:
     """One flag per field of ``owner``, in the order of the fields."""
     hints, docs = get_type_hints(owner, include_extras=True), _field_docs(owner)
     return [_derive_flag(owner, field, hints[field.name], docs[field.name]) for field in dataclasses.fields(owner)]
 
 
-def _derive_flag(owner: type[Recipe] | type[Run], field: dataclasses.Field[Any], hint: Any, doc: str) -> Flag:
+def _derive_flag(owner: type, field: dataclasses.Field[Any], hint: Any, doc: str) -> Flag:
     setting = Setting()
     if get_origin(hint) is Annotated:
         hint, setting = get_args(hint)
@@ -221,8 +221,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _groups() -> dict[str, list[Flag]]:
-    recipe = [flag for flag in _derive_flags(Recipe) if flag.field not in COMPUTED]
-    run = _derive_flags(Run)
+    recipe = [flag for flag in derive_flags(Recipe) if flag.field not in COMPUTED]
+    run = derive_flags(Run)
     return {
         "source, output and VAE": [flag for flag in run if flag.field in PLACES],
         "recipe (changes the output; an output keeps to one)": recipe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,13 +26,13 @@ ADDED = (*NUMERICS, "autotune")
 """Entries that environments of version 0.1 lack. They change results on GPUs only."""
 
 
-def describe_environment(run: Run, device: str) -> dict[str, str]:
+def describe_environment(run: Run, device: str, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Describe what can change the last bits of a latent besides the recipe.
 
     These are package versions, the device's model, the number of threads, and how GPUs compute.
     """
     versions = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

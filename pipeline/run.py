@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.encode.attempts import list_attempts
 from pipeline.encode.cleanup import clean_up
 from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_encoder import EncoderMaker
-from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.environment import check_device, describe_environment, item_memory_bytes
-from pipeline.errors import LatentmillError, StoreError
-from pipeline.executor.local import encode_locally
+from pipeline.errors import LatentmillError
+from pipeline.executor.all_units import encode_units
 from pipeline.executor.ray_cluster import device_model
-from pipeline.executor.ray_data import encode_on_ray
 from pipeline.executor.resources.automatic import describe_encoders, resolve_resources
-from pipeline.executor.tasks import Executor, in_order
 from pipeline.output.dataset import open_dataset, recorded_environment, resolve_compute_dtype
-from pipeline.output.index import Index, newest_index
-from pipeline.output.index_builder import build_index
+from pipeline.output.index import Index
+from pipeline.output.index_builder import complete_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.layout.dataset_card import write_card
 from pipeline.output.members import check_members
-from pipeline.output.plan import committed_units, freeze_plan
+from pipeline.output.plan import freeze_plan, missing_units
 from pipeline.output.reject_retries import plan_retries
-from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
@@ -40,7 +35,7 @@ from pipeline.progress.summary import Summary, summarize, summarize_stopped
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
 from pipeline.sources.discovery import find_sources
-from pipeline.sources.units import Plan, Source, Unit
+from pipeline.sources.units import Plan, Source
 from pipeline.storage.probe import open_output
 from pipeline.storage.store import Store
 from stvae.card import Card
@@ -79,7 +74,8 @@ def encode(
         say(describe_encoders(job.settings.run))
         say(_describe_item_memory(job.settings.run))
     with Progress(job.settings.run, units, RunLog(job.store, job.settings.job), say, show) as progress:
-        for report in _encode_units(job, units, progress.heartbeats):
+        maker = EncoderMaker(run=job.settings.run, job=job.settings.job, make=partial(ShardEncoder, job.settings))
+        for report in encode_units(job.store, units, maker, progress.heartbeats):
             progress.add(report)
             if progress.too_many_rejects():
                 break
@@ -87,12 +83,6 @@ def encode(
     summary.save(job.store)
     write_page(job.store)
     return summary
-
-
-def missing_units(store: Store, plan: Plan) -> list[Unit]:
-    """Units of the plan that are not committed, as far as a listing shows."""
-    committed = committed_units(store)
-    return [unit for unit in plan.units if unit.name not in committed]
 
 
 def _with_resources(job: Job, say: Callable[[str], None]) -> Job:
@@ -141,27 +131,12 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
     return Job(store=store, plan=plan, settings=settings, sources=sources, environment=dataset.environment)
 
 
-def _encode_units(job: Job, units: Sequence[Unit], heartbeats: Heartbeats) -> Iterator[UnitReport]:
-    """Yield the report of every unit. Units that another job has begun are tried again at the end."""
-    execute: Executor = encode_locally if job.settings.run.local else encode_on_ray
-    maker = EncoderMaker(run=job.settings.run, job=job.settings.job, make=partial(ShardEncoder, job.settings))
-    while units:
-        left_to_others = set()
-        tasks = in_order(units, list_attempts(job.store), job.settings.job)
-        for report in execute(tasks, maker, heartbeats):
-            if report.outcome == "left":
-                left_to_others.add(report.unit)
-            else:
-                yield report
-        units = [unit for unit in units if unit.name in left_to_others]
-
-
 def _summarize(job: Job, progress: Progress) -> Summary:
     """Finish the output and summarize it, or summarize why the job has stopped."""
     recipe, units = job.settings.recipe.fingerprint, len(job.plan.units)
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
-    index = _finish(job)
+    index = complete_index(job.store, job.plan, clip_rows(job.plan, job.settings.recipe))
     problems = [*_describe(job, index), *clean_up(job.store, {unit.name for unit in job.plan.units}, index)]
     summary = summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
     summary.notes += [*sorted(job.store.notes), *problems]
@@ -175,15 +150,3 @@ def _describe(job: Job, index: Index) -> list[str]:
     except (LatentmillError, OSError) as error:
         note = f"the dataset card was not written: {error}"
     return [note] if note else []
-
-
-def _finish(job: Job) -> Index:
-    """Check that every unit is committed, and build the index. Raises StoreError if a unit is missing."""
-    store, plan = job.store, job.plan
-    for unit in missing_units(store, plan):  # listings may lag, so these are looked up one by one
-        if store.size(unit_metadata_path(unit.name)) is None:
-            raise StoreError(f"unit {unit.name} is not committed; run the same command again")
-    index = newest_index(store)
-    if index is None or not index.covers(plan):
-        index = build_index(store, plan, clip_rows(plan, job.settings.recipe))
-    return index

@@ -21,18 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
 from pipeline.loader.workers.column_files import large_type, map_columns, one_chunk, write_columns
 from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.unit_metadata import newest_unit_metadata
-from pipeline.storage.drivers.errors import describe_error, is_missing, remote_errors
-from pipeline.storage.drivers.waits import requests_to
 from pipeline.storage.local.cache import make_once, warn_of_cache
 from pipeline.storage.parquet import read_parquet
-from pipeline.storage.retry import retried
 from pipeline.storage.store import Store
-from pipeline.storage.urls import canonical, check_inside, open_filesystem
+from pipeline.storage.urls import check_inside
 
 CACHE_VERSION = 2
 KEY = "_key"
@@ -152,25 +149,6 @@ def _open(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         warn_of_cache(cache, error, "this process holds the whole index in memory")
         return _in_memory(store, index.samples)
-
-
-def read_table(url: str, beside: Store | None = None) -> pa.Table:
-    """Read a Parquet file from a path or from any URL that an output may have.
-
-    beside: an output whose storage options are taken for tables in the same bucket or on the same host.
-    """
-    name = canonical(url) if "://" in url else url
-    fs, path = open_filesystem(url, None if beside is None else beside.connection.options_for(url))
-    try:
-        with requests_to(name):
-            return read_parquet(retried(lambda: fs.cat_file(path)))
-    except pa.ArrowException as error:
-        problem = f"it cannot be read as Parquet: {describe_error(error)}"
-    except remote_errors() as error:
-        if not is_missing(error):
-            raise StoreError(f"{name}: {describe_error(error)}") from None
-        problem = "it cannot be read as Parquet: there is no such file"
-    raise ConfigError(f"'{name}' cannot be joined because {problem}")
 
 
 def _in_memory(store: Store, paths: list[str]) -> Catalog:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError
+from pipeline.output.layers import known_layers as layers
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run, refuse_unknown_fields
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.named_files import get_if_present
@@ -19,7 +20,7 @@ from stvae.geometry import Geometry, SizeRule
 
 PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
-LATER_FOLDERS = ("edits", "layers", "tags")
+LATER_FOLDERS = ("edits", "tags")
 """Folders of later versions. They change what an output holds, so a program that cannot read them must not go on."""
 
 FIRST_EDIT = "edits/0000.parquet"
@@ -194,3 +195,5 @@ def _refuse_later_folders(store: Store) -> None:
         raise IntegrityError(
             f"{store.url} has {' and '.join(found)}, which this program does not understand: use a newer Latentmill"
         )
+    if layers.FOLDER in names:
+        layers.refuse_unknown_layers(store)

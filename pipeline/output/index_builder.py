@@ -14,9 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, StoreError
 from pipeline.output.index import Index, OutputTotals, newest_index, read_index
 from pipeline.output.index_parts import OUTCOMES, PartWriter, RowFormat
+from pipeline.output.plan import missing_units
 from pipeline.output.schema import ROW_ORDER
 from pipeline.output.unit_metadata import (
     in_source_order,
@@ -34,6 +35,15 @@ from stvae.file_identity import sha256_digest
 
 ROWS_AT_ONCE = 16_384
 """Number of rows of unit metadata that are sorted into parts together."""
+
+
+def complete_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
+    """Check that every unit is committed, and build the index if none covers the plan. StoreError if a unit is missing."""
+    for unit in missing_units(store, plan):  # listings may lag, so these are looked up one by one
+        if store.size(unit_metadata_path(unit.name)) is None:
+            raise StoreError(f"unit {unit.name} is not committed; run the same command again")
+    index = newest_index(store)
+    return index if index is not None and index.covers(plan) else build_index(store, plan, row_format)
 
 
 def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:

@@ -160,3 +160,9 @@ def _from_table(table: pa.Table) -> Iterator[Unit]:
 def committed_units(store: Store) -> set[str]:
     """Names of the committed units, from one listing. Listings may lag: a name that is missing may be committed."""
     return set(newest_unit_metadata(store))
+
+
+def missing_units(store: Store, plan: Plan) -> list[Unit]:
+    """Units of the plan that are not committed, as far as a listing shows."""
+    committed = committed_units(store)
+    return [unit for unit in plan.units if unit.name not in committed]

@@ -56,6 +56,8 @@ class Verdict:
     units: int = 0
     shards: int = 0
     samples: int = 0
+    strings: int = 0
+    """Number of embedded strings in layers."""
     size_bytes: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Path and description of each problem."""

@@ -14,8 +14,8 @@ from pipeline.progress.activities import idle_advice
 from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.reject_limit import MIN_WINDOWS_IN_FLIGHT, too_many_rejects
 from pipeline.progress.run_log import RunLog
+from pipeline.progress.work import CLIPS, Words, work_by_unit
 from pipeline.recipe import Run
-from pipeline.sources.formats import cost_of
 from pipeline.sources.units import Unit
 
 LOG_INTERVAL_S = 10.0
@@ -64,8 +64,10 @@ class Progress:
         run_log: RunLog,
         say: Callable[[str], None],
         show: Callable[[str], None] | None = None,
+        words: Words = CLIPS,
     ) -> None:
-        self._max_rejects = run.max_rejects
+        self.max_rejects = run.max_rejects
+        self._words = words
         self._run_log, self._say, self._show = run_log, say, show
         self._work_by_unit = work_by_unit(todo)
         self._total_work = sum(self._work_by_unit.values())
@@ -111,7 +113,7 @@ class Progress:
             self._say_confinement(heartbeat["encoder"], heartbeat["confinement"])
         counts = self.counts_so_far()
         enough = counts.windows >= MIN_WINDOWS_IN_FLIGHT
-        if enough and too_many_rejects(counts.rejects.total(), counts.windows, self._max_rejects):
+        if enough and too_many_rejects(counts.rejects.total(), counts.windows, self.max_rejects):
             self._is_stopped = True
             self.heartbeats.stop()
 
@@ -142,7 +144,7 @@ class Progress:
 
     def too_many_rejects(self) -> bool:
         """Return True if the share of rejected windows is so large that the job should stop."""
-        return self._is_stopped or too_many_rejects(self.counts.rejects.total(), self.counts.windows, self._max_rejects)
+        return self._is_stopped or too_many_rejects(self.counts.rejects.total(), self.counts.windows, self.max_rejects)
 
     def counts_so_far(self) -> Counts:
         """Return the outcomes of windows in units that have ended, and in units in flight as of their last heartbeats."""
@@ -161,6 +163,7 @@ class Progress:
 
     def line(self) -> str:
         """Return the progress line: units, clips, rejects, bytes, idle time of the encoders, time left."""
+        words = self._words
         before, now = self._recent_snapshots()
         span_s = max(now.time_s - before.time_s, 1e-3)
         with self._lock:
@@ -170,11 +173,12 @@ class Progress:
         reasons = ", ".join(f"{name} {count}" for name, count in common)
         parts = [
             f"{self.units}/{len(self._work_by_unit)} units",
-            f"{number(now.counts.samples, 'clip')} ({max(0, now.counts.samples - before.counts.samples) / span_s:.1f}/s, "
-            f"{max(0, now.counts.frames - before.counts.frames) / span_s:.0f} frames/s)",
+            f"{number(now.counts.samples, words.sample)} "
+            f"({max(0, now.counts.samples - before.counts.samples) / span_s:.1f}/s, "
+            f"{max(0, now.counts.frames - before.counts.frames) / span_s:.0f} {words.parts}/s)",
             f"{number(rejects, 'reject')}{reasons and f' ({reasons})'}",
             byte_size(now.counts.size_bytes),
-            f"captions {now.counts.captions} of {now.counts.samples}" if now.counts.samples else "",
+            f"captions {now.counts.captions} of {now.counts.samples}" if words.captions and now.counts.samples else "",
             _idle_text(before, now),
             waits[0] if waits else "",
             self._time_left(before, now),
@@ -270,18 +274,6 @@ class Progress:
 
     def _advice(self) -> str:
         return idle_advice(*_idle_between(*self._recent_snapshots()))
-
-
-def work_by_unit(units: list[Unit]) -> dict[str, float]:
-    """Return the work of each unit by name, where the average of its format is 1: bytes and rows do not compare."""
-    costs: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for unit in units:
-        costs[unit.format][unit.name] = cost_of(unit)
-    work: dict[str, float] = {}
-    for cost_by_unit in costs.values():
-        average = sum(cost_by_unit.values()) / len(cost_by_unit)
-        work |= {name: cost / average if average else 1.0 for name, cost in cost_by_unit.items()}
-    return work
 
 
 def _idle_between(before: Snapshot, now: Snapshot) -> tuple[float, dict[str, float]]:

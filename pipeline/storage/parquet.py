@@ -44,6 +44,11 @@ def row_groups(content: bytes) -> Iterator[pa.Table]:
     return (parquet.read_row_group(n) for n in range(parquet.metadata.num_row_groups))
 
 
+def parquet_schema(content: bytes) -> pa.Schema:
+    """The columns of a Parquet file."""
+    return _parquet(content).schema_arrow
+
+
 def parquet_metadata(content: bytes) -> dict[str, str]:
     """The texts that the writer of a Parquet file has put into its metadata, without those of Arrow."""
     metadata = _parquet(content).schema_arrow.metadata or {}

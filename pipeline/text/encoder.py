@@ -12,7 +12,6 @@ The driver takes the first two steps, once per caption. Encoders take the others
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,9 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.output.layers.text_card import TextCard
-
-NULL_ROW_ID = "0" * 20
-"""Text id of a null that no string stands for (``Null.kind`` is ``row``)."""
 
 
 class Variant(NamedTuple):
@@ -121,8 +117,3 @@ class TextEncoder(TextRenderer, Protocol):
     def encode_null(self) -> EmbeddedText:
         """The null of a card whose ``null.kind`` is ``row``; never called for others."""
         ...
-
-
-def text_id(rendered: Sequence[str]) -> str:
-    """20 hex digits of the sha256 of the string as it is given to the tokenizer. Several strings are joined by NUL."""
-    return hashlib.sha256("\0".join(rendered).encode("utf-8", "surrogatepass")).hexdigest()[:20]

@@ -181,7 +181,7 @@ def _split(done: Done) -> dict[str, float]:
     ((imported_s, _),) = done.of("imported")
     ((main_s, returned_s),) = done.of("main")
     ((encoder_s, ready_s),) = done.of("start encoder")
-    ((finish_s, finished_s),) = done.of("_finish")
+    ((finish_s, finished_s),) = done.of("complete_index")
     connected_s = sum(end - begin for begin, end in done.of("connect"))
     units = done.of("unit")
     encoded_s = max(end for _, end in units)

@@ -27,7 +27,6 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import run as run_module
 from pipeline.bucket import Bucket
 from pipeline.encode.encoder import ShardEncoder
 from pipeline.encode.settings import EncoderSettings
@@ -41,7 +40,7 @@ from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import build_index, remove_orphans
 from pipeline.output.index_parts import clip_rows
-from pipeline.output.plan import freeze_generation, freeze_plan, read_plan
+from pipeline.output.plan import freeze_generation, freeze_plan, missing_units, read_plan
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.output.verify import verify
@@ -198,7 +197,7 @@ def plan_tars(folder: Path, items: int, units: int) -> None:
 def resume(folder: Path, items: int, units: int) -> None:
     """What a job does before it encodes: the plan, and what is committed."""
     store = Store(str(folder))
-    assert not run_module.missing_units(store, read_plan(store))
+    assert not missing_units(store, read_plan(store))
 
 
 def finish(folder: Path, items: int, units: int) -> None:

@@ -101,7 +101,7 @@ def main() -> int:
         mock.patch.object(run_module, "ShardEncoder", timed_encoder_maker),
         mock.patch.object(ray_data, "connect_to_ray", connect),
         mock.patch.object(ray_cluster, "connect_to_ray", connect),
-        mock.patch.object(run_module, "_finish", noted("_finish", run_module._finish)),
+        mock.patch.object(run_module, "complete_index", noted("complete_index", run_module.complete_index)),
     ):
         code = encode_dataset.main()
     note("main", started_s, time.monotonic())

@@ -115,7 +115,7 @@ def test_opening_compares_every_field(output: Path, monkeypatch: pytest.MonkeyPa
         check_recipe(Store(str(output)), recipe)
 
 
-@pytest.mark.parametrize("folder", ["edits", "layers", "tags"])
+@pytest.mark.parametrize("folder", ["edits", "tags"])
 def test_an_output_with_a_folder_of_a_later_version_is_refused_by_name(
     output: Path, tiny_card: Card, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,9 +19,10 @@ from pipeline.encode.utilization import NO_UNIT, Activity, Utilization
 from pipeline.output.counts import Counts
 from pipeline.progress import activities, progress, run_log
 from pipeline.progress.activities import ACTIVITY_TEXTS, activity_label, idle_advice
-from pipeline.progress.progress import Progress, work_by_unit
+from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.terminal import Terminal
+from pipeline.progress.work import work_by_unit
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.units import Unit

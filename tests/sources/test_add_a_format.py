@@ -13,7 +13,7 @@ from pipeline.bucket import Bucket
 from pipeline.dry_run.estimate import estimate
 from pipeline.dry_run.table import format_estimate
 from pipeline.errors import Rejected, SourceChanged
-from pipeline.progress.progress import work_by_unit
+from pipeline.progress.work import work_by_unit
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.sources.discovery import find_sources

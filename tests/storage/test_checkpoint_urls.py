@@ -8,9 +8,9 @@ import pytest
 
 from jobs.encode_dataset import main
 from pipeline.errors import ConfigError, StoreError
-from pipeline.loader.catalog import read_table
 from pipeline.storage import retry
 from pipeline.storage.checkpoint import local_checkpoint
+from pipeline.storage.joined_tables import read_table
 from stvae import read_card
 from tests.support.golden import TINY
 from tests.support.http_server import Reply, serving

@@ -25,9 +25,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.loader.catalog import BucketShape, OutputVersion, open_catalog, read_table
+from pipeline.loader.catalog import BucketShape, OutputVersion, open_catalog
 from pipeline.loader.samples import Phase, Samples, Where, select_samples
 from pipeline.loader.workers.column_files import map_columns, write_columns
+from pipeline.storage.joined_tables import read_table
 from pipeline.storage.local.files import is_left_by_dead_writer, scratch_name
 from pipeline.storage.store import Store
 from stvae.card import Card

@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from pipeline.errors import IntegrityError
 from pipeline.recipe import refuse_unknown_fields
 
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+"""Size of a value by the data type of stored embeddings."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextArray:
@@ -75,6 +78,11 @@ class TextCard:
     def array(self, name: str) -> TextArray:
         """The array of a name. KeyError if there is none."""
         return {array.name: array for array in self.arrays}[name]
+
+    def row_bytes(self, dtype: str) -> int:
+        """Size of the arrays of a string at full length."""
+        values = sum(array.width * max(1, array.max_tokens) for array in self.arrays)
+        return values * ITEM_BYTES[dtype]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which ``dataset.json`` of the layer records."""

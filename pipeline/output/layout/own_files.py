@@ -32,8 +32,19 @@ OWN_FILES = (
     re.compile(rf"{re.escape(PARTIAL)}/.+-\d+-[0-9a-f]{{16}}"),
     re.compile(r"\.probe-.*"),
 )
-FOLDERS = ("attempts", "index", "metadata", "plan", "previews", "runs", "shards", PARTIAL)
+LAYER_FILES = (
+    *OWN_FILES,
+    re.compile(rf"strings/{UNIT}\.parquet"),
+    re.compile(r"maps/[0-9a-f]{16}/(?:\d{5}|text_ids)\.parquet"),
+)
+"""Files of a layer, relative to its folder."""
+LAYER = re.compile(r"layers/([a-z0-9][a-z0-9_-]{0,63})(?:/(.*))?")
+"""Name of the layer, and path in it."""
+FOLDERS = ("attempts", "index", "layers", "metadata", "plan", "previews", "runs", "shards", PARTIAL)
 OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/[0-9a-f]{{16}}|previews/.*")
+LAYER_FOLDERS = re.compile(
+    rf"{OWN_SUBFOLDERS.pattern}|maps(?:/[0-9a-f]{{16}})?|strings|{'|'.join(map(re.escape, FOLDERS))}"
+)
 
 
 def stray_files(store: Store) -> list[str]:
@@ -47,12 +58,19 @@ def stray_files(store: Store) -> list[str]:
     strays = [name for name in names if name not in FOLDERS and not _is_own(name)]
     for folder in sorted(names.intersection(FOLDERS)):
         strays += [path for path in store.list_files(folder) if not _is_own(path)]
-        strays += [f"{path}/" for path in _subfolders(store, folder) if not OWN_SUBFOLDERS.fullmatch(path)]
+        strays += [f"{path}/" for path in _subfolders(store, folder) if not _is_own_folder(path)]
     return sorted(set(strays))
 
 
 def _is_own(path: str) -> bool:
-    return any(pattern.fullmatch(path) for pattern in OWN_FILES)
+    layer = LAYER.fullmatch(path)
+    patterns, path = (LAYER_FILES, layer[2] or "") if layer else (OWN_FILES, path)
+    return any(pattern.fullmatch(path) for pattern in patterns)
+
+
+def _is_own_folder(path: str) -> bool:
+    layer = LAYER.fullmatch(path)
+    return bool(OWN_SUBFOLDERS.fullmatch(path) or (layer and (not layer[2] or LAYER_FOLDERS.fullmatch(layer[2]))))
 
 
 def _subfolders(store: Store, folder: str) -> Iterator[str]:

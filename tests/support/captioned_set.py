@@ -1,0 +1,83 @@
+"""Outputs with captions whose latents are random, as a running job leaves them: they can grow. No video and no VAE."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.bucket import Bucket
+from pipeline.output.dataset import open_dataset
+from pipeline.output.index_builder import complete_index
+from pipeline.output.index_parts import clip_rows
+from pipeline.output.plan import freeze_generation, read_plan
+from pipeline.output.shard_writer import ShardWriter
+from pipeline.recipe import Recipe
+from pipeline.sources.item import Item
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
+from stvae import read_card
+from tests.support.clips_maker import plain_facts
+from tests.support.golden import TINY
+from tests.support.latent_set import clip_of, latent
+
+BUCKET = Bucket(1, 16, 16)
+COLUMNS = pa.schema([("meta_long_caption", pa.string()), ("meta_score", pa.float64()), ("meta_motion", pa.float64())])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Captions:
+    """The captions of one sample."""
+
+    caption: str | Sequence[str] | None
+    long: str | None = None
+    score: float | None = None
+    motion: float | None = None
+
+
+def add_unit(folder: Path, captions: Sequence[Captions]) -> None:
+    """Add a generation with one unit to an output, and commit the unit. There is an index only after ``finish``."""
+    store, card = Store(str(folder)), read_card(str(TINY))
+    recipe = Recipe(vae=card.sha256, buckets=(BUCKET,), micro_batch=(1,), compute_dtype="float32")
+    open_dataset(store, recipe, card, dict)
+    plan = read_plan(store)
+    start = sum(unit.stop or 0 for unit in plan.units[-1:])
+    unit = Unit(
+        name=f"u{start:06d}",
+        source="numbers",
+        format="manifest",
+        generation=len(plan.columns),
+        start=start,
+        stop=start + len(captions),
+    )
+    freeze_generation(store, [unit], COLUMNS, unit.generation)
+    with store.scratch() as scratch, ShardWriter(scratch, unit, recipe, card, COLUMNS) as writer:
+        for n, each in enumerate(captions, start):
+            texts = [each.caption] if each.caption is None or isinstance(each.caption, str) else list(each.caption)
+            meta: dict[str, Any] = {
+                "meta_long_caption": each.long,
+                "meta_score": each.score,
+                "meta_motion": each.motion,
+            }
+            item = Item(
+                ordinal=n,
+                key=str(n),
+                uri=f"{n}.png",
+                caption=texts[0],
+                captions=texts if len(texts) > 1 else None,
+                meta=meta,
+            )
+            facts = plain_facts(1, BUCKET.height, BUCKET.width)
+            writer.add_sample(item, facts, clip_of(BUCKET), {"latent": latent(n, BUCKET, 8)}, "whole")
+        assert writer.commit(store, {}) == "committed"
+
+
+def finish(folder: Path) -> None:
+    """Build the index, as the job does at its end."""
+    store = Store(str(folder))
+    plan = read_plan(store)
+    recipe = Recipe(vae=read_card(str(TINY)).sha256, buckets=(BUCKET,), micro_batch=(1,), compute_dtype="float32")
+    complete_index(store, plan, clip_rows(plan, recipe))

@@ -1,0 +1,247 @@
+"""A text layer from end to end: what is stored, what is planned once, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load
+
+from jobs.encode_text import main
+from jobs.report import main as report
+from jobs.verify_dataset import main as verify
+from pipeline.errors import IntegrityError
+from pipeline.output.dataset import read_dataset
+from pipeline.output.index import newest_index
+from pipeline.output.layers.known_layers import layer_names, layer_store
+from pipeline.output.layers.text_layer import read_text_layer, read_text_map, text_id
+from pipeline.output.layout.own_files import stray_files
+from pipeline.output.plan import read_plan
+from pipeline.storage.store import Store
+from pipeline.text.encoder import EncoderOptions
+from pipeline.text.encoders.opening import load_text_encoder
+from stvae.bfloat16 import from_bfloat16
+from tests.support.captioned_set import Captions, add_unit, finish
+
+LONG = "a caption with more bytes than the tiny encoder takes, so that its end is cut off"
+
+
+def embed(output: Path, *flags: str, captions: str = "caption,meta_long_caption", layer: str = "t5") -> int:
+    arguments = ["--encoder", "demo", "--layer", layer, "--captions", captions, "--local", "--cpus", "1", *flags]
+    return main([str(output), *arguments])
+
+
+def layer_of(output: Path, name: str = "t5") -> Store:
+    return layer_store(Store(str(output)), name)
+
+
+def rows_of(store: Store) -> dict[str, dict[str, Any]]:
+    """Rows of the newest index by text id."""
+    index = newest_index(store)
+    assert index is not None
+    tables = [pq.read_table(io.BytesIO(store.get(path))) for path in [*index.samples, *index.rejects]]
+    return {row["text_id"]: row for table in tables for row in table.to_pylist()}
+
+
+def map_of(store: Store) -> list[dict[str, Any]]:
+    text_map = read_text_map(store, len(read_plan(store).columns) - 1)
+    return [row for path in text_map.paths for row in pq.read_table(io.BytesIO(store.get(path))).to_pylist()]
+
+
+def embedding(store: Store, row: dict[str, Any]) -> np.ndarray:
+    data = store.read_range(row["shard"], row["t5_tensor_offset"], row["t5_tensor_nbytes"])
+    return from_bfloat16(np.frombuffer(data, np.uint16)).reshape(row["t5_rows"], 32)
+
+
+def samples_of(output: Path) -> dict[str, str]:
+    """Ids of the samples by key."""
+    tables = [pq.read_table(path) for path in (output / "metadata").glob("*.parquet")]
+    return {row["key"]: row["id"] for table in tables for row in table.to_pylist()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every promised file of a layer."""
+    left_out = ("runs/", "summary.json", ".partial")
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(left_out)}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    captions = [Captions("a cat"), Captions("a dog", long="a cat"), Captions("a cat", long=LONG), Captions(None)]
+    add_unit(tmp_path / "out", captions)
+    finish(tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_every_distinct_string_is_embedded_once_trimmed_and_found_by_sample(output: Path, capsys: Any) -> None:
+    assert embed(output) == 0
+    store, keys = layer_of(output), samples_of(output)
+    layer, rows = read_text_layer(store), rows_of(layer_of(output))
+    expected = {hashlib.sha256(text.encode()).hexdigest()[:20]: text for text in ("", "a cat", "a dog", LONG)}
+    assert rows.keys() == expected.keys() and layer.empty_id == layer.null_id == text_id([""])
+    encoder = load_text_encoder("demo", EncoderOptions(), "cpu", "float32")
+    for id, row in rows.items():
+        (tokens,) = encoder.tokenize([(expected[id],)])
+        (whole,) = encoder.encode([tokens], 64)
+        assert embedding(store, row) == pytest.approx(whole["t5"].values, abs=0.05)
+        assert (row["t5_rows"], row["t5_length"]) == (tokens.length, tokens.length) == whole["t5"].values.shape[:1] * 2
+        assert (row["truncated"], row["num_tokens"]) == (expected[id] == LONG, len(expected[id]) + 1)
+    found = {(row["id"], row["caption"]): row["text_id"] for row in map_of(store)}
+    assert found == {
+        (keys["0"], "caption"): text_id(["a cat"]),
+        (keys["1"], "caption"): text_id(["a dog"]),
+        (keys["1"], "meta_long_caption"): text_id(["a cat"]),
+        (keys["2"], "caption"): text_id(["a cat"]),
+        (keys["2"], "meta_long_caption"): text_id([LONG]),
+    }
+    assert [row["id"] for row in map_of(store)] == sorted(row["id"] for row in map_of(store))
+    summary = json.loads(store.get("summary.json"))
+    assert (summary["statistics"]["strings"], summary["statistics"]["distinct"]) == (5, 4)
+    assert summary["statistics"]["truncated"] == 1 and summary["statistics"]["truncated_examples"] == [LONG]
+    sizes = {text: 2 * 32 * min(64, len(text) + 1) for text in expected.values()}
+    assert summary["saved_by_trimming_bytes"] == 4 * 2 * 32 * 64 - sum(sizes.values())
+    repeated = 3 * sizes["a cat"] + sizes["a dog"] + sizes[LONG]
+    assert summary["saved_by_deduplication_bytes"] == repeated - sum(sizes.values())
+    assert "5 in the map; 4 distinct strings embedded, 4 in this run" in capsys.readouterr().out
+    assert stray_files(Store(str(output))) == [] and layer_names(Store(str(output))) == ["t5"]
+
+
+def test_shards_are_plain_tars_of_safetensors(output: Path) -> None:
+    assert embed(output, "--dtype", "float32") == 0
+    store = layer_of(output)
+    rows = rows_of(store)
+    (shard,) = {row["shard"] for row in rows.values()}
+    with tarfile.open(fileobj=io.BytesIO(store.get(shard))) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert members.keys() == {f"{id}.t5.safetensors" for id in rows}
+    for id, row in rows.items():
+        assert load(members[f"{id}.t5.safetensors"])["embedding"].shape == (row["t5_rows"], 32)
+
+
+def test_a_growing_output_gains_units_and_embeds_nothing_twice(tmp_path: Path) -> None:
+    """The same sequence of generations gives the same bytes, also where the first job was not finished."""
+    trees = []
+    for name in ("one", "other"):
+        output = tmp_path / name
+        add_unit(output, [Captions(f"caption {n % 8}") for n in range(20)])
+        assert embed(output, "--unit-strings", "3") == 0
+        before = tree(output / "layers" / "t5")
+        add_unit(output, [Captions(f"caption {n % 11}") for n in range(15)])
+        finish(output) if name == "one" else None
+        assert embed(output, "--unit-strings", "3") == 0
+        after = tree(output / "layers" / "t5")
+        assert before.items() <= after.items()
+        plan = read_plan(layer_of(output))
+        assert [unit.generation for unit in plan.units] == [0, 0, 0, 1]
+        assert len(plan.units[-1].ordinals) == 3 and len(rows_of(layer_of(output))) == 11 + 1
+        assert embed(output, "--unit-strings", "3") == 0 and tree(output / "layers" / "t5") == after
+        trees.append(after)
+    assert trees[0] == trees[1]
+
+
+def test_new_captions_from_a_table_touch_no_latent(output: Path, tmp_path: Path) -> None:
+    assert embed(output, captions="caption") == 0
+    latents = {path: path.read_bytes() for path in (output / "shards").iterdir()}
+    keys = samples_of(output)
+    table = {"id": [keys["3"], keys["0"], "0" * 20], "again": ["a fox", "a dog", "nobody's"], "n": [1, 2, 3]}
+    pq.write_table(pa.table(table), tmp_path / "again.parquet")
+    assert embed(output, "--join", str(tmp_path / "again.parquet"), captions="caption,again") == 0
+    found = {(row["id"], row["caption"]): row["text_id"] for row in map_of(layer_of(output))}
+    assert found[keys["3"], "again"] == text_id(["a fox"]) and found[keys["0"], "again"] == text_id(["a dog"])
+    assert len(found) == 5 and len(rows_of(layer_of(output))) == 4  # the empty one, a cat, a dog, a fox
+    assert {path: path.read_bytes() for path in (output / "shards").iterdir()} == latents
+    for captions, message in (("n", "captions are text"), ("gone", "no column 'gone'")):
+        assert embed(output, "--join", str(tmp_path / "again.parquet"), captions=captions) == 2, message
+
+
+def test_lists_of_captions_and_scores_make_weighted_variants(tmp_path: Path) -> None:
+    add_unit(tmp_path / "out", [Captions(["one", "two"], score=5.5, motion=None)])
+    assert embed(tmp_path / "out", "--aesthetic-column", "meta_score", captions="captions") == 0
+    rows = map_of(layer_of(tmp_path / "out"))
+    assert [row["variant"] for row in rows] == [0, 1, 2, 3]
+    assert [row["weight"] for row in rows] == pytest.approx([0.4, 0.1, 0.4, 0.1])
+    assert rows[1]["text_id"] == text_id(["one"]) and rows[3]["text_id"] == text_id(["two"])
+
+
+def test_another_recipe_is_refused_and_names_the_fields(output: Path, capsys: Any) -> None:
+    assert embed(output) == 0
+    assert embed(output, "--dtype", "float32", "--clean", "open-sora") == 2
+    said = capsys.readouterr().out
+    assert "clean: none -> open-sora" in said and "dtype: bfloat16 -> float32" in said
+    assert embed(output, "--dtype", "float32", layer="other") == 0
+    assert embed(output, layer="../x") == 2 and embed(output, "--lengths", "16,32") == 2
+
+
+@pytest.mark.parametrize(("kind", "version"), [("audio", 2), ("text", 3), (None, 2)])
+def test_a_layer_of_an_unknown_kind_is_refused(output: Path, kind: str | None, version: int, capsys: Any) -> None:
+    folder = output / "layers" / "new"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"kind": kind, "format_version": version}))
+    with pytest.raises(IntegrityError, match=r"layers/new is .*, which this program does not understand"):
+        read_dataset(Store(str(output)))
+    for command in (verify, report):
+        assert command([str(output)]) == 1
+        assert "layers/new" in capsys.readouterr().out
+
+
+def test_strays_among_layers_are_passed_over_and_named(output: Path) -> None:
+    assert embed(output) == 0
+    for path in ("layers/notes", "layers/.DS_Store", "layers/t5/strings/x", "layers/t5/maps/x.txt", "layers/t5/new"):
+        (output / path).write_text("stray")
+    read_dataset(Store(str(output)))
+    strays = set(stray_files(Store(str(output))))
+    assert strays == {
+        *("layers/notes", "layers/.DS_Store", "layers/t5/strings/x", "layers/t5/maps/x.txt", "layers/t5/new")
+    }
+    assert embed(output) == 0 and verify([str(output)]) == 0
+
+
+@pytest.mark.parametrize("folder", ["shards", "metadata", "strings", "maps", "index"])
+def test_verify_finds_a_flipped_byte(output: Path, folder: str, capsys: Any) -> None:
+    assert embed(output) == 0 and verify([str(output)]) == 0
+    assert "4 strings in layers" in capsys.readouterr().out
+    path = max((output / "layers" / "t5" / folder).rglob("*.*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    os.chmod(path, 0o644)
+    path.write_bytes(content)
+    assert verify([str(output)]) == 1
+    assert f"layers/t5/{folder}" in capsys.readouterr().out
+
+
+def test_a_dry_run_counts_and_writes_nothing(output: Path, capsys: Any) -> None:
+    before = set(output.rglob("*"))
+    assert embed(output, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "5 captions in the output, 4 distinct strings" in said and "4 strings to embed in 1 unit" in said
+    assert set(output.rglob("*")) == before
+
+
+def test_what_does_not_fit_the_memory_is_tried_in_parts_then_rejected(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.text.encoders.demo import DemoEncoder
+
+    encode = DemoEncoder.encode
+
+    def small(self: DemoEncoder, batch: Sequence[Any], padded_length: int) -> Any:
+        if len(batch) > 1 or padded_length > 16:
+            raise MemoryError
+        return encode(self, batch, padded_length)
+
+    monkeypatch.setattr(DemoEncoder, "encode", small)
+    assert embed(output, "--max-rejects", "1") == 0
+    rows = rows_of(layer_of(output))
+    assert {row["encode_path"] for row in rows.values() if row["shard"]} == {"part"}
+    assert [row["reject_reason"] for row in rows.values() if not row["shard"]] == ["memory"]
