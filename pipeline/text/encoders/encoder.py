@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.text.encoder import EmbeddedArray, EmbeddedText, TokenizedText
 from pipeline.text.encoders.folders import EncoderFolder, Part
 from pipeline.text.encoders.ltx2 import Projection
@@ -41,6 +42,11 @@ class FamilyEncoder(FamilyRenderer):
 
     def encode(self, batch: Sequence[TokenizedText], padded_length: int) -> list[EmbeddedText]:
         """The arrays of each string, as float32 on the host. The main encoder gets ids padded to ``padded_length``."""
+        if len(self.card.lengths) == 1 and padded_length != self.card.lengths[0]:
+            raise ConfigError(
+                f"the family {self.card.family} pads every string to {self.card.lengths[0]} tokens, because padding changes "
+                f"its embeddings; got {padded_length}"
+            )
         arrays: list[dict[str, EmbeddedArray]] = [{} for _ in batch]
         for number, branch in enumerate(self._branches):
             length = padded_length if number == 0 else branch.tokenizer.max_ids
@@ -80,12 +86,15 @@ class _BranchEncoder:
         self._model = load_model(part, config, device, dtype)
 
     def encode(self, ids: Sequence[tuple[int, ...]], length: int) -> list[dict[str, EmbeddedArray]]:
-        """The arrays of each string of ids. Strings without ids get arrays without rows."""
-        present = [number for number, string in enumerate(ids) if string]
-        outputs = self._run([ids[number] for number in present], length) if present else []
-        by_number = dict(zip(present, outputs, strict=True))
-        nothing = EmbeddedArray(torch.zeros(0, self._part.width).numpy(), 0)
-        return [by_number.get(number, {self._branch.array: nothing}) for number in range(len(ids))]
+        """The arrays of each string of ids. Strings without ids get arrays without rows.
+
+        They take part in the call all the same, because the last bits of an embedding depend on the number of rows.
+        """
+        nothing = {self._branch.array: EmbeddedArray(torch.zeros(0, self._part.width).numpy(), 0)}
+        if not any(ids):
+            return [nothing for _ in ids]
+        outputs = self._run(ids, length)
+        return [arrays if string else nothing for string, arrays in zip(ids, outputs, strict=True)]
 
     def encode_bare(self, text: str) -> dict[str, EmbeddedArray]:
         """The arrays of a string without the branch's instruction."""

@@ -31,6 +31,8 @@ class Branch:
     """Largest number of tokens whose embeddings are kept, hence without ``crop``."""
     crop: int = 0
     """Number of leading tokens whose embeddings are not kept."""
+    cut_as_text: bool = False
+    """True if the family shortens a long string before it cuts its tokens."""
     special_tokens: bool = True
     """True if the tokenizer adds its special tokens."""
     taken: Taken = "last"

@@ -111,10 +111,13 @@ def open_folder(encoder: str, options: EncoderOptions) -> EncoderFolder:
     parts = tuple(_part(encoder, family, branch, found) for branch in family.branches)
     if options.connector is not None and not family.needs_projection:
         raise ConfigError(f"the family {family.name} has no connector; leave out --connector")
+    projection = _connector_folder(options.connector, root) if family.needs_projection else None
+    if options.connector is not None and projection is not None:
+        _check_length(projection, family.branches[0].max_tokens)
     return EncoderFolder(
         family=family,
         parts=parts,
-        projection=_connector_folder(options.connector, root) if family.needs_projection else None,
+        projection=projection,
         connected=options.connector is not None,
     )
 
@@ -235,3 +238,10 @@ def _connector_folder(connector: str | None, root: Path) -> Path | None:
         if (path / "config.json").is_file():
             return path
     raise ConfigError(f"no connector at '{connector}': expected a folder with config.json and *.safetensors")
+
+
+def _check_length(connector: Path, max_tokens: int) -> None:
+    """Raise ConfigError unless a connector's registers fill a string of the longest length evenly."""
+    registers = read_json(connector / "config.json").get("video_connector_num_learnable_registers", 128)
+    if isinstance(registers, int) and registers > 0 and max_tokens % registers:
+        raise ConfigError(f"--max-tokens must be a multiple of the connector's {registers} registers, got {max_tokens}")

@@ -31,6 +31,8 @@ MODEL_CLASSES = {
     "gemma2": "Gemma2Model",
     "gemma3": "Gemma3TextModel",
     "gemma3_text": "Gemma3TextModel",
+    "gemma4_unified": "Gemma4UnifiedTextModel",
+    "gemma4_unified_text": "Gemma4UnifiedTextModel",
     "qwen2_vl": "Qwen2VLTextModel",
     "qwen2_vl_text": "Qwen2VLTextModel",
     "qwen2_5_vl": "Qwen2_5_VLTextModel",
@@ -105,8 +107,10 @@ def text_config(part: Part, layers: int | None) -> Any:
 def _stored_names(part: Part, layers: int) -> dict[str, str]:
     """Names of the text model's weights: their name in the model, by their name in the checkpoint."""
     names: dict[str, str] = {}
-    for stored in read_headers(part.folder):
-        if OTHER_WEIGHTS.match(stored):
+    headers = read_headers(part.folder)
+    is_composite = any("language_model." in stored for stored in headers)
+    for stored in headers:
+        if OTHER_WEIGHTS.match(stored) or (is_composite and "language_model." not in stored):
             continue
         name = TEXT_PREFIX.sub("", stored)
         layer = re.match(r"layers\.(\d+)\.", name)

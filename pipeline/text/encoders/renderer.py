@@ -64,8 +64,11 @@ class FamilyRenderer:
         )
 
     def render(self, caption: str) -> tuple[str, ...]:
-        """The strings for the tokenizers, one per branch. A chat's constant messages are put around it by the tokenizer."""
-        cleaned = self._clean(caption)
+        """The strings for the tokenizers, one per branch. A chat's constant messages are put around it by the tokenizer.
+
+        Halves of surrogate pairs, which are no text, become question marks.
+        """
+        cleaned = self._clean(caption.encode("utf-8", "replace").decode())
         return tuple(_prompt(part.branch, cleaned) for part in self.folder.parts)
 
 

@@ -142,6 +142,7 @@ KANDINSKY_5 = Family(
             template=templates.KANDINSKY_5,
             max_tokens=512,
             crop=128,
+            cut_as_text=True,
             taken="state",
             state=-1,
         ),
@@ -181,7 +182,7 @@ LTX_2 = Family(
     name="ltx-2",
     branches=(
         Branch(
-            models=("gemma3", "gemma3_text"),
+            models=("gemma3", "gemma3_text", "gemma4_unified", "gemma4_unified_text"),
             max_tokens=1024,
             taken="stack",
             fixed_length=True,

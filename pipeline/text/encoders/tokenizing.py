@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipeline.text.encoders.family import Branch
 from pipeline.text.encoders.folders import Part
-from stvae.checkpoints.files import WeightsError, describe
+from stvae.checkpoints.files import WeightsError, describe, read_json
 
 
 class TokenIds(NamedTuple):
@@ -59,7 +59,7 @@ class BranchTokenizer:
         whole = self._ids(text, None)
         if len(whole) <= self.max_ids:
             return TokenIds(whole, len(whole))
-        if self.branch.prompt == "template" and self.branch.state == -1:
+        if self.branch.cut_as_text:
             text = self._cut_like_kandinsky(text, whole)
         return TokenIds(self._ids(text, self.max_ids), len(whole))
 
@@ -84,7 +84,7 @@ class BranchTokenizer:
         ]
 
     def _cut_like_kandinsky(self, text: str, ids: tuple[int, ...]) -> str:
-        """A long string without its end: as many characters as the tokens beyond the limit have, less the last two."""
+        """A long string without its last characters: as many as the tokens beyond the limit stand for."""
         beyond = ids[self.branch.crop : -2][self.branch.max_tokens - 2 :]
         removed = self._tokenizer.decode(list(beyond))
         return text[: -len(removed)] if removed else text
@@ -92,10 +92,17 @@ class BranchTokenizer:
 
 def _load_tokenizer(part: Part) -> Any:
     """The tokenizer of a folder, read without the network and without code from the folder."""
-    from transformers import AutoTokenizer
+    import transformers
 
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(str(part.tokenizer), local_files_only=True, trust_remote_code=False)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(str(part.tokenizer), **options)
+        except ValueError:  # a model's configuration beside it can hide the class that the tokenizer itself names
+            named = read_json(part.tokenizer / "tokenizer_config.json").get("tokenizer_class")
+            if named not in dir(transformers) or not str(named).endswith(("Tokenizer", "TokenizerFast")):
+                raise
+            return getattr(transformers, named).from_pretrained(str(part.tokenizer), **options)
     except Exception as error:  # it raises anything for files that do not go together
         raise WeightsError(f"the tokenizer in '{part.tokenizer}' cannot be used: {describe(error)}") from None
 

@@ -112,6 +112,11 @@ def gemma3_config() -> Any:
     return transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
 
 
+def gemma4_config() -> Any:
+    sizes = {"vocab_size": 350, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16, "sliding_window": 16}
+    return transformers.Gemma4UnifiedConfig(text_config=LAYERS | sizes)
+
+
 def model(class_name: str, config: Any) -> Any:
     """A model of transformers with random weights that differ between layers and make no tiny values."""
     torch.manual_seed(0)

@@ -150,6 +150,11 @@ def test_a_folder_behind_a_url_is_copied(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list((tmp_path / "home").rglob("transformer"))
 
 
+def test_captions_that_are_no_text_become_text(tmp_path: Path) -> None:
+    renderer = open_renderer(make_folder(tmp_path, {".": "umt5"}), EncoderOptions())
+    assert renderer.render("a \ud83d cat \U0001f600") == ("a ? cat \U0001f600",)
+
+
 def test_lengths_rise_to_the_longest() -> None:
     assert padded_lengths(128, 0) == (32, 64, 96, 128)
     assert padded_lengths(77, 95) == (127, 159, 172)

@@ -226,8 +226,15 @@ def test_ltx_2(gemma: tuple[Path, Any], tmp_path: Path, modalities: bool, regist
             assert_close(ours.values, expected[0] * connected_mask[0][:, None])
 
 
-def test_ltx_2_without_a_projection_is_refused_with_its_size_unless_asked_for(gemma: tuple[Path, Any]) -> None:
-    folder, pipe = gemma
+def test_ltx_25_reads_gemma_4(tmp_path: Path) -> None:
+    model = makers.model("Gemma4UnifiedForConditionalGeneration", makers.gemma4_config())
+    tokenizer = makers.gemma_tokenizer()
+    folder = makers.save(tmp_path, {"": (model, tokenizer)}, {"_class_name": "LTX2Pipeline"})
+    check_stack(folder, diffusers.LTX2Pipeline(None, None, None, model, tokenizer, None, None, None))
+
+
+def check_stack(folder: Path, pipe: Any) -> None:
+    """Compare all hidden states, which nobody stores, with those of the pipeline."""
     encoder = opened(folder, large=True)
     for caption in CAPTIONS[:2]:
         with torch.no_grad():
@@ -235,5 +242,16 @@ def test_ltx_2_without_a_projection_is_refused_with_its_size_unless_asked_for(ge
         ours = padded(encoder.card.array("text"), embed(encoder, [caption])[0]["text"])
         assert torch.equal(ours.mask, mask[0].bool())
         assert_close(ours.values, stack[0] * mask[0][:, None])
-    with pytest.raises(ConfigError, match="connectors"):
+
+
+def test_ltx_2_without_a_projection_is_refused_with_its_size_unless_asked_for(gemma: tuple[Path, Any]) -> None:
+    folder, pipe = gemma
+    check_stack(folder, pipe)
+    with pytest.raises(ConfigError, match=r"385\.4 MB .* connectors"):
         open_renderer(str(folder), EncoderOptions())
+
+
+def test_the_longest_length_fits_the_registers_of_the_connector(gemma: tuple[Path, Any], tmp_path: Path) -> None:
+    save_connector(tmp_path, video_connector_num_learnable_registers=32)
+    with pytest.raises(ConfigError, match="multiple of the connector's 32 registers, got 100"):
+        open_renderer(str(gemma[0]), EncoderOptions(connector=str(tmp_path), max_tokens=100))

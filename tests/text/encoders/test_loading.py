@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -146,6 +148,22 @@ def test_configurations_that_do_not_fit_are_refused(field: str, value: Any, umt5
     (umt5 / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(WeightsError, match=r"config\.json"):
         opened(umt5)
+
+
+def test_a_tokenizer_that_comes_as_a_sentencepiece_model(umt5: Path) -> None:
+    """T5's tokenizers are published in this form."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(5 * makers.CORPUS), model_writer=model, vocab_size=120, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (umt5 / "tokenizer.json").unlink()
+    (umt5 / "spiece.model").write_bytes(model.getvalue())
+    (umt5 / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
+    encoder = opened(umt5, "wan")
+    (text,) = encoder.tokenize([encoder.render("a cat walks on the grass.")])
+    expected = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("a cat walks on the grass.")
+    assert text.ids == ((*expected, 1),)
 
 
 def test_a_broken_tokenizer_is_refused(umt5: Path) -> None:

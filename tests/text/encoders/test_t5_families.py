@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.allegro.pipeline_allegro import AllegroPipeline
@@ -16,6 +17,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import ConfigError
 from pipeline.text.captions.cleaning import clean_open_sora, clean_wan
 from tests.text.encoders import makers
 from tests.text.encoders.comparison import CAPTIONS, LONG, assert_close, embed, opened, padded
@@ -99,6 +101,21 @@ def test_a_caption_does_not_depend_on_its_batch(family: str, folders: dict[str, 
         alone = embed(encoder, [caption])[0]["text"]
         assert together["text"].length == alone.length
         assert_close(torch.from_numpy(together["text"].values), torch.from_numpy(alone.values))
+
+
+def test_padding_that_changes_embeddings_has_one_length(folders: dict[str, Path]) -> None:
+    encoder = opened(folders["t5"], "cogvideox")
+    assert encoder.card.lengths == (226,)
+    with pytest.raises(ConfigError, match="pads every string to 226 tokens"):
+        embed(encoder, ["a cat"], 64)
+
+
+def test_empty_strings_do_not_change_the_bits_of_others(folders: dict[str, Path]) -> None:
+    """Mochi's empty caption has no tokens, but a row of the batch."""
+    encoder = opened(folders["t5"], "mochi")
+    first, second = embed(encoder, ["a cat", "a dog"], 64), embed(encoder, ["a cat", ""], 64)
+    assert np.array_equal(first[0]["text"].values, second[0]["text"].values)
+    assert second[1]["text"].values.shape == (0, 32)
 
 
 def test_open_sora_takes_what_its_own_code_takes(t5: tuple[Any, Any], folders: dict[str, Path]) -> None:
