@@ -20,9 +20,9 @@ from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import read_card
-from tests.support.clips_maker import plain_facts
 from tests.support.golden import TINY
 from tests.support.latent_set import clip_of, latent
+from tests.support.plain_clips import plain_facts
 
 BUCKET = Bucket(1, 16, 16)
 COLUMNS = pa.schema([("meta_long_caption", pa.string()), ("meta_score", pa.float64()), ("meta_motion", pa.float64())])
