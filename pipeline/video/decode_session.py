@@ -18,6 +18,7 @@ from pipeline.video import pyav_reader, seeking
 from pipeline.video.decode_process import SEALS
 from pipeline.video.pictures import webp_animation
 from pipeline.video.pictures.reading import upright_frames
+from pipeline.video.pictures.yuv_scaling import StoredFrame
 from pipeline.video.placement import Placement
 from pipeline.video.windows import VideoFacts
 
@@ -27,7 +28,7 @@ FRAMES_PER_REPLY = 200
 
 Frame = npt.NDArray[np.uint8]
 """uint8 RGB ``[H,W,3]``."""
-Resize = Callable[[Frame, Placement, Any], Frame]
+Resize = Callable[[Frame | StoredFrame, Placement, Any], Frame]
 Reply = tuple[dict[str, Any], tuple[int, ...]]
 """Plain values, and descriptors of the files that go with them."""
 
@@ -131,7 +132,7 @@ class Session:
             windows.append(_RequestedWindow(numbers[start : start + length], placement))
             start += length
         wanted = sorted({pts for window in windows for pts in window.pts})
-        frames: Iterator[tuple[int, Frame | None]] | None = None
+        frames: Iterator[tuple[int, Frame | StoredFrame | None]] | None = None
         changed = request["deinterlace"] or request["tone_map"]  # by filters of frames, which decord does not give
         if self.backend == "decord" and self.facts.decord_refusal is None and not changed:
             from pipeline.video import decord_reader
@@ -148,6 +149,7 @@ class Session:
                 deinterlace=request["deinterlace"],
                 tone_map=request["tone_map"],
                 first_pass=self.first_pass,
+                as_stored=request["resize"] == "ffmpeg" and self.resize is not None,
             )
         placements = [Placement(**placement) for placement in request["placements"]]
         self.clips = self._gather(frames, windows, placements, request["resize"])
@@ -175,7 +177,7 @@ class Session:
 
     def _gather(
         self,
-        frames: Iterator[tuple[int, Frame | None]],
+        frames: Iterator[tuple[int, Frame | StoredFrame | None]],
         windows: list[_RequestedWindow],
         placements: list[Placement],
         method: str,

@@ -14,6 +14,7 @@ from pipeline.video.pictures import heif_grid, webp_animation
 from pipeline.video.pictures.deinterlace import deinterlaced
 from pipeline.video.pictures.orientation import upright
 from pipeline.video.pictures.tone_map import tone_mapped
+from pipeline.video.pictures.yuv_scaling import StoredFrame, YuvScaler
 from pipeline.video.pyav_reader import FirstPass
 from pipeline.video.windows import VideoFacts
 
@@ -29,17 +30,23 @@ def upright_frames(
     deinterlace: bool,
     tone_map: bool,
     first_pass: FirstPass | None = None,
-) -> Iterator[tuple[int, npt.NDArray[np.uint8] | None]]:
+    as_stored: bool = False,
+) -> Iterator[tuple[int, npt.NDArray[np.uint8] | StoredFrame | None]]:
     """Yield (pts, uint8 RGB ``[H,W,3]``) of the ``wanted`` frames, and (pts, None) of others that were decoded on the way.
 
     ``wanted`` ascends. A missing frame is never replaced by another one. ``first_pass``: the pass that probing began.
+    ``as_stored``: yield frames in YUV as ``StoredFrame``, which is scaled before it becomes RGB, if none is tone-mapped.
     """
     pixel_format = HDR_FORMAT if tone_map else SDR_FORMAT
     needed = set(wanted)
     reformatter = VideoReformatter()  # one for all frames, since it takes long to set up
+    scaler = YuvScaler(facts)
     for pts, frame in _stored_frames(file, facts, wanted, pixel_format, deinterlace, first_pass):
         if pts not in needed:
             yield pts, None
+            continue
+        if as_stored and not tone_map and scaler.takes(frame):
+            yield pts, StoredFrame(frame, scaler)
             continue
         picture_HWC: Any = frame
         if not isinstance(frame, np.ndarray):
