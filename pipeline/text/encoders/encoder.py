@@ -112,7 +112,7 @@ class _BranchEncoder:
             mask_BL[row, place] = 1
         with exact_numerics():
             arrays = self._take(ids_BL.to(self._device), mask_BL.to(self._device))
-        host = {name: tensor.float().cpu() for name, tensor in arrays.items()}
+        host = {name: tensor.cpu().float() for name, tensor in arrays.items()}
         instruction = 0 if bare else self.tokenizer.instruction_tokens
         return [
             {name: self._array(tensor[row], len(string), instruction) for name, tensor in host.items()}

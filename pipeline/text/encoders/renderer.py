@@ -106,7 +106,7 @@ def _lengths(folder: EncoderFolder) -> tuple[int, ...]:
     """Lengths for the main encoder. One only, where padding changes or is part of the embeddings."""
     main = folder.parts[0]
     branch = main.branch
-    if branch.prompt == "instruction":  # the instruction's own end token and the first one are not counted twice
+    if branch.prompt == "instruction":  # less two tokens, as its pipeline counts
         return padded_lengths(branch.max_tokens, instruction_tokens(main) - 2)
     if branch.is_vector or branch.sees_padding or not branch.trimmed or folder.connected:
         return (branch.max_tokens + branch.crop,)
