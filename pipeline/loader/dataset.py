@@ -32,6 +32,9 @@ from pipeline.loader.readers import open_reader
 from pipeline.loader.samples import Where, latents_before
 from pipeline.loader.schedule.keys import Indices
 from pipeline.loader.state import LoaderState
+from pipeline.loader.text.captions import DEFAULT_CAPTIONS
+from pipeline.loader.text.layer import TextLayer, check_text
+from pipeline.loader.text.open_layer import open_layer
 from pipeline.loader.workers.shared_samples import SampleSource
 from pipeline.output.dataset import require_dataset
 from pipeline.output.members import LATENT, member_named
@@ -60,6 +63,7 @@ class LatentDataset:
         cache: str | Path | None = None,
         cache_bytes: int = 0,
         storage_options: Mapping[str, Any] | None = None,
+        text: str | None = None,
     ) -> None:
         """Open an output.
 
@@ -72,6 +76,7 @@ class LatentDataset:
         ``frames``). A window equals what encoding its frames alone gives, so it must consist of whole chunks of the VAE.
         cache: a folder on local disk, shared by the processes of a node, for the index and the schedules of epochs.
         cache_bytes: keep up to this many bytes of a remote output's latents in the cache.
+        text: name of a text layer, whose embeddings the batches hold.
         storage_options: arguments of fsspec's client, such as ``{"headers": {"Authorization": ...}}`` for a web server.
         Raises ConfigError, or WhereError for a wrong filter.
         """
@@ -96,6 +101,9 @@ class LatentDataset:
             frames_stride=frames_stride,
             cache=folder,
         ).open()
+        self.text: TextLayer | None = None
+        if text is not None:
+            self.text = open_layer(self.store, text, self.samples.table["id"])
         self.range_cache: RangeCache | None = None
         if folder is not None and cache_bytes and self.store.folder is None:
             self.range_cache = RangeCache(folder / "ranges", self.store.url, cache_bytes)
@@ -131,9 +139,22 @@ class LatentDataset:
         check_ranks = announce_schedule(state.describe_schedule()) if options.rank is None else lambda: None
         return self.batches_from(state, options, rank, world_size, check_ranks)
 
+    def check(self, options: BatchOptions) -> None:
+        """Raise ConfigError if the output does not have what the options ask for."""
+        options.check(self.samples, self.recipe, self.card)
+        if self.text is not None:
+            check_text(self.text, self.samples, list(options.captions or DEFAULT_CAPTIONS))
+        elif options.text_dropout:
+            raise ConfigError("text_dropout drops embeddings of captions: open the output with text=LAYER")
+
+    def collator(self, options: BatchOptions) -> Collator:
+        """Return what makes the batches of this output."""
+        is_remote = self.store.folder is None
+        return Collator(self.samples, self.card, self.recipe, options, remote=is_remote, text=self.text)
+
     def position(self, options: BatchOptions, world_size: int) -> LoaderState:
         """Return the position of a training run before its first batch. ConfigError if the options cannot be met."""
-        options.check(self.samples, self.recipe, self.card)
+        self.check(options)
         return LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
 
     def batches_from(
@@ -147,7 +168,7 @@ class LatentDataset:
         """Return the batches of one rank that begin at a position, which they move."""
         return Batches(
             state,
-            Collator(self.samples, self.card, self.recipe, options, remote=self.store.folder is None),
+            self.collator(options),
             partial(open_reader, self.store, mapped=options.mapped, cache=self.range_cache),
             rank=rank,
             world_size=world_size,

@@ -149,7 +149,7 @@ class _ReadAhead:
         for step in steps:
             buffer = self.free_buffers.pop() if self.free_buffers else self._collator.new_buffer()
             rows, global_rows = self._schedule.batch(step, self._rank), self._schedule.global_batch(step)
-            batches.append(self._collator.prepare(rows, global_rows, buffer))
+            batches.append(self._collator.prepare(rows, global_rows, buffer, self._epoch))
         for batch, filled in zip(batches, self._reader.begin([batch.spans for batch in batches]), strict=True):
             self._pending.append((batch.buffer, self._pool.submit(self._finish, batch, filled)))
         self._next_step = steps.stop

@@ -79,6 +79,9 @@ class BatchOptions:
     """Weights by text column. Each sample takes one of these captions per epoch; the name ``""`` is an empty caption.
 
     A sample takes one element of a list. A sample without a list in ``captions`` takes its ``caption`` there."""
+    text_dropout: float = 0.0
+    """Share of the samples whose caption is dropped in each epoch: their embedding is the model's null, and
+    ``batch["text_dropped"]`` marks them. This needs a text layer. The caption is chosen first."""
     columns: Sequence[str] = ()
     """Names of further columns that a batch holds under their names, joined ones too. Numbers become tensors (NaN where
     there is none), everything else lists."""
@@ -113,6 +116,8 @@ class BatchOptions:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ConfigError(f"{name} must be at least 1, got {number}")
+        if not 0 <= self.text_dropout <= 1:
+            raise ConfigError(f"text_dropout must be from 0 to 1, got {self.text_dropout}")
         object.__setattr__(
             self, "seed", operator.index(self.seed)
         )  # an integer of NumPy would make a state that JSON refuses

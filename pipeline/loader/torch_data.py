@@ -17,7 +17,6 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import announce_schedule
-from pipeline.loader.collation.collator import Collator
 from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.loop import Position
 from pipeline.loader.options import BatchOptions, OptionsAsKeywords, check_data_loader
@@ -40,10 +39,10 @@ class SampleDataset(Dataset[Sample]):
     @OptionsAsKeywords(BatchOptions)
     def __init__(self, data: LatentDataset, options: BatchOptions) -> None:
         check_data_loader(options)
-        options.check(data.samples, data.recipe, data.card)
+        data.check(options)
         self.data = data
         self._mapped = options.mapped
-        self._collator = Collator(data.samples, data.card, data.recipe, options, remote=data.store.folder is None)
+        self._collator = data.collator(options)
         self._reader: tuple[int, Reader] | None = None
 
     def __len__(self) -> int:
@@ -58,9 +57,10 @@ class SampleDataset(Dataset[Sample]):
         rows, epochs = (np.array(values, dtype=np.int64) for values in zip(*pairs, strict=True))
         if len(set(self.data.samples.codes[rows].tolist())) > 1 or len(set(epochs.tolist())) > 1:
             return [self[pair] for pair in pairs]
-        pending = self._collator.prepare(rows, rows, self._collator.new_buffer())
+        epoch = int(epochs[0])
+        pending = self._collator.prepare(rows, rows, self._collator.new_buffer(), epoch)
         read = partial(begin_one, self._process_reader())
-        batch = self._collator.finish(pending, int(epochs[0]), read(pending.spans), read)
+        batch = self._collator.finish(pending, epoch, read(pending.spans), read)
         columns = {name: value for name, value in batch.items() if isinstance(value, Tensor | list)}
         return [{name: _without_none(values[i]) for name, values in columns.items()} for i in range(len(rows))]
 

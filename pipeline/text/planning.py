@@ -54,9 +54,13 @@ class Form(NamedTuple):
     """One form of one caption: a row of the map, and the strings that it becomes."""
 
     caption: str
+    element: int
+    """Number of the caption in a list of captions; 0 where there is one."""
     variant: int
     weight: float
     text_id: str
+    shown: str | None
+    """The form as it is shown to the model, before it is rendered; None if it is the caption itself."""
     texts: tuple[str, ...]
 
 
@@ -104,11 +108,13 @@ def caption_forms(values: dict[str, Any], source: CaptionSource) -> Iterator[For
     """Yield every form of every caption of a sample. ``values``: its columns by name."""
     for name in source.captions:
         texts = values[name]
-        texts = [text for text in (texts if isinstance(texts, list) else [texts]) if text is not None]
-        variants = [v for text in texts for v in source.handling.variants(text, values)]
-        for number, variant in enumerate(variants):
-            rendered = source.renderer.render(variant.caption)
-            yield Form(name, number, variant.weight / len(texts), text_id(rendered), rendered)
+        texts = [(n, text) for n, text in enumerate(texts if isinstance(texts, list) else [texts]) if text is not None]
+        for element, text in texts:
+            for number, variant in enumerate(source.handling.variants(text, values)):
+                rendered = source.renderer.render(variant.caption)
+                shown = None if variant.caption == text else variant.caption
+                weight = variant.weight / len(texts)
+                yield Form(name, element, number, weight, text_id(rendered), shown, rendered)
 
 
 @dataclass(slots=True)
@@ -253,7 +259,7 @@ def _scratch_file(layer: Store, stack: contextlib.ExitStack) -> Path:
 
 
 def _map_rows(forms: list[tuple[str, Form]]) -> pa.Table:
-    rows = [(id, form.caption, form.variant, form.weight, form.text_id) for id, form in forms]
+    rows = [(id, *form[:-1]) for id, form in forms]
     columns = zip(*rows, strict=True) if rows else [()] * len(MAP_SCHEMA)
     return pa.Table.from_pydict(dict(zip(MAP_SCHEMA.names, columns, strict=True)), schema=MAP_SCHEMA)
 

@@ -52,6 +52,19 @@ class Batch(TypedDict, total=False):
     """[B,C,1,h,w], the first frame encoded alone. Present with ``conditioning``."""
     last_latents: Tensor
     """[B,C,1,h,w], the last frame encoded alone. Present with ``conditioning``, if the output has it."""
+    text_embeddings: Tensor
+    """[B,L,D], rows of the main text encoder in the layer's type, padded with zeros to the longest text of the batch or to
+    the family's fixed length, on the family's side; [sum of L,D] with ``shapes="pack"``. Present with a text layer, as are
+    the following ones. Further encoders have ``text_<array>_embeddings`` and ``text_<array>_mask``."""
+    text_mask: Tensor
+    """bool [B,L], True for tokens."""
+    text_lengths: Tensor
+    """int32 [B], rows of each text. With ``shapes="pack"``, in place of the mask."""
+    text_pooled: Tensor
+    """[B,D], the vector of a family that has one."""
+    text_dropped: Tensor
+    """bool [B], True where the caption is dropped (``text_dropout``). If the transformer's checkpoint has the null, the
+    embedding is zero and the mask is that of the caption."""
     valid: Tensor
     """bool [B], False for blanks. Present with ``tail="pad"``."""
     mask: Tensor

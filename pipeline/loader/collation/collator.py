@@ -20,13 +20,16 @@ from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens,
 from pipeline.loader.collation.conversion import Conversion
 from pipeline.loader.collation.damage import find_damage
 from pipeline.loader.collation.member_plan import MemberPlan, plan_member, read_whole, spans_of
-from pipeline.loader.collation.metadata import choose_caption, further_columns
+from pipeline.loader.collation.metadata import further_columns
 from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch, PendingTensor
 from pipeline.loader.options import BatchOptions
 from pipeline.loader.readers import Filled, Span
 from pipeline.loader.samples import Samples, latents_before
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices, derive_seed
+from pipeline.loader.text.captions import choose_caption
+from pipeline.loader.text.collator import TextCollator
+from pipeline.loader.text.layer import TextLayer
 from pipeline.recipe import Recipe
 from stvae.card import Card
 
@@ -37,8 +40,17 @@ MAX_REPLACEMENTS = 16
 class Collator:
     """Prepares the reads of batches and finishes batches that are read. Safe to call from several threads."""
 
-    def __init__(self, samples: Samples, card: Card, recipe: Recipe, options: BatchOptions, *, remote: bool) -> None:
-        """remote: the shards are read from a store, where checking whole tensors costs next to nothing."""
+    def __init__(
+        self,
+        samples: Samples,
+        card: Card,
+        recipe: Recipe,
+        options: BatchOptions,
+        *,
+        remote: bool,
+        text: TextLayer | None = None,
+    ) -> None:
+        """remote: the shards are in a store, where checking whole tensors costs next to nothing. text: a text layer."""
         self._samples = samples
         self._card = card
         self._dtype: torch.dtype = getattr(torch, recipe.dtype)
@@ -48,6 +60,7 @@ class Collator:
         whole = samples.start_frames is None and (recipe.store == "mean" or options.latent == "sample")
         self._verify = remote and whole if options.verify is None else options.verify
         self._members = [plan_member(member, samples, card, options) for member in options.members(recipe)]
+        self._texts = None if text is None else TextCollator(text, options, remote=remote)
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         captions += ["caption"] if "captions" in captions else []
         tensors = [name for plan in self._members for name in plan.columns]
@@ -62,7 +75,7 @@ class Collator:
         """Return an empty buffer for ``prepare``."""
         return BatchBuffer(self._device)
 
-    def prepare(self, samples: Indices, global_batch: Indices, buffer: BatchBuffer) -> PendingBatch:
+    def prepare(self, samples: Indices, global_batch: Indices, buffer: BatchBuffer, epoch: int) -> PendingBatch:
         """Find where the bytes of a batch are stored and where in the buffer they go.
 
         samples: int64 [B], this rank's. global_batch: the samples of the step on all ranks.
@@ -89,6 +102,8 @@ class Collator:
         starts = self._starts(filled)
         for plan, layout in zip(self._members, pending.layouts, strict=True):
             self._add_tensors(pending, plan, layout, content, starts, is_blank)
+        pending.seeds = self._seeds(pending, epoch)
+        self._begin_texts(pending)
         return pending
 
     def finish(
@@ -110,7 +125,9 @@ class Collator:
                 raise IntegrityError(message)
             replaced[i] = pending.rows["id"][i]
             self._replace(pending, i, epoch, read, message)
-        batch = self._make(pending, epoch)
+        if replaced:
+            self._read_texts_again(pending, read)
+        batch = self._make(pending)
         if self._options.on_damage == "replace":
             batch["replaced"] = [replaced.get(i) for i in range(len(pending.samples))]
         return batch
@@ -131,6 +148,9 @@ class Collator:
                 self._conversion.convert(tensor.layout, pending.buffer, tensor.place)
             else:
                 damaged.setdefault(tensor.place, problem)
+        if self._texts is not None and pending.texts is not None:
+            for place, problem in self._texts.receive(pending.texts, filled):
+                damaged.setdefault(place, problem)
         return damaged
 
     def _replace(
@@ -144,12 +164,14 @@ class Collator:
         for attempt in range(MAX_REPLACEMENTS):
             chosen = derive_seed(self._options.seed, epoch, "damage", str(pending.rows["id"][i]), attempt)
             row = same_bucket[[int(chosen % np.uint64(len(same_bucket)))]]
-            other = self.prepare(row, row, self.new_buffer())
+            other = self.prepare(row, row, self.new_buffer(), epoch)
             if not self._receive(other, read(other.spans)):
                 break
         else:
             raise IntegrityError(f"{message} (so are {MAX_REPLACEMENTS} samples that were to replace it)")
-        pending.samples[i] = row[0]
+        pending.samples[i], pending.seeds[i], pending.captions[i] = row[0], other.seeds[0], other.captions[0]
+        if pending.texts is not None and other.texts is not None:
+            pending.texts.chosen[i] = other.texts.chosen[0]
         for name, values in other.rows.items():
             pending.rows[name][i] = values[0]
         for ours, theirs in zip(pending.layouts, other.layouts, strict=True):
@@ -157,18 +179,14 @@ class Collator:
             pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + len(content)] = content
             self._conversion.convert(ours, pending.buffer, i)
 
-    def _make(self, pending: PendingBatch, epoch: int) -> Batch:
+    def _make(self, pending: PendingBatch) -> Batch:
         options, rows = self._options, pending.rows
         blank = pending.samples == BLANK
         starts = self._starts(pending.samples)
-        seeds: list[int] = []
-        if options.latent == "sample" or options.captions is not None:
-            names = zip(rows["id"], starts, strict=True)
-            seeds = [int(derive_seed(options.seed, epoch, name, *([start] if start else []))) for name, start in names]
         values: dict[str, Any] = {"normalized": options.normalized}
         for layout in pending.layouts:
             values |= self._member_tensors(
-                layout, pending, seeds if self._conversion.is_sampled(layout) else None, blank
+                layout, pending, pending.seeds if self._conversion.is_sampled(layout) else None, blank
             )
         pending.buffer.protect_until_copied()
         numbers = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in SIZES}
@@ -178,17 +196,42 @@ class Collator:
             numbers["num_frames"] = torch.tensor([self._samples.buckets[0].num_frames] * len(starts))
         if options.tail == "pad":
             numbers["valid"] = torch.from_numpy(~blank)
-        weights = options.captions
-        captions = (
-            [choose_caption(rows, i, seed, weights) for i, seed in enumerate(seeds)] if weights else rows["caption"]
-        )
-        values |= {"caption": captions, "id": rows["id"], "key": rows["key"]}
+        values |= {"caption": pending.captions, "id": rows["id"], "key": rows["key"]}
         if blank.any():
             for name in ("caption", "id", "key"):
                 values[name] = ["" if b else text for text, b in zip(values[name], blank, strict=True)]
         for name, column in further_columns(self._samples, pending.samples, options.columns).items():
             values[name] = column.to(self._device) if isinstance(column, Tensor) else column
+        if self._texts is not None and pending.texts is not None:
+            values |= self._texts.finish(pending.texts, self._device)
         return cast(Batch, values | {name: tensor.to(self._device) for name, tensor in numbers.items()})
+
+    def _seeds(self, pending: PendingBatch, epoch: int) -> list[int]:
+        """Return a seed per sample, from which its posterior sample and its caption follow."""
+        names = zip(pending.rows["id"], self._starts(pending.samples), strict=True)
+        return [int(derive_seed(self._options.seed, epoch, name, *([start] if start else []))) for name, start in names]
+
+    def _begin_texts(self, pending: PendingBatch) -> None:
+        """Choose the captions of a batch, and add the spans of their embeddings."""
+        weights, rows, samples = self._options.captions, pending.rows, pending.samples
+        if weights is None and self._texts is None:
+            pending.captions = rows["caption"]
+            return
+        captions = [choose_caption(rows, i, seed, weights) for i, seed in enumerate(pending.seeds)]
+        pending.captions = [caption.text for caption in captions]
+        if self._texts is not None:
+            table_rows = np.where(samples == BLANK, BLANK, self._samples.rows[samples])
+            pending.texts = self._texts.choose(captions, table_rows.tolist(), pending.seeds, rows["id"])
+            pending.captions = pending.texts.captions
+            pending.spans += pending.texts.spans
+
+    def _read_texts_again(self, pending: PendingBatch, read: Callable[[list[Span]], Filled]) -> None:
+        """Read the texts of a batch in which samples were replaced: their lengths may differ."""
+        if self._texts is None or pending.texts is None:
+            return
+        pending.texts = self._texts.prepare(pending.texts.chosen)
+        for _, problem in self._texts.receive(pending.texts, read(pending.texts.spans)):
+            raise IntegrityError(problem)
 
     def _starts(self, samples: Indices) -> list[int]:
         """Return the first frame of each sample in its clip."""

@@ -1,8 +1,8 @@
-"""Everything in a batch that is not a latent: captions, and the columns that people ask for."""
+"""The columns of a batch that people ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,6 @@ from pipeline.loader.collation.batch import METADATA
 from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices
-
-
-def choose_caption(rows: Mapping[str, Any], i: int, seed: int, captions: Mapping[str, float]) -> str | None:
-    """Choose one of a sample's captions by weight; None if it has none of them.
-
-    rows: columns of a batch, from which the sample is number ``i``. captions: weight of each text column.
-    """
-    texts = {name: rows[name][i] if name else "" for name in captions}
-    if "captions" in texts and texts["captions"] is None:  # null for samples with one caption
-        texts["captions"] = rows["caption"][i]
-    texts = {name: text for name, text in texts.items() if text is not None and text != []}
-    if not texts:
-        return None
-    rng = np.random.default_rng(seed)
-    weights = np.cumsum([captions[name] for name in texts])
-    chosen = list(texts.values())[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
-    return str(chosen[rng.integers(len(chosen))]) if isinstance(chosen, list) else str(chosen)
 
 
 def further_columns(samples: Samples, chosen: Indices, names: Sequence[str]) -> dict[str, Tensor | list[Any]]:

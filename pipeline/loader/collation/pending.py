@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.loader.collation.memory import allocate
 from pipeline.loader.readers import Span
 from pipeline.loader.schedule.keys import Indices
+from pipeline.loader.text.pending import PendingTexts
 from pipeline.output.members import Member
 
 Size = tuple[int, int, int, int]
@@ -101,3 +102,9 @@ class PendingBatch:
     """Where to read, and where the bytes go."""
     tensors: list[PendingTensor] = field(default_factory=list)
     """The tensors that the spans belong to, in the order of the spans. Blanks have none."""
+    seeds: list[int] = field(default_factory=list)
+    """A seed per sample, which follows from the options' seed, the epoch and the sample."""
+    captions: list[str | None] = field(default_factory=list)
+    """The chosen caption of each sample."""
+    texts: PendingTexts | None = None
+    """The texts that are being read, with a text layer. Their spans follow those of the tensors."""

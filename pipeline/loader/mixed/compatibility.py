@@ -44,12 +44,13 @@ def check_same_batches(sets: Mapping[str, LatentDataset], options: BatchOptions)
     """Raise ConfigError, naming the sets and the difference, unless the options give equal batches of all sets."""
     for name, data in sets.items():
         try:
-            options.check(data.samples, data.recipe, data.card)
+            data.check(options)
         except ConfigError as error:
             raise ConfigError(f"set '{name}': {error}") from error
     facts: dict[str, Callable[[LatentDataset], Any]] = {}
     if options.dtype is None:
         facts["the stored dtype, which dtype=None keeps"] = lambda data: data.recipe.dtype
+    facts["the text layer's encoder"] = lambda data: None if data.text is None else data.text.card.sha256[:16]
     if options.conditioning:
         facts["the conditioning frames"] = lambda data: data.recipe.conditioning
     for column in options.columns:

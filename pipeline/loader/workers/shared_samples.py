@@ -10,31 +10,24 @@ from __future__ import annotations
 import copyreg
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
-import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.loader.catalog import BucketShape, OutputVersion, open_catalog
 from pipeline.loader.samples import Phase, Samples, Where, select_samples
 from pipeline.loader.workers.column_files import map_columns, write_columns
+from pipeline.loader.workers.worker_files import map_array, write_for_workers
 from pipeline.storage.joined_tables import read_table
-from pipeline.storage.local.files import is_left_by_dead_writer, scratch_name
 from pipeline.storage.store import Store
 from stvae.card import Card
 
-PREFIX = "latentmill-"
-"""Start of the names of temporary folders."""
 ARRAYS = ("rows", "start_frames", "keys", "codes")
 """The arrays of ``Samples``."""
 
@@ -83,20 +76,8 @@ class SampleFiles:
         """The folder of the files; None, with a warning, if they cannot be written."""
         if self._folder is not None and self._folder.is_dir():
             return self._folder
-        try:
-            _sweep()
-            folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{scratch_name('')}"))
-            weakref.finalize(self, _remove, folder, os.getpid())
-            _write(folder, samples)
-        except OSError as error:
-            warnings.warn(
-                f"worker processes will read the index of {self.source.store.url} once more each, because its copy "
-                f"cannot be written to {tempfile.gettempdir()} ({error.strerror or error}); make room, or set TMPDIR",
-                stacklevel=2,
-            )
-            return None
-        self._folder = folder
-        return folder
+        self._folder = write_for_workers(self, partial(_write, samples=samples), self.source.store.url)
+        return self._folder
 
 
 def restore_samples(folder: Path | None, source: SampleSource) -> Samples:
@@ -142,7 +123,7 @@ def _map(folder: Path) -> Samples:
     facts = json.loads((folder / "samples.json").read_text())
     cache = None if facts["folder"] is None else Path(facts["folder"])
     columns = ({} if cache is None else map_columns(cache)) | map_columns(folder)
-    arrays = {name: _map_array(path) if (path := folder / f"{name}.npy").exists() else None for name in ARRAYS}
+    arrays = {name: map_array(path) if (path := folder / f"{name}.npy").exists() else None for name in ARRAYS}
     return Samples(
         table=pa.table({name: columns[name] for name in facts["columns"]}),
         buckets=[BucketShape.from_plain(shape) for shape in facts["buckets"]],
@@ -150,25 +131,8 @@ def _map(folder: Path) -> Samples:
         folder=cache,
         where=facts["where"],
         phases=tuple(
-            Phase(first_epoch=epoch, members=_map_array(folder / f"phase-{n}.npy"), where=where)
+            Phase(first_epoch=epoch, members=map_array(folder / f"phase-{n}.npy"), where=where)
             for n, (epoch, where) in enumerate(facts["phases"])
         ),
         **arrays,  # type: ignore[arg-type]
     )
-
-
-def _map_array(path: Path) -> npt.NDArray[Any]:
-    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r").view(np.ndarray)
-    return mapped
-
-
-def _sweep() -> None:
-    """Remove the folders of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if is_left_by_dead_writer(folder.name.removeprefix(PREFIX)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(folder: Path, pid: int) -> None:
-    if os.getpid() == pid:  # not in forked processes, where this runs too
-        shutil.rmtree(folder, ignore_errors=True)

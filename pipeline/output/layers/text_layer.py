@@ -31,9 +31,11 @@ MAP_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("caption", pa.string()),
+        ("element", pa.int32()),
         ("variant", pa.int32()),
         ("weight", pa.float64()),
         ("text_id", pa.string()),
+        ("shown", pa.string()),
     ]
 )
 """Columns of the map from samples to text ids."""

@@ -10,6 +10,7 @@ from pipeline.storage.store import PARTIAL, Store
 
 UNIT = r"[a-z0-9][a-z0-9-]*"
 """A unit's name; see ``pipeline.sources.units.unit_name``."""
+PLAN = re.compile(r"plan/\d{4,}\.parquet")
 UNIT_METADATA = re.compile(rf"metadata/({UNIT})\.(\d+)\.parquet")
 """Unit and revision."""
 SHARD = re.compile(rf"shards/({UNIT})-[0-9a-f]{{8}}\.tar")
@@ -22,7 +23,7 @@ ATTEMPT = re.compile(rf"attempts/({UNIT})/([0-9A-Za-z]+-\d+\.json)")
 """Unit and name of the file."""
 OWN_FILES = (
     re.compile(r"dataset\.json|README\.md|summary\.json|verify\.json|report\.html|previews/.*"),
-    re.compile(r"plan/\d{4,}\.parquet"),
+    PLAN,
     UNIT_METADATA,
     SHARD,
     INDEX,

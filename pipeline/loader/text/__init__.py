@@ -1,0 +1,1 @@
+"""Embeddings of captions from the text layers of an output."""
