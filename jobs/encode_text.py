@@ -41,7 +41,7 @@ from pipeline.visible import make_foreign_text_visible
 COMPUTED = ("encoder",)
 """Fields of ``TextRecipe`` that the job fills in."""
 RUN_FIELDS = (
-    *("local", "ray_address", "actors", "gpus", "cpus", "autotune"),
+    *("local", "ray_address", "actors", "gpus", "cpus", "autotune", "allow_other_device"),
     *("max_rejects", "single_writer", "progress_timeout_s"),
 )
 """Fields of ``Run`` that matter for strings."""

@@ -60,6 +60,8 @@ def encode_text(
     output = open_output(run.output, single_writer=run.single_writer)
     require_listed_dataset(output)
     source = _caption_source(settings, output, captions, joins)
+    for note in sorted(output.notes):
+        say(f"note: {note}")
     store = settings.open_layer()
     if _is_new(store):  # a new layer records device and data type, which follow from the resources
         settings = _with_resources(settings, None, say)
