@@ -2,7 +2,8 @@
 
 Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
 a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
-and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store.
+and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store,
+and ``--text`` the jobs that write text layers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from tests.support.painted import SIZE, assert_together, painted
 FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
 
+TEXT_STEPS = (Failpoint.STRINGS_WRITTEN, Failpoint.MAP_WRITTEN)
+"""Steps that only text jobs reach."""
 LOCAL_STEPS = (Failpoint.FILE_WRITTEN, Failpoint.FILE_LINKED, Failpoint.SCRATCH_REMOVED)
 """Steps that only jobs with a local output reach."""
 
@@ -57,6 +60,10 @@ class Scene:
     vae = str(TINY)
     bucket = Bucket(17, *SIZE)
     num_frames = 20
+    other_steps: tuple[Failpoint, ...] = TEXT_STEPS
+    """Steps that jobs of this scene do not reach."""
+    written = ""
+    """Folder that its jobs write, relative to the output."""
 
     def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
         """Write the sources below ``folder``. ``outputs``: the URL below which outputs are made, or ``folder`` itself."""
@@ -86,7 +93,8 @@ class Scene:
     @property
     def steps(self) -> list[Failpoint]:
         """The steps that jobs of this scene reach."""
-        return [step for step in Failpoint if self.outputs is None or step not in LOCAL_STEPS]
+        left_out = (*self.other_steps, *(LOCAL_STEPS if self.outputs is not None else ()))
+        return [step for step in Failpoint if step not in left_out]
 
     def video(self, number: int) -> bytes:
         """The content of a video that shows a number."""
@@ -112,6 +120,9 @@ class Scene:
         # some reports are written while the job runs
         with self.encoding(), mock.patch.object(records, "REPORTS_PER_PART", 2):
             encode(recipe, run, card, say=lambda line: None)
+
+    def prepare(self, output: str) -> None:
+        """Write what a job needs to find in its output; nothing for jobs that begin an output."""
 
     @contextmanager
     def new_output(self) -> Iterator[str]:
@@ -139,6 +150,7 @@ class Scene:
     def litter(self, output: str) -> None:
         """Files that earlier killed jobs may have left: a tar that lost, a record of an attempt, a half-written file."""
         unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".0.parquet")]
+        output = f"{output}/{self.written}".rstrip("/")
         store = Store(output, single_writer=self.single_writer)
         for path in (f"shards/{unit}-0badc0de.tar", f"attempts/{unit}/deadbeef-0.json"):
             store.put_new(path, b"litter")
@@ -155,13 +167,17 @@ class Scene:
     def check(self, output: str) -> None:
         """Check that the finished output keeps every promise and has the bytes of an undisturbed job."""
         with self.files(output) as copy:
-            self.check_samples(assert_sound(copy), copy)
-            found = tree(copy)
+            self.check_content(copy)
+            found = tree(copy / self.written)
             differing = {
                 path for path in found.keys() | self.reference.keys() if found.get(path) != self.reference.get(path)
             }
             assert not differing, f"not the bytes of an undisturbed job: {sorted(differing)}"
-            assert not (copy / "attempts").exists()
+            assert not (copy / self.written / "attempts").exists()
+
+    def check_content(self, output: Path) -> None:
+        """Check that the output keeps every promise that it makes about itself."""
+        self.check_samples(assert_sound(output), output)
 
     def check_samples(self, rows: list[dict[str, Any]], output: Path) -> None:
         """Check that captions and latents belong together."""
@@ -192,8 +208,9 @@ def in_child(work: Callable[[], None]) -> int:
 def add_reference(scene: Scene) -> None:
     """Run an undisturbed job with a local output, and keep what it has made as the scene's reference."""
     output = str(scene.folder / "undisturbed")
+    assert in_child(lambda: scene.prepare(output)) == 0
     assert in_child(lambda: scene.encode(output, single_writer=False)) == 0
-    scene.reference = tree(Path(output))
+    scene.reference = tree(Path(output, scene.written))
     assert in_child(lambda: scene.check(output)) == 0
 
 
@@ -203,6 +220,7 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
     Raises AssertionError if a reader could have seen something torn, or if the output differs from an undisturbed job's.
     """
     with scene.new_output() as output:
+        assert in_child(lambda: scene.prepare(output)) == 0
         assert in_child(lambda: scene.litter(output)) == 0
         happened = []
         for step, nth in kills:
@@ -239,12 +257,16 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="kill at every step every time it is reached")
     parser.add_argument("--output", help="URL below which outputs are made (default: a temporary folder)")
     parser.add_argument("--single-writer", action="store_true", help="as for jobs/encode_dataset.py")
+    parser.add_argument("--text", action="store_true", help="text jobs, which write a layer")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        scene = Scene(Path(folder), arguments.output, arguments.single_writer)
+        make_scene: type[Scene] = Scene
+        if arguments.text:
+            from tests.end_to_end.crash_text import TextScene as make_scene
+        scene = make_scene(Path(folder), arguments.output, arguments.single_writer)
         add_reference(scene)
         kills = 0
         if not arguments.runs:

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 
-PROMISED = ("shards", "metadata", "index", "plan", "dataset.json")
+PROMISED = ("shards", "metadata", "index", "plan", "strings", "maps", "dataset.json")
 """What is the same bytes after any disturbance."""
 
 ORDER = ("source", "ordinal", "window", "group")
