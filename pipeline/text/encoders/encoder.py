@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.text.encoder import EmbeddedArray, EmbeddedText, TokenizedText
 from pipeline.text.encoders.folders import EncoderFolder, Part
 from pipeline.text.encoders.ltx2 import Projection
-from pipeline.text.encoders.models import load_model, text_config
+from pipeline.text.encoders.models import load_model, quiet, text_config
 from pipeline.text.encoders.renderer import FamilyRenderer
 from pipeline.text.encoders.tokenizing import BranchTokenizer, TokenIds, branch_rows
 from stvae.checkpoints.files import WeightsError
@@ -30,10 +30,11 @@ class FamilyEncoder(FamilyRenderer):
         super().__init__(folder, large=large)
         dtype: torch.dtype = getattr(torch, compute_dtype)
         projection = Projection(folder.projection, device, dtype) if folder.projection is not None else None
-        self._branches = [
-            _BranchEncoder(part, folder, projection if part.branch.taken == "stack" else None, device, dtype)
-            for part in folder.parts
-        ]
+        with quiet():
+            self._branches = [
+                _BranchEncoder(part, folder, projection if part.branch.taken == "stack" else None, device, dtype)
+                for part in folder.parts
+            ]
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[TokenizedText]:
         """Token ids of rendered strings. The result of a string does not depend on the others."""

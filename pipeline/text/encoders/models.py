@@ -65,10 +65,9 @@ def load_model(part: Part, config: Any, device: str, compute_dtype: torch.dtype)
     _check_shapes(part, skeleton, stored)
     tensors = dict(_read_tensors(part, stored))
     try:
-        with _quiet():
-            model, info = model_class.from_pretrained(
-                None, config=config, state_dict=tensors, dtype=compute_dtype, output_loading_info=True
-            )
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=compute_dtype, output_loading_info=True
+        )
     except Exception as error:  # transformers raises anything for sizes that do not go together
         raise WeightsError(f"the weights in '{part.folder}' cannot be loaded: {describe(error)}") from None
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -158,8 +157,8 @@ def _read_tensors(part: Part, stored: dict[str, str]) -> Iterator[tuple[str, Ten
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing reports and progress bars while it loads."""
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing notes, reports and progress bars while it loads."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

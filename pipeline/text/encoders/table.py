@@ -37,6 +37,7 @@ COGVIDEOX = Family(
         "CogVideoXImageToVideoPipeline",
         "CogVideoXVideoToVideoPipeline",
         "CogVideoXFunControlPipeline",
+        "ConsisIDPipeline",
     ),
     null=EMPTY,
 )
@@ -94,6 +95,9 @@ WAN = Family(
         "LucyEditPipeline",
         "HeliosPipeline",
         "HeliosPyramidPipeline",
+        "ChronoEditPipeline",
+        "AnyFlowPipeline",
+        "AnyFlowFARPipeline",
     ),
     cleaning="wan",
     null=EMPTY,
