@@ -10,8 +10,9 @@ Rejected            one item or window is bad: becomes a row, the job goes on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stvae.card import UnknownVAE
 from stvae.weights import WeightsError
@@ -108,3 +109,13 @@ class Rejected(Exception):
     def because(cls, reject: Reject) -> Rejected:
         """The exception that carries ``reject``."""
         return cls(reject.stage, reject.reason, reject.message)
+
+
+def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise IntegrityError, which names them, if ``values`` has fields that are not ``known``."""
+    unknown = sorted(name for name in values if name not in known)
+    if unknown:
+        raise IntegrityError(
+            f"{what} has fields that this program does not know: {', '.join(unknown)}; "
+            "use the newer Latentmill that wrote it"
+        )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline.bucket import Bucket, check_buckets, group_buckets, numbers_needed, one_per_bucket
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.setting import Setting, available_cpus, check_columns, check_places, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 from stvae.geometry import ShapeError
@@ -223,16 +222,6 @@ class Recipe:
         changed = {name: value for name, value in self.to_json().items() if getattr(self, name) != defaults[name]}
         text = json.dumps([FORMAT_VERSION, changed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise IntegrityError, which names them, if ``values`` has fields that are not ``known``."""
-    unknown = sorted(name for name in values if name not in known)
-    if unknown:
-        raise IntegrityError(
-            f"{what} has fields that this program does not know: {', '.join(unknown)}; "
-            "use the newer Latentmill that wrote it"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

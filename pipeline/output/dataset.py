@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.output.layers import known_layers as layers
-from pipeline.recipe import FORMAT_VERSION, Recipe, Run, refuse_unknown_fields
+from pipeline.recipe import FORMAT_VERSION, Recipe, Run
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.named_files import get_if_present
 from pipeline.storage.store import Store

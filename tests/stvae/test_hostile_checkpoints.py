@@ -36,5 +36,7 @@ def test_a_broken_checkpoint_is_one_sentence(attempts: dict[str, dict[str, Any]]
     assert attempt["code"] == 2, attempt
     assert re.search(CASES[name][2], last) and last.startswith("error: "), last
     assert "Traceback" not in attempt["text"] and len(last) < 1500 and attempt["seconds"] < 60
-    assert all("planned" in line or line.startswith(("fetched videos may take", "encoders ")) for line in before), before
+    assert all("planned" in line or line.startswith(("fetched videos may take", "encoders ")) for line in before), (
+        before
+    )
     assert_clean(attempt["text"])

@@ -108,8 +108,8 @@ def check_text(layer: TextLayer, samples: Samples, names: Sequence[str]) -> None
     for name in filter(None, names):
         if name not in layer.captions:
             raise ConfigError(
-                f"the text layer '{layer.name}' has no embeddings of '{name}'; it has {', '.join(sorted(layer.captions))}. Run "
-                f"jobs/encode_text.py with --captions {name}"
+                f"the text layer '{layer.name}' has no embeddings of '{name}'; it has "
+                f"{', '.join(sorted(layer.captions))}. Run jobs/encode_text.py with --captions {name}"
             )
         starts = layer.captions[name].starts
         column = samples.table[name]

@@ -8,8 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from pipeline.errors import IntegrityError
-from pipeline.recipe import refuse_unknown_fields
+from pipeline.errors import IntegrityError, refuse_unknown_fields
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 """Size of a value by the data type of stored embeddings."""

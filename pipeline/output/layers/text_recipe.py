@@ -8,8 +8,8 @@ import json
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pipeline.errors import ConfigError, IntegrityError
-from pipeline.recipe import FORMAT_VERSION, refuse_unknown_fields
+from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
+from pipeline.recipe import FORMAT_VERSION
 from pipeline.setting import Setting, check_positive
 
 
