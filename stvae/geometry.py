@@ -21,21 +21,25 @@ class SizeRule:
     start: int
     step: int
     largest: int | None = None
+    or_one: bool = False
+    """True if 1 fits too. It is below ``start``."""
 
     def fits(self, size: int) -> bool:
         """Return True if the axis may have this size."""
-        return size >= self.start and self.largest_up_to(size) == size
+        return size > 0 and self.largest_up_to(size) == size
 
     def largest_up_to(self, size: int) -> int:
         """Return the largest size that fits and is not above ``size``; 0 if there is none."""
         if self.largest is not None:
             size = min(size, self.largest)
-        return size - (size - self.start) % self.step if size >= self.start else 0
+        if size < self.start:
+            return 1 if self.or_one and size >= 1 else 0
+        return size - (size - self.start) % self.step
 
     def nearest(self, size: int) -> int:
         """Return the size that fits and is nearest; the smaller one if two are equally near."""
-        below = max(self.largest_up_to(size), self.start)
-        above = below + self.step
+        below = self.largest_up_to(size) or (1 if self.or_one else self.start)
+        above = below + self.step if below >= self.start else self.start
         return above if self.fits(above) and above - size < size - below else below
 
     def __str__(self) -> str:
@@ -47,6 +51,7 @@ class SizeRule:
             text = f"{self.step}n+{self.start}"
         else:
             text = f"{self.start} + {self.step}n"
+        text = f"1 or {text}" if self.or_one else text
         return text if self.largest is None else f"{text}, at most {self.largest}"
 
 
@@ -76,8 +81,11 @@ class Geometry:
         """Return the latent (t, h, w) of pixels (T, H, W). Raises ShapeError, naming the nearest size that fits."""
         num_frames, height, width = size
         self.check(size)
-        t = sum(-(-n // self.temporal_stride) for n in self.chunks(num_frames))
-        return t, height // self.spatial_stride, width // self.spatial_stride
+        return self.latent_frames(num_frames), height // self.spatial_stride, width // self.spatial_stride
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Return the number of latent frames of a clip."""
+        return sum(-(-n // self.temporal_stride) for n in self.chunks(num_frames))
 
     def check(self, size: tuple[int, int, int]) -> None:
         """Raise ShapeError unless pixels (T, H, W) can be encoded."""
@@ -113,8 +121,11 @@ class Geometry:
         return covered
 
     def largest_whole_length(self, max_frames: int) -> int:
-        """Return the most frames up to ``max_frames`` that fit and fill every chunk; 0 if there are none."""
-        if self.chunk_frames is not None:
+        """Return the most frames up to ``max_frames`` that fit and fill every chunk; 0 if there are none.
+
+        A rule such as 17n+5, which fixes the length of the last chunk, decides alone.
+        """
+        if self.chunk_frames is not None and self.frames.step == 1:
             return max_frames - max_frames % self.chunk_frames
         return self.frames.largest_up_to(max_frames)
 

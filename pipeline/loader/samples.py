@@ -169,7 +169,7 @@ def select_samples(
         chosen, starts = _windows(num_frames[codes], card, frames, frames_stride)
         rows, keys, codes = rows[chosen], keys[chosen], codes[chosen]
         keys = keys ^ (starts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        latent_t = latents_before(card, frames)
+        latent_t = card.geometry.latent_frames(frames)
         buckets = [
             dataclasses.replace(bucket, num_frames=frames, latent_thw=(latent_t, *bucket.latent_thw[1:]))
             for bucket in buckets
@@ -233,7 +233,8 @@ def _matching_rows(table: pa.Table, where: Where) -> Indices:
 def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -> tuple[Indices, Indices]:
     """Return the clip and the first frame of each window.
 
-    Windows consist of whole chunks of the VAE, because only those equal what encoding their frames alone gives.
+    Windows begin with a chunk of the VAE and consist of whole chunks, because only those equal what encoding their frames
+    alone gives. The last chunk is shorter if the VAE's clips end with a shorter one.
     """
     chunk = card.geometry.chunk_frames
     if chunk is None:
@@ -241,8 +242,12 @@ def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -
             f"{card.class_name} encodes a clip as a whole, so windows of it cannot be exact; "
             f"leave out frames=, or select whole clips with where='num_frames == {frames}'"
         )
-    stride = frames if stride is None else stride
-    for name, value in (("frames", frames), ("frames_stride", stride)):
+    stride = -(-frames // chunk) * chunk if stride is None else stride
+    ends_early = card.geometry.frames.step > 1  # such as 17n+5: the last chunk of a clip has fewer frames
+    if ends_early and not card.geometry.frames.fits(frames):
+        nearest = card.geometry.frames.nearest(frames)
+        raise ConfigError(f"frames must be {card.geometry.frames}, got {frames}; the nearest that fits is {nearest}")
+    for name, value in (("frames", chunk if ends_early else frames), ("frames_stride", stride)):
         if value < 1 or value % chunk:
             raise ConfigError(f"{name} must be a multiple of the VAE's chunks of {chunk} frames, got {value}")
     # Shapes: num_frames and counts are int64 [clips]; clips and numbers are int64 [windows].

@@ -58,3 +58,20 @@ def test_the_nearest_size_fits_and_no_other_is_nearer(start: int, step: int, siz
     assert all(rule.fits(n) == (n in fitting) for n in range(250))
     assert rule.nearest(size) == min(fitting, key=lambda n: (abs(n - size), n))
     assert rule.largest_up_to(size) == max((n for n in fitting if n <= size), default=0)
+
+
+@given(st.integers(0, 200))
+def test_one_frame_may_fit_beside_a_rule(size: int) -> None:
+    rule = SizeRule(start=5, step=17, or_one=True)
+    fitting = [1, *range(5, 300, 17)]
+    assert str(rule) == "1 or 17n+5" and rule.fits(size) == (size in fitting)
+    assert rule.nearest(size) == min(fitting, key=lambda n: (abs(n - size), n))
+    assert rule.largest_up_to(size) == max((n for n in fitting if n <= size), default=0)
+
+
+@given(st.integers(0, 20))
+def test_the_last_chunk_of_a_clip_may_have_to_be_short(chunks: int) -> None:
+    geometry = plain_geometry(16, 4, SizeRule(start=5, step=17, or_one=True), chunk_frames=17)
+    num_frames = 17 * chunks + 5
+    assert geometry.latent_frames(num_frames) == len(geometry.covered_frames(num_frames)) == 5 * chunks + 2
+    assert geometry.largest_whole_length(num_frames + 16) == num_frames
