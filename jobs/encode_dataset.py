@@ -63,7 +63,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
         terminal.say_lines(print_config(arguments.values).split("\n"))
         return 0
     run = arguments.run()
-    card = read_card(local_checkpoint(run.vae))
+    card = read_card(local_checkpoint(run.vae), unlisted=run.unlisted_vae)
     recipe = arguments.recipe(card.sha256)
     if arguments.dry_run is not None:
         _dry_run(arguments, recipe, run, card, terminal)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.errors import ConfigError
+from stvae.geometry import Geometry, ShapeError
 
 T = TypeVar("T")
 
@@ -68,6 +69,15 @@ def check_buckets(buckets: Sequence[Bucket]) -> None:
             f"either all buckets have a group or none, but {', '.join(map(str, groups['']))} "
             f"{'has' if len(groups['']) == 1 else 'have'} none: write --buckets '240p=HxWxT,...;480p=HxWxT,...'"
         )
+
+
+def check_sizes(buckets: Sequence[Bucket], geometry: Geometry) -> None:
+    """Raise ConfigError, which names the nearest size that fits, for a bucket that the VAE cannot encode."""
+    for bucket in buckets:
+        try:
+            geometry.check((bucket.num_frames, bucket.height, bucket.width))
+        except ShapeError as error:
+            raise ConfigError(f"bucket {bucket} does not fit the VAE: {error}") from error
 
 
 def one_per_bucket(values: Sequence[T], buckets: Sequence[Bucket]) -> tuple[T, ...] | None:

@@ -8,11 +8,10 @@ import json
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pipeline.bucket import Bucket, check_buckets, group_buckets, numbers_needed, one_per_bucket
+from pipeline.bucket import Bucket, check_buckets, check_sizes, group_buckets, numbers_needed, one_per_bucket
 from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.setting import Setting, available_cpus, check_columns, check_places, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
-from stvae.geometry import ShapeError
 
 FORMAT_VERSION = 2
 SCENE_THRESHOLDS = {"adaptive": 3.0, "content": 27.0, "transnet": 0.5}
@@ -164,11 +163,9 @@ class Recipe:
 
     def check_vae(self, card: Card) -> None:
         """Refuse what the VAE cannot do; for buckets that it cannot encode, name the nearest size that fits."""
-        for bucket in self.buckets:
-            try:
-                card.geometry.check((bucket.num_frames, bucket.height, bucket.width))
-            except ShapeError as error:
-                raise ConfigError(f"bucket {bucket} does not fit the VAE: {error}") from error
+        check_sizes(self.buckets, card.geometry)
+        if card.lacks_logvar and self.store == "moments":
+            raise ConfigError(f"{card.class_name} has no true log-variance, so it cannot be sampled; give --store mean")
         if self.spatial_posterior == "sample" and card.class_name != OPEN_SORA_CLASS:
             raise ConfigError(f"--spatial-posterior is a setting of Open-Sora's VAE; {card.class_name} has none")
 
@@ -234,6 +231,8 @@ class Run:
     """Folder for the shards and their metadata."""
     vae: Annotated[str, Setting(metavar="NAME|PATH|URL")]
     """Checkpoint folder of the VAE, or 'demo'."""
+    unlisted_vae: bool = False
+    """Accept a VAE whose class is not in the table of stvae/README.md; dataset.json and the report say what is assumed."""
     local: bool = False
     """Encode in this process, without Ray."""
     ray_address: Annotated[str, Setting(metavar="ADDRESS", environment="RAY_ADDRESS")] = "local"

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from stvae import conventions, weights
 from stvae.card import Card, UnknownVAE
 from stvae.checkpoints.bounded_build import build_bounded
+from stvae.classes.convention import Config
+from stvae.classes.decoding import DECODERS
 
 PICTURES_PER_CALL = 8
 """Number of frames that an image VAE takes at once; bounds memory."""
@@ -75,17 +77,28 @@ def clear_cached_frames(model: nn.Module) -> None:
 
 
 class Autoencoder(nn.Module):
-    """Pixels in [-1, 1] to moments (or means) and back, the same way for every class."""
+    """Pixels in the range of the class to moments (or means) and back, the same way for every class."""
 
-    def __init__(self, model: Any, card: Card, config: conventions.Config) -> None:
+    def __init__(self, model: Any, card: Card, config: Config) -> None:
         super().__init__()
         self.model = model
         self.takes_images = card.geometry.chunk_frames == 1
         self.convention = conventions.TABLE.get(card.class_name, conventions.UNLISTED)
         self.first_frame_copies = self.convention.first_frame_copies(config)
+        self.adds_alpha = self.convention.adds_alpha(config)
         self.takes_noise_level = bool(config.get("timestep_conditioning"))
-        if self.convention.always_tiled:
+        self.decode_clip = DECODERS.get(card.class_name)
+        if self.convention.tiling == "always":
             model.enable_tiling()
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the model to the precision of its computations, without the parts that always compute in float32."""
+        names = set(self.convention.float32_modules)
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        kept = [(tensor, tensor.data.float()) for name, tensor in tensors if names & set(name.split("."))]
+        self.to(dtype=dtype)
+        for tensor, values in kept:
+            tensor.data = values
 
     def encode(self, x_BCTHW: Tensor, noise_BCThw: Tensor | None = None) -> Tensor:
         """Return mean then log-variance (B, 2C, t, h, w), or the mean alone. ``noise_BCThw`` must be None."""
@@ -94,9 +107,11 @@ class Autoencoder(nn.Module):
         # Invariant: a clip's moments do not depend on the other clips of the batch.
         # Example:   a causal VidTok with stride 4 gets 3 copies of the first frame: 17 frames become 20, then t = 5.
         assert noise_BCThw is None
+        if self.adds_alpha:
+            x_BCTHW = torch.cat([x_BCTHW, torch.ones_like(x_BCTHW[:, :1])], dim=1)  # opaque
         if self.takes_images:
             frames_NCHW = rearrange(x_BCTHW, "b c t h w -> (b t) c h w")
-            moments = [self._moments(call) for call in frames_NCHW.split(PICTURES_PER_CALL)]
+            moments = [self._picture_moments(call) for call in frames_NCHW.split(PICTURES_PER_CALL)]
             return _to_clips(torch.cat(moments), len(x_BCTHW))
         if self.first_frame_copies:
             copies_BCTHW = x_BCTHW[:, :, :1].expand(-1, -1, self.first_frame_copies, -1, -1)
@@ -104,15 +119,14 @@ class Autoencoder(nn.Module):
         return torch.cat([self._moments(call) for call in self._split_clips(x_BCTHW)])
 
     def decode(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
-        """Return pixels (B, 3, num_frames, H, W), in about [-1, 1], of raw latents."""
-        return (
-            self._decode_images(z_BCthw, num_frames) if self.takes_images else self._decode_clips(z_BCthw, num_frames)
-        )
+        """Return pixels (B, 3, num_frames, H, W), in about the range of the class, of raw latents."""
+        decode = self._decode_images if self.takes_images else self._decode_clips
+        return decode(z_BCthw, num_frames)[:, :3]  # a fourth channel is the opacity
 
     @property
     def can_tile(self) -> bool:
         """True if the class can encode both in tiles and without."""
-        return hasattr(self.model, "use_tiling") and not self.convention.always_tiled
+        return hasattr(self.model, "use_tiling") and self.convention.tiling == "optional"
 
     @contextmanager
     def tiled(self) -> Iterator[None]:
@@ -129,10 +143,17 @@ class Autoencoder(nn.Module):
             pixels_NCHW = _tensor_of(self.model.decode(latents_NChw, num_frames=num_frames))
         else:
             calls = latents_NChw.split(PICTURES_PER_CALL)
-            pixels_NCHW = torch.cat([_tensor_of(self.model.decode(call)) for call in calls])
+            pixels_NCHW = torch.cat([self._decode_pictures(call) for call in calls])
         return _to_clips(pixels_NCHW, len(z_BCthw))
 
+    def _decode_pictures(self, z_NChw: Tensor) -> Tensor:
+        if self.convention.pictures_have_time:
+            return _tensor_of(self.model.decode(z_NChw[:, :, None]))[:, :, 0]
+        return _tensor_of(self.model.decode(z_NChw))
+
     def _decode_clips(self, z_BCthw: Tensor, num_frames: int) -> Tensor:
+        if self.decode_clip is not None:
+            return self.decode_clip(self.model, z_BCthw)
         arguments = {}
         if self.takes_noise_level:  # LTX: the noise level of the latents
             arguments["temb"] = torch.zeros(len(z_BCthw), device=z_BCthw.device, dtype=z_BCthw.dtype)
@@ -144,9 +165,15 @@ class Autoencoder(nn.Module):
         """Split the batch into the calls that the class can take."""
         return x_B.split(1) if self.convention.one_clip_per_call else (x_B,)
 
+    def _picture_moments(self, x_NCHW: Tensor) -> Tensor:
+        if self.convention.pictures_have_time:
+            return self._moments(x_NCHW[:, :, None])[:, :, 0]
+        return self._moments(x_NCHW)
+
     def _moments(self, x: Tensor) -> Tensor:
         clear_cached_frames(self.model)
         mean, logvar = mean_and_logvar(self.model.encode(x))
+        logvar = None if self.convention.lacks_logvar else logvar
         parts = [_fold_patches(part, self.convention.patch) for part in (mean, logvar) if part is not None]
         return torch.cat(parts, dim=1)
 

@@ -15,7 +15,8 @@ from stvae import conventions, weights
 from stvae.checkpoints.class_hint import likely_class
 from stvae.checkpoints.files import describe, read_json
 from stvae.checkpoints.find import suggestion
-from stvae.conventions import Statistics
+from stvae.classes.convention import Statistics
+from stvae.classes.refused import REFUSED
 from stvae.geometry import Geometry, SizeRule, multiples, plain_geometry, power_of_two
 
 OPEN_SORA_CLASS = "VideoAutoencoderPipeline"
@@ -26,11 +27,13 @@ WRONG_CONFIG = (ArithmeticError, AttributeError, LookupError, MemoryError, StopI
 """Errors that a configuration with missing fields or fields of other types causes where it is read."""
 MAX_STRIDE, MAX_CHANNELS, MAX_SIZE = 1 << 12, 1 << 14, 1 << 20
 """Largest stride and number of channels of a latent, and largest size in a rule. Published ones are far below."""
+LEFT_OUT = ("or_one", "lacks_logvar", "assumed")
+"""Fields that were added to the card later. Cards without them stay as they were."""
 FLOAT32_MAX, FLOAT32_MIN = 3.4028234e38, 1.1754944e-38
 
 
 class UnknownVAE(ValueError):
-    """The class of a checkpoint is not in our table, and probing it failed too."""
+    """The class of a checkpoint is refused, or not in our table and not probed, or probing it failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,16 +53,26 @@ class Card:
     geometry: Geometry
     shift: Statistics
     scale: Statistics
+    lacks_logvar: bool = False
+    """True if the class of diffusers returns a log-variance that is not the model's, so only means may be stored."""
+    assumed: tuple[str, ...] = ()
+    """Facts that were assumed of a class without a row in our table."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain values for ``dataset.json``."""
-        return dataclasses.asdict(self)
+        """Return the card as plain values for ``dataset.json``. Fields with a default are left out if they have it."""
+        values = dataclasses.asdict(self)
+        rules = ((values["geometry"][axis], getattr(self.geometry, axis)) for axis in ("frames", "height", "width"))
+        for record, source in ((values, self), *rules):
+            for field in dataclasses.fields(source):
+                if field.name in LEFT_OUT and getattr(source, field.name) == field.default:
+                    del record[field.name]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Card:
         """Build the card from the values that ``to_json`` returned."""
-        statistics = {key: _as_tuples(values[key]) for key in ("shift", "scale")}
-        return cls(**(values | statistics | {"geometry": Geometry.from_json(values["geometry"])}))
+        tuples = {key: _as_tuples(values[key]) for key in ("shift", "scale", "assumed") if key in values}
+        return cls(**(values | tuples | {"geometry": Geometry.from_json(values["geometry"])}))
 
     @property
     def stored_channels(self) -> int:
@@ -75,26 +88,19 @@ class Card:
         return shift, scale  # type: ignore[return-value]
 
 
-def read_card(vae: str) -> Card:
+def read_card(vae: str, *, unlisted: bool = False) -> Card:
     """Read the card of a VAE given by name, path or URL. Reads its configuration and hashes its weights.
 
-    A subprocess probes a diffusers class that has no row in our table, which takes some seconds. Raises UnknownVAE if
-    that fails, or if the folder holds neither an Open-Sora 1.2 VAE nor an autoencoder of diffusers.
+    unlisted: accept a diffusers class without a row in our table. A subprocess probes it, which takes some seconds, and
+    the card says what was assumed of it. Raises UnknownVAE if that fails, or if the folder holds neither an Open-Sora 1.2
+    VAE nor an autoencoder of diffusers that is supported.
     """
     checkpoint = weights.find_checkpoint(vae)
     config = weights.read_config(checkpoint)
     class_name = config.get("_class_name")
     is_open_sora = config.get("model_type") == OPEN_SORA_CLASS
-    if not is_open_sora and class_name is None:
-        raise UnknownVAE(
-            f"{weights.config_name(checkpoint)} has no '_class_name'; add the class of diffusers that the model has, for "
-            f'example "_class_name": "{likely_class(config)}"'
-        )
-    if not is_open_sora and not (isinstance(class_name, str) and re.fullmatch(r"\w*Autoencoder\w*", class_name)):
-        raise UnknownVAE(
-            f"the VAE at '{vae}' has the class {str(class_name or config.get('model_type'))[:100]}; "
-            f"expected {OPEN_SORA_CLASS} or an Autoencoder class of diffusers{suggestion(checkpoint)}"
-        )
+    if not is_open_sora:
+        _check_class(vae, checkpoint, config, unlisted)
     name = weights.config_name(checkpoint)
     try:
         card = _open_sora_card(checkpoint, config) if is_open_sora else _diffusers_card(checkpoint, config)
@@ -106,6 +112,28 @@ def read_card(vae: str) -> Card:
         ) from None
     check_card(card, name)
     return card
+
+
+def _check_class(vae: str, checkpoint: Path, config: dict[str, Any], unlisted: bool) -> None:
+    """Raise UnknownVAE unless the class of a configuration has a row in our table, or may be probed."""
+    class_name = config.get("_class_name")
+    if class_name is None:
+        raise UnknownVAE(
+            f"{weights.config_name(checkpoint)} has no '_class_name'; add the class of diffusers that the model has, for "
+            f'example "_class_name": "{likely_class(config)}"'
+        )
+    shown = f"the VAE at '{vae}' has the class {str(class_name)[:100]}"
+    if not isinstance(class_name, str) or not class_name.isidentifier():
+        raise UnknownVAE(f"{shown}; expected {OPEN_SORA_CLASS} or an autoencoder class of diffusers")
+    if class_name in REFUSED:
+        raise UnknownVAE(f"{shown}, which is not supported: {REFUSED[class_name]}")
+    if class_name not in conventions.TABLE and not unlisted:
+        is_named_like_a_vae = re.search(r"autoencoder|vae", class_name, re.IGNORECASE)
+        raise UnknownVAE(
+            f"{shown}, which has no row in our table of classes, so its range of pixels, its posterior and its "
+            "normalization are not known; if they are the usual ones, give --unlisted-vae (unlisted=True in load_vae), "
+            f"which probes its sizes and records what is assumed{'' if is_named_like_a_vae else suggestion(checkpoint)}"
+        )
 
 
 def check_card(card: Card, name: str) -> None:
@@ -197,14 +225,16 @@ def _diffusers_card(checkpoint: Path, config: dict[str, Any]) -> Card:
         geometry=geometry,
         shift=shift,
         scale=scale,
+        lacks_logvar=convention is not None and convention.lacks_logvar,
+        assumed=conventions.ASSUMED if convention is None else (),
     )
 
 
 def _probe_class(checkpoint: Path, class_name: str) -> tuple[Geometry, bool]:
     """Return geometry and ``has_moments`` of a class that is not in the table. A subprocess encodes shapes only."""
     failed = (
-        f"diffusers' {class_name} has no row in stvae/conventions.py, and probing it failed; add a row, as "
-        "stvae/README.md explains"
+        f"diffusers' {class_name} has no row in stvae/classes, and probing it failed; add a row, as stvae/README.md "
+        "explains"
     )
     try:
         completed = subprocess.run(

@@ -17,6 +17,8 @@ from stvae import weights
 from stvae.autoencoder import Autoencoder, load_autoencoder
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry, read_card, temporal_sizes
 from stvae.checkpoints.bounded_build import build_bounded
+from stvae.classes.convention import FROM_MINUS_ONE_TO_ONE
+from stvae.classes.pixels import to_model_range, to_uint8
 from stvae.geometry import ShapeError
 from stvae.model import SpatioTemporalVAE
 from stvae.normalization import denormalize, normalize
@@ -43,20 +45,26 @@ def load_vae(
     only: Half | None = None,
     compiled: bool = False,
     autotune: bool = False,
+    unlisted: bool = False,
 ) -> VAE:
     """Load the VAE of a checkpoint, given by name, path or URL of a folder or file.
 
-    ``dtype`` is the precision of its computations. ``only="encoder"`` reads and keeps only what encoding needs.
-    ``compiled`` runs the encoder through torch.compile, which compiles each new shape when it first comes.
-    ``autotune`` lets cuDNN try its algorithms on each new shape and keep the fastest, which may be another one in the next
-    process, with other last bits.
+    ``dtype`` is the precision of its computations; MiniMax-H3 always encodes in float32. ``only="encoder"`` reads and
+    keeps only what encoding needs. ``compiled`` runs the encoder through torch.compile, which compiles each new shape when
+    it first comes. ``autotune`` lets cuDNN try its algorithms on each new shape and keep the fastest, which may be another
+    one in the next process, with other last bits. ``unlisted`` accepts a class of diffusers without a row in our table;
+    ``card.assumed`` then says what was assumed of it.
 
     Raises WeightsError if the checkpoint is incomplete or its keys do not fit, UnknownVAE if the class is not known.
     """
     checkpoint = weights.find_checkpoint(str(vae))
-    card = read_card(str(checkpoint))
+    card = read_card(str(checkpoint), unlisted=unlisted)
     model = _load_model(checkpoint, card, only)
-    model = model.to(device=device, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+    if isinstance(model, Autoencoder):
+        model.cast(getattr(torch, dtype))
+    else:
+        model.to(dtype=getattr(torch, dtype))
+    model = model.to(device=device).eval().requires_grad_(False)
     use_channels_last(model)
     if compiled:
         compile_encoders(model)
@@ -91,7 +99,8 @@ class VAE:
         self.autotune = autotune
         self.card = card
         self.model = model
-        parameter = next(model.parameters())
+        self._pixel_scale = model.convention.pixels if isinstance(model, Autoencoder) else FROM_MINUS_ONE_TO_ONE
+        parameter = next(model.parameters())  # the encoder's if there is one, whose type pixels must have
         self.device = parameter.device
         self.dtype = parameter.dtype
         self._upload_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -118,7 +127,7 @@ class VAE:
             raise ShapeError(
                 f"encode expects uint8 pixels [B,3,T,H,W], got {pixels_BCTHW.dtype} {list(pixels_BCTHW.shape)}"
             )
-        x_BCTHW = self.upload(pixels_BCTHW).float().div_(127.5).sub_(1).to(self.dtype)
+        x_BCTHW = to_model_range(self.upload(pixels_BCTHW), self._pixel_scale).to(self.dtype)
         size = self.latent_size((x_BCTHW.shape[2], x_BCTHW.shape[3], x_BCTHW.shape[4]))
         noise_BCThw = None if noise_seeds is None else self._spatial_noise(pixels_BCTHW.shape, noise_seeds)
         tiles = self.model.tiled() if tiled and isinstance(self.model, Autoencoder) else nullcontext()
@@ -129,7 +138,7 @@ class VAE:
             raise ShapeError(
                 f"{self.card.class_name} encoded {list(x_BCTHW.shape)} to {list(moments.shape)}"
                 f"{' in tiles' if tiled else ''}, but its card expects {list(expected)}; "
-                "correct the row of the class in stvae/conventions.py"
+                "correct the row of the class in stvae/classes"
             )
         return moments
 
@@ -138,7 +147,7 @@ class VAE:
         """Return uint8 pixels (B, 3, T, H, W) of raw latents (B, C, t, h, w), T = ``num_frames``."""
         with exact_numerics(autotune=self.autotune):
             x_BCTHW = self.model.decode(latents_BCthw.to(self.device, self.dtype), num_frames).float()
-        return x_BCTHW.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return to_uint8(x_BCTHW, self._pixel_scale)
 
     @property
     def can_tile(self) -> bool:

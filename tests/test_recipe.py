@@ -160,6 +160,7 @@ OTHER_RUNS: dict[str, object] = {
     "max_rejects": 0.5,
     "retry_rejects": "all",
     "single_writer": True,
+    "unlisted_vae": True,
     "progress_timeout_s": 60.0,
     "actors": 3,
     "ray_address": "auto",

@@ -101,7 +101,13 @@ def try_sizes(run: Run, bucket: Bucket, dtype: str, compiled: bool, sizes: Seque
         torch.set_num_threads(run.encoder_cpus)
     device = "cuda" if run.encoder_gpus else "cpu"
     checkpoint = local_checkpoint(run.vae)
-    options = {"device": device, "dtype": dtype, "compiled": compiled, "autotune": run.autotune}
+    options = {
+        "device": device,
+        "dtype": dtype,
+        "compiled": compiled,
+        "autotune": run.autotune,
+        "unlisted": run.unlisted_vae,
+    }
     vae = load_vae(checkpoint, only="encoder", **options)
     trials: dict[int, Trial] = {}
     for size in sizes:

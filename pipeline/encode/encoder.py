@@ -108,6 +108,7 @@ class ShardEncoder(UnitEncoder):
                 only="encoder",
                 compiled=recipe.compile,
                 autotune=run.autotune,
+                unlisted=run.unlisted_vae,
             )
         except (WeightsError, UnknownVAE) as error:
             raise ConfigError(f"an encoder cannot load the VAE that the driver read: {error}") from error

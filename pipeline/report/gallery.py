@@ -46,7 +46,13 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     """
     data = LatentDataset(run.output)
     device = "cuda" if run.encoder_gpus else "cpu"
-    vae = load_vae(local_checkpoint(run.vae), device=device, dtype=data.recipe.compute_dtype, only="decoder")
+    vae = load_vae(
+        local_checkpoint(run.vae),
+        device=device,
+        dtype=data.recipe.compute_dtype,
+        only="decoder",
+        unlisted=bool(data.card.assumed),
+    )
     if vae.card.sha256 != data.recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.encoder_gpus:
@@ -101,7 +107,7 @@ def preview(run: Run, rows: Sequence[int], path: str) -> str:
     ``path`` is relative to the output. Returns the picture's URL.
     """
     data = LatentDataset(run.output)
-    vae = load_vae(local_checkpoint(run.vae), only="decoder")
+    vae = load_vae(local_checkpoint(run.vae), only="decoder", unlisted=bool(data.card.assumed))
     strips, buckets = [], bucket_names(data.columns)
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
         decoded = decode_back(vae, data, row)

@@ -26,6 +26,11 @@ def list_notices(stats: DatasetStats) -> list[str]:
     if stats.total.clips and not stats.num_captions:
         notices.append("No clip has a caption. The note in the summary of the job says where there may be some.")
     notices += [f"{metadata_note(name, count)}." for name, count in sorted(stats.notes.items())]
+    if assumed := stats.dataset.card.assumed:
+        notices.append(
+            f"{stats.dataset.card.class_name} is not in the table of supported VAEs. This was assumed of it: "
+            f"{'; '.join(assumed)}. Compare this with the pipeline of its model before you train."
+        )
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:
         notices.append(

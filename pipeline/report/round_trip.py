@@ -125,7 +125,12 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     """
     data = LatentDataset(run.output)
     recipe = data.recipe
-    vae = load_vae(local_checkpoint(run.vae), device="cuda" if run.encoder_gpus else "cpu", dtype=recipe.compute_dtype)
+    vae = load_vae(
+        local_checkpoint(run.vae),
+        device="cuda" if run.encoder_gpus else "cpu",
+        dtype=recipe.compute_dtype,
+        unlisted=bool(data.card.assumed),
+    )
     if vae.card.sha256 != recipe.vae:
         raise ConfigError(f"the VAE at '{run.vae}' is not the one that made {data.store.url}")
     if not run.encoder_gpus:

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stvae import Card, conventions, load_vae, read_card
-from stvae.conventions import Convention
+from stvae.classes.convention import Convention
 from stvae.geometry import Geometry, ShapeError, multiples
 from stvae.probe import probe
 from tests.stvae import test_vaes as vae_checks

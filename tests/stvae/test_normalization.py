@@ -33,6 +33,12 @@ PIPELINES = {
     "AutoencoderKLLTX2Video": ("LTX2Pipeline", "__call__"),
     "AutoencoderKLMochi": ("MochiPipeline", "__call__"),
     "AutoencoderKLCosmos": ("CosmosTextToWorldPipeline", "__call__"),
+    "AsymmetricAutoencoderKL": ("StableDiffusionInpaintPipeline", "__call__"),
+    "AutoencoderKLHunyuanImage": ("HunyuanImagePipeline", "__call__"),
+    "AutoencoderKLHunyuanImageRefiner": ("HunyuanImageRefinerPipeline", "__call__"),
+    "AutoencoderKLQwenImage21": ("QwenImage21Pipeline", "__call__"),
+    "AutoencoderKLQwenImage layered": ("QwenImagePipeline", "__call__"),
+    "Kandinsky6SRVAE": ("Kandinsky6SRPipeline", "decode_latents"),
 }
 PICTURES = ("SanaPipeline", "Flux2Pipeline", "StableDiffusionImg2ImgPipeline")
 WORDS = (
@@ -47,7 +53,8 @@ WORDS = (
     "latents.permute",
 )
 """Text in the lines of a pipeline that scale or rearrange latents."""
-WITHOUT_PIPELINE = {"AutoencoderVidTok"}
+WITHOUT_PIPELINE = {"AutoencoderVidTok", "AutoencoderKLKVAE", "AutoencoderKLKVAEVideo", "AutoencoderKLMiniMaxH3"}
+"""VAEs without a pipeline class. ``test_minimax_h3.py`` compares MiniMax-H3 with the steps of its modular pipeline."""
 
 
 def test_every_vae_is_compared_with_its_pipeline() -> None:

@@ -1,0 +1,1 @@
+"""The autoencoder classes of diffusers: what differs from class to class, and which classes are refused."""
