@@ -230,7 +230,7 @@ class Run:
     output: Annotated[str, Setting(metavar="URL")]
     """Folder for the shards and their metadata."""
     vae: Annotated[str, Setting(metavar="NAME|PATH|URL")]
-    """Checkpoint folder of the VAE, or 'demo'."""
+    """Checkpoint of the VAE, a folder or a file; or 'demo'."""
     unlisted_vae: bool = False
     """Accept a VAE whose class is not in the table of stvae/README.md; dataset.json and the report say what is assumed."""
     local: bool = False

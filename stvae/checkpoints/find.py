@@ -6,15 +6,19 @@ import os
 import re
 from pathlib import Path
 
-from stvae.checkpoints.files import WeightsError, open_file
+from stvae.checkpoints.files import WeightsError, open_file, read_json
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")
 """Ends of the names of files with weights."""
+ORIGINAL_CLASSES = {"AutoencoderKLCausal3D", "AutoencoderKLConv3D"}
+"""Classes of a model's own code (HunyuanVideo and 1.5) whose folders have a ``config.json`` beside the original file."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def find_local(path: Path, vae: str, bundled: list[str]) -> Path:
     """Return the folder with the ``config.json`` of a VAE, or the file that the path leads to.
+
+    A folder as HunyuanVideo publishes it leads to its only file with weights.
 
     ``vae``: the path as it was given, for messages. WeightsError if there is neither.
     """
@@ -24,7 +28,7 @@ def find_local(path: Path, vae: str, bundled: list[str]) -> Path:
     path = _snapshot(path)
     for found in (path, path / "vae"):  # the latter in a whole diffusers pipeline
         if _exists(found / "config.json"):
-            return found
+            return _original_file(found) or found
     raise WeightsError(
         f"no VAE at '{vae}': expected a folder with config.json and *.safetensors, a file with weights, or one of {bundled}"
         f"{suggestion(path)}"
@@ -33,14 +37,28 @@ def find_local(path: Path, vae: str, bundled: list[str]) -> Path:
 
 def suggestion(folder: Path) -> str:
     """Return the end of a message that names a file of the folder that may be the VAE; an empty text if there is none."""
-    try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(WEIGHT_SUFFIXES))
-    except (OSError, ValueError):
-        return ""
+    names = _weight_names(folder)
     named = [name for name in names if re.search(r"vae|^ae\.", name, re.IGNORECASE)] or (
         names if len(names) == 1 else []
     )
     return f"; give the file itself: '{folder / named[0]}'" if named else ""
+
+
+def _original_file(folder: Path) -> Path | None:
+    """Return the only file with weights of a folder whose configuration is of a model's own code, else None."""
+    try:
+        class_name = read_json(folder / "config.json").get("_class_name")
+    except WeightsError:  # reading the configuration will raise it again
+        return None
+    names = _weight_names(folder) if isinstance(class_name, str) and class_name in ORIGINAL_CLASSES else []
+    return folder / names[0] if len(names) == 1 else None
+
+
+def _weight_names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(WEIGHT_SUFFIXES))
+    except (OSError, ValueError):
+        return []
 
 
 def _snapshot(path: Path) -> Path:

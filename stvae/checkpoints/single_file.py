@@ -43,9 +43,10 @@ class SingleFile:
             layout, prefix = found
             self._own_names = {name.removeprefix(prefix): name for name in self._file.infos if name.startswith(prefix)}
             check_types({name: self._file.infos[name] for name in self._own_names.values()}, path)
-            if beside is None or beside.get("_class_name") in layout.classes:
+            is_own = beside is not None and beside.get("_class_name") in layout.classes
+            if is_own or beside is None or not _is_in_diffusers(beside):
                 self._layout = layout
-                self.config = beside or self._published()
+                self.config = beside if beside is not None and is_own else self._published()
         if self._layout is None:
             self.config = self._config_of_folder(beside)
             self._own_names = {name: name for name in self._file.infos}
@@ -159,6 +160,11 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     class_name = config.get("_class_name")
     is_vae = isinstance(class_name, str) and class_name.startswith(("Autoencoder", "Asymmetric", "Kandinsky"))
     return config if is_vae or config.get("model_type") == "VideoAutoencoderPipeline" else None
+
+
+def _is_in_diffusers(config: Mapping[str, Any]) -> bool:
+    """Return True if diffusers has the class of a configuration. Original ones may name a class of their own code."""
+    return hasattr(import_diffusers(), str(config.get("_class_name")))
 
 
 def _by_clue(models: list[Published], names: Collection[str], path: Path) -> list[Published]:

@@ -89,13 +89,13 @@ RENAMINGS = {
 }
 
 
-def write_full_size(model: Published, path: Path, prefix: str = "", metadata: dict[str, str] | None = None) -> None:
+def write_full_size(model: Published, path: Path, prefix: str = "", others: tuple[str, ...] = ()) -> None:
     """Write a file of the size of a published model whose values are a hole, which takes no space."""
     name = RENAMINGS.get(model.title) or next(name for name in LAYOUTS if LAYOUTS[name][0] == model.class_name)
     with torch.device("meta"):
         built = getattr(diffusers, model.class_name)(**model.config)
         tensors = LAYOUTS[name][2](dict(built.state_dict()))
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, Any] = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in others}
     position = 0
     for key, tensor in tensors.items():
         stop = position + 2 * tensor.numel()
@@ -134,6 +134,22 @@ def test_a_published_name_decides_between_equal_shapes(name: str, title: str, tm
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     write_full_size(model, tmp_path / name)
     config = SingleFile(tmp_path / name).config
+    assert {key: config[key] for key in model.config} == model.config
+
+
+@pytest.mark.parametrize(
+    ("title", "prefix", "other"),
+    [
+        ("SDXL", "first_stage_model.", "conditioner.embedders.0.transformer.text_model.x"),
+        ("Stable Diffusion 1 and 2", "first_stage_model.", "cond_stage_model.transformer.text_model.x"),
+        ("Stable Diffusion 3", "first_stage_model.", "model.diffusion_model.joint_blocks.0.x"),
+        ("Flux", "vae.", "model.diffusion_model.double_blocks.0.img_attn.x"),
+    ],
+)
+def test_a_whole_model_tells_which_it_is(title: str, prefix: str, other: str, tmp_path: Path) -> None:
+    model = next(model for model in PUBLISHED if model.title == title)
+    write_full_size(model, tmp_path / "all.safetensors", prefix, (other,))
+    config = SingleFile(tmp_path / "all.safetensors").config
     assert {key: config[key] for key in model.config} == model.config
 
 
@@ -238,21 +254,34 @@ def test_other_parts_of_a_whole_model_may_have_any_type(tmp_path: Path) -> None:
         read_card(str(tmp_path / "all.safetensors"))
 
 
-def test_the_configuration_of_another_model_beside_a_file_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "file", "class_name"),
+    [
+        ("wan 2.1", "Wan2.1_VAE.pth", "WanModel"),
+        ("hunyuan video", "pytorch_model.pt", "AutoencoderKLCausal3D"),
+        ("hunyuan video 1.5", "diffusion_pytorch_model.safetensors", "AutoencoderKLConv3D"),
+    ],
+)
+def test_a_configuration_beside_a_file_that_is_not_of_diffusers_is_not_used(
+    name: str, file: str, class_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wan's repositories hold the transformer's ``config.json`` beside the VAE's file."""
-    tiny = Published(title="tiny", class_name="AutoencoderKLWan", config=LAYOUTS["wan 2.1"][1])
+    """Repositories hold the configuration of the transformer, or of the model's own code, beside the VAE's file."""
+    tiny = Published(title=f"tiny {name}", class_name=LAYOUTS[name][0], config=LAYOUTS[name][1])
     monkeypatch.setattr(single_file, "PUBLISHED", (tiny,))
-    model, tensors = make("wan 2.1")
-    torch.save(tensors, tmp_path / "Wan2.1_VAE.pth")
-    (tmp_path / "config.json").write_text('{"_class_name": "WanModel", "dim": 1536}')
+    model, tensors = make(name)
+    if file.endswith(".safetensors"):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / file)
+    else:
+        torch.save(tensors, tmp_path / file)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": class_name, "dim": 1536}))
     model.save_pretrained(tmp_path / "folder")
-    single_file._built.cache_clear()
-    card = read_card(str(tmp_path / "Wan2.1_VAE.pth"))
+    card = read_card(str(tmp_path / file))
     assert dataclasses.replace(card, sha256="") == dataclasses.replace(read_card(str(tmp_path / "folder")), sha256="")
-    with pytest.raises(UnknownVAE, match=r"has the class WanModel; .* give the file itself: '.*Wan2.1_VAE.pth'"):
-        read_card(str(tmp_path))
+    if class_name == "WanModel":
+        with pytest.raises(UnknownVAE, match=rf"has .* {class_name}.* give the file itself: '.*{file}'"):
+            read_card(str(tmp_path))
+    else:
+        assert read_card(str(tmp_path)) == card
 
 
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path: Path) -> None:
