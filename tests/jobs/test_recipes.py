@@ -45,6 +45,7 @@ CLASSES = {
     "ltx-2": ("AutoencoderKLLTX2Video", "LTX-2"),
     "hunyuanvideo-1.5": ("AutoencoderKLHunyuanVideo15", "HunyuanVideo 1.5"),
     "cogvideox": ("AutoencoderKLCogVideoX", "CogVideoX 5B"),
+    "minimax-h3": ("AutoencoderKLMiniMaxH3", None),
 }
 
 
@@ -85,6 +86,7 @@ def test_sizes_and_rates_are_those_of_the_models_training() -> None:
         "hunyuanvideo-1.5-720p": ([121], 24, 960 * 960),
         "ltx-2": ([121], 24, 640 * 640),
         "ltx-video": ([97, 121], 24, 640 * 640),
+        "minimax-h3": ([124], 24, 768 * 1344),
         "opensora-1.2-240p": ([1, 51, 102, 204, 408], None, 320 * 320),
         "opensora-1.2-480p": ([1, 51, 102, 204], None, 640 * 640),
         "opensora-1.2-720p": ([1, 51, 102], None, 720 * 1280),
