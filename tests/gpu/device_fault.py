@@ -46,19 +46,21 @@ def encode_in_actor(device: str) -> str:
     class Encoder:
         counters = EncoderCounters("encoder")
 
-        def __init__(self, settings: Any) -> None:
-            pass
-
         def encode_unit(self, unit: Unit, ignored_attempts: list[str]) -> None:
             encode_soundly(device, faulty=True)
 
+    class Maker:
+        job = "job"
+
+        def make(self) -> Any:
+            return Encoder()
+
     task = Task(Unit(name="u", source="s", format="tar", generation=0, start=0, stop=None))
     with (
-        mock.patch.object(ray_actor, "ShardEncoder", Encoder),
         mock.patch.object(ray_actor, "Metrics"),
         mock.patch.object(ray_actor, "EVERY_S", 1e6),  # no heartbeat, which would need Ray
     ):
-        list(ray_actor.EncoderActor(mock.Mock(job="job"))({"tasks": [pack([task])]}))
+        list(ray_actor.EncoderActor(Maker())({"tasks": [pack([task])]}))
     return "went on"
 
 

@@ -19,8 +19,12 @@ PACKAGES = ("torch", "diffusers", "numpy", "av", "pyarrow", "triton")
 
 
 def run(report: Report) -> None:
-    """Add rows for the device, the versions and the commit. ConfigError if torch cannot use the device."""
+    """Add rows for the device, the versions and the commit."""
     if report.on_gpu:
+        if not torch.cuda.is_available():
+            shown = f"PyTorch {torch.__version__} finds no GPU that it can use; --device cpu tries the command itself"
+            report.check("GPU", False, shown)
+            return
         name, facts = gpu_model(), torch.cuda.get_device_properties(0)
         libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, driver {_driver()}"
         report.measured("GPU", f"{name.removeprefix('cuda ')}, {facts.total_memory / 2**30:.0f} GiB, {libraries}")

@@ -142,8 +142,8 @@ def measure(device: str, vae: VAE, pixels: Tensor, name: str) -> Step:
     before = _memory_in_use(device)
     on_device = vae.upload(pixels)
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
     moments = vae.encode(on_device if name == "whole" else on_device[:1], tiled=name == "tiled")[0].cpu()
     if device == "cuda":
         used = torch.cuda.max_memory_allocated() - before
@@ -184,7 +184,11 @@ def _cap(device: str, cap_bytes: int) -> Iterator[None]:
 
 def _memory_in_use(device: str) -> int:
     gc.collect()
-    return torch.cuda.memory_allocated() if device == "cuda" else _status_bytes("VmSize")
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # also frees what another stream has used, which torch does late
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmSize")
 
 
 def _status_bytes(name: str) -> int:

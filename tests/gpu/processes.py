@@ -20,6 +20,8 @@ from typing import Any
 
 from tests.gpu.report import Report, Row, Verdict
 
+DONE = "done"
+"""Message after the last row."""
 END_S = 5.0
 """Seconds that a process may take to end after its last row."""
 
@@ -51,13 +53,14 @@ def run_part(module: str, arguments: tuple[Any, ...], section: str, device: str,
     try:
         while True:
             wait([receiver, process.sentinel], timeout=max(0.0, ends_s - time.monotonic()))
-            if receiver.poll():
-                try:
-                    row = receiver.recv()
-                except EOFError:
-                    row = None
-                if row is None:
-                    break
+            try:
+                row = receiver.recv() if receiver.poll() else None
+            except EOFError:
+                process.join(END_S)
+                row = None
+            if row == DONE:
+                break
+            if row is not None:
                 yield row
             elif not process.is_alive():
                 yield Row(section, what, f"its process ended with {_exit_words(process.exitcode)}", Verdict.FAILED)
@@ -109,7 +112,7 @@ def _work(
         traceback.print_exc()
         what = " ".join(map(str, arguments)) or "the section"
         sender.send(Row(section, what, _describe(error), Verdict.FAILED))
-    sender.send(None)
+    sender.send(DONE)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], sender: Connection) -> None:

@@ -73,7 +73,8 @@ def test_python_commands_are_accepted(words: list[str]) -> None:
     if called == "-m" and arguments[0] == "pytest":
         assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/")), words
     elif called == "-m":
-        source = (ROOT / (arguments[0].replace(".", "/") + ".py")).read_text()
+        module = ROOT / arguments[0].replace(".", "/")
+        source = (module / "__main__.py" if module.is_dir() else module.with_suffix(".py")).read_text()
         assert all(f'"{word}"' in source for word in arguments[1:] if word.startswith("--")), words
     else:
         assert called.startswith("jobs/"), words
