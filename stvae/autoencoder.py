@@ -70,7 +70,10 @@ def mean_and_logvar(encoded: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def clear_cached_frames(model: nn.Module) -> None:
-    """Drop the frames that EasyAnimate's convolutions keep when a call fails before its end."""
+    """Drop the frames that a model (Wan) or its convolutions (EasyAnimate) keep when a call fails before its end."""
+    clear_cache: Any = getattr(model, "clear_cache", None)
+    if clear_cache is not None:
+        clear_cache()
     for module in model.modules():
         if getattr(module, "prev_features", None) is not None:
             module.prev_features = None  # type: ignore[assignment]
@@ -172,7 +175,11 @@ class Autoencoder(nn.Module):
 
     def _moments(self, x: Tensor) -> Tensor:
         clear_cached_frames(self.model)
-        mean, logvar = mean_and_logvar(self.model.encode(x))
+        try:
+            mean, logvar = mean_and_logvar(self.model.encode(x))
+        except BaseException:
+            clear_cached_frames(self.model)
+            raise
         logvar = None if self.convention.lacks_logvar else logvar
         parts = [_fold_patches(part, self.convention.patch) for part in (mean, logvar) if part is not None]
         return torch.cat(parts, dim=1)

@@ -18,7 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.sources.item import Item
 from pipeline.video.outcomes import Clip
 from pipeline.video.windows import VideoFacts
-from stvae.memory import is_out_of_memory, release_memory
+from stvae.memory import is_out_of_memory, may_be_out_of_memory, release_memory
 
 if TYPE_CHECKING:  # torch is imported when an encoder is made; the driver needs none
     import torch
@@ -52,7 +52,7 @@ EncodedClips = dict[str, EncodedClip | None]
 
 
 class PreparedBatch(NamedTuple):
-    """A micro-batch on the VAE's device."""
+    """A micro-batch on the VAE's device, or in host memory if the device has no room for it yet."""
 
     ids: list[str]
     """Sample ids of its clips. Rows of the tensors beyond these are blank."""
@@ -107,8 +107,17 @@ class MicroBatchEncoder:
         for member in self.members:
             frames = member.frames(bucket.num_frames)
             x_BTHWC = np.ascontiguousarray(pixels_BTHWC[:, frames.start : frames.stop : frames.step])
-            uploads[member.name] = self.vae.upload(torch.from_numpy(x_BTHWC).permute(0, 4, 1, 2, 3))
+            uploads[member.name] = self._upload(torch.from_numpy(x_BTHWC).permute(0, 4, 1, 2, 3))
         return PreparedBatch([decoded.id for decoded in clips], uploads, seeds)
+
+    def _upload(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Upload pixels. If there is no memory for them beside the micro-batch in the VAE, ``encode`` uploads them later."""
+        try:
+            return self.vae.upload(x_BCTHW)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return x_BCTHW
 
     def _encode(self, batch: PreparedBatch) -> EncodedClips:
         moments: dict[str, Array] = {}
@@ -129,9 +138,12 @@ class MicroBatchEncoder:
     ) -> tuple[Array, str] | None:
         """Moments ``[num_clips or B,2C,t,h,w]`` of the first ``num_clips`` rows, and how they were encoded.
 
-        If memory runs out: clip by clip (``single``), then in tiles if the VAE can (``tiled``), then None.
+        If memory runs out: clip by clip (``single``), then in tiles if the VAE can (``tiled``), then None. An error that
+        looks like it, but also comes from the last of these, is raised.
         """
         import torch
+
+        failure: BaseException
 
         paths = ["whole", *(["single"] if len(x_BCTHW) > 1 else []), *(["tiled"] if self.vae.can_tile else [])]
         for path in paths:
@@ -145,7 +157,10 @@ class MicroBatchEncoder:
                 ]
                 return torch.cat(parts).numpy(), path
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not may_be_out_of_memory(error):
                     raise
+                failure = error.with_traceback(None)  # which would keep the memory
             release_memory()
+        if not is_out_of_memory(failure):
+            raise failure
         return None
