@@ -63,11 +63,7 @@ class Recipe:
     hdr: Literal["keep", "tonemap"] = "keep"
     """HDR video (PQ, HLG): keep the coded values, which look pale, or tone-map them to SDR."""
     resize: Literal["bicubic", "opensora", "ffmpeg"] = "bicubic"
-    """Interpolation when frames are resized; opensora is bilinear, like Open-Sora's video reader; ffmpeg is faster.
-
-    ``ffmpeg`` scales in YUV by area averaging. Pixels differ by about one level in the mean, most at edges of color.
-    Frames that are stored as RGB or gray, cropped by their container or tone-mapped are resized as with ``bicubic``.
-    """
+    """Interpolation of resized frames: bicubic; opensora, as its video reader (bilinear); ffmpeg, fast and in YUV (area)."""
     store: Literal["moments", "mean"] = "moments"
     """Part of the posterior to store: mean and log-variance, or the mean alone."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -151,10 +147,8 @@ class Recipe:
             object.__setattr__(self, "scene_threshold", SCENE_THRESHOLDS[self.scenes])
         if self.scenes == "none" and self.scene_threshold is not None:
             raise ConfigError("--scene-threshold goes with --scenes adaptive, content or transnet")
-        if self.scenes == "transnet" and self.decoder == "decord":
-            raise ConfigError("--scenes transnet needs --decoder pyav: decord cannot share a process with PyTorch")
-        if self.resize == "ffmpeg" and self.decoder == "decord":
-            raise ConfigError("--resize ffmpeg needs --decoder pyav: decord gives frames as RGB only")
+        if self.decoder == "decord" and (self.scenes == "transnet" or self.resize == "ffmpeg"):
+            raise ConfigError("--scenes transnet and --resize ffmpeg need --decoder pyav")
         check_positive(fps=self.fps, stride_frames=self.stride_frames, max_upscale=self.max_upscale)
         check_positive(unit_clips=self.unit_clips, max_pixels=self.max_pixels, max_duration_s=self.max_duration_s)
         check_positive(max_item_gb=self.max_item_bytes, scene_threshold=self.scene_threshold)
