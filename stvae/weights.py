@@ -130,7 +130,7 @@ def read_constants(checkpoint: Path, keys: Iterable[str], *, required: bool = Tr
 
     Raises WeightsError if a tensor is missing and ``required`` is true.
     """
-    files = _opened_files(checkpoint)
+    files = open_files(checkpoint)
     holders = {key: file for file in files for key in keys if key in file.infos}
     missing = [key for key in keys if key not in holders]
     if required and missing:
@@ -140,10 +140,11 @@ def read_constants(checkpoint: Path, keys: Iterable[str], *, required: bool = Tr
 
 def read_headers(checkpoint: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Return the file, type and shape of each tensor of a checkpoint by name. WeightsError if two files hold it."""
-    return _merged(_opened_files(checkpoint))
+    return merge_infos(open_files(checkpoint))
 
 
-def _opened_files(checkpoint: Path) -> Sequence[WeightFile]:
+def open_files(checkpoint: Path) -> Sequence[WeightFile]:
+    """Open the weight files of a checkpoint. WeightsError if one is damaged, or has types that weights do not have."""
     if checkpoint.is_file():
         return [SingleFile(checkpoint)]
     files = [open_weights(path) for path in weight_files(checkpoint)]
@@ -152,7 +153,8 @@ def _opened_files(checkpoint: Path) -> Sequence[WeightFile]:
     return files
 
 
-def _merged(files: Sequence[WeightFile]) -> dict[str, tuple[Path, TensorInfo]]:
+def merge_infos(files: Sequence[WeightFile]) -> dict[str, tuple[Path, TensorInfo]]:
+    """Return the file, type and shape of each tensor of several files by name. WeightsError if two files hold it."""
     tensors: dict[str, tuple[Path, TensorInfo]] = {}
     for file in files:
         for name, info in file.infos.items():
@@ -170,8 +172,8 @@ def load_weights(module: nn.Module, checkpoint: Path, unused: tuple[str, ...] = 
     None, and their tensors are not kept.
     """
     expected = {key: (tuple(tensor.shape), tensor.is_floating_point()) for key, tensor in module.state_dict().items()}
-    files = _opened_files(checkpoint)
-    stored = {name: info for name, (_, info) in _merged(files).items()}
+    files = open_files(checkpoint)
+    stored = {name: info for name, (_, info) in merge_infos(files).items()}
     stored_as = {key: key for key in stored}
     rename: Any = getattr(module, "_fix_state_dict_keys_on_load", None)
     if rename is not None:

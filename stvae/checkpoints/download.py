@@ -22,8 +22,8 @@ PICKLED_FILES = re.compile(rf"\.bin{INDEX}")
 """Ends of the names of files that are downloaded if a folder has no safetensors."""
 SCHEDULER = "scheduler/scheduler_config.json"
 """File of a pipeline that says in which scale its transformer works."""
-WANTED_TEXT_FILES = re.compile(r"\.(?:json|jinja|safetensors|model|txt)$")
-"""Ends of the names of files that the folder of a text encoder is downloaded for."""
+WANTED_TEXT_FILES = re.compile(r"\.(?:json|jinja|model|txt)$")
+"""Ends of the names of files, beside weights, that the folder of a text encoder is downloaded for."""
 TEXT_FOLDERS = re.compile(r"text_encoder(_\d)?|tokenizer(_\d)?|connectors")
 """Names of a pipeline's folders that text encoders need."""
 Request = Callable[[Callable[[], Any]], Any]
@@ -124,14 +124,22 @@ def _file_and_config(fs: Any, root: str, name: str, request: Request) -> Iterato
 def find_text_encoder_files(fs: Any, root: str, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the files of a text encoder by path: those of its own folder, or of a pipeline's folders for text."""
     entries = {Path(info["name"]).name: info for info in request(partial(fs.ls, root, detail=True))}
+    yield from _text_files(entries, "", with_weights="config.json" in entries)  # else they are of other models
     for name, info in entries.items():
         if info["type"] == "directory" and TEXT_FOLDERS.fullmatch(name):
-            for inner in request(partial(fs.ls, info["name"], detail=True)):
-                if inner["type"] == "file" and WANTED_TEXT_FILES.search(inner["name"]):
-                    yield f"{name}/{Path(inner['name']).name}", inner
-        is_foreign = name.endswith(".safetensors") and "config.json" not in entries  # weights of other models
-        if info["type"] == "file" and WANTED_TEXT_FILES.search(name) and not is_foreign:
-            yield name, info
+            inner = {Path(info["name"]).name: info for info in request(partial(fs.ls, info["name"], detail=True))}
+            yield from _text_files(inner, f"{name}/", with_weights=True)
+
+
+def _text_files(
+    entries: dict[str, dict[str, Any]], prefix: str, *, with_weights: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the wanted files of one folder. PyTorch files are wanted only if there are no safetensors."""
+    names = [name for name, info in entries.items() if info["type"] == "file"]
+    weights = ".safetensors" if any(name.endswith(".safetensors") for name in names) else ".bin"
+    for name in names:
+        if WANTED_TEXT_FILES.search(name) or (with_weights and name.endswith(weights)):
+            yield prefix + name, entries[name]
 
 
 def _short_hash(values: list[Any]) -> str:

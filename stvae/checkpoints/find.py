@@ -25,7 +25,7 @@ def find_local(path: Path, vae: str, bundled: list[str]) -> Path:
     if _exists(path) and not path.is_dir():
         open_file(path).close()
         return path
-    path = _snapshot(path)
+    path = snapshot(path)
     for found in (path, path / "vae"):  # the latter in a whole diffusers pipeline
         if _exists(found / "config.json"):
             return _original_file(found) or found
@@ -61,7 +61,7 @@ def _weight_names(folder: Path) -> list[str]:
         return []
 
 
-def _snapshot(path: Path) -> Path:
+def snapshot(path: Path) -> Path:
     """Return the snapshot that a model's folder in the Hub's cache has for its main branch; other paths as they are."""
     if not (path.name.startswith("models--") and _exists(path / "snapshots")):
         return path

@@ -20,6 +20,7 @@ from pipeline.text.encoders.family import Branch, Family
 from pipeline.text.encoders.table import FAMILIES
 from stvae.checkpoints.download import file_sha256
 from stvae.checkpoints.files import WeightsError, read_json
+from stvae.checkpoints.find import snapshot
 from stvae.weights import weight_files
 
 INDEX_FILES = ("model_index.json", "modular_model_index.json")
@@ -51,7 +52,7 @@ class Part:
 
     branch: Branch
     folder: Path
-    """Has ``config.json`` and safetensors."""
+    """Has ``config.json`` and the weights."""
     tokenizer: Path
     """Has the files of the tokenizer."""
     config: dict[str, Any]
@@ -97,7 +98,7 @@ def open_folder(encoder: str, options: EncoderOptions) -> EncoderFolder:
     ConfigError if it has none, if several families would fit, or if an option does not fit the family. WeightsError if a
     configuration is damaged.
     """
-    root = Path(local_text_encoder(encoder))
+    root = snapshot(Path(local_text_encoder(encoder)))
     if not root.is_dir():
         raise ConfigError(f"no text encoder at '{encoder}': expected a folder with config.json or model_index.json")
     found = list(_model_folders(root))
@@ -237,7 +238,7 @@ def _connector_folder(connector: str | None, root: Path) -> Path | None:
     for path in (given, given / "connectors"):
         if (path / "config.json").is_file():
             return path
-    raise ConfigError(f"no connector at '{connector}': expected a folder with config.json and *.safetensors")
+    raise ConfigError(f"no connector at '{connector}': expected a folder with config.json and its weights")
 
 
 def _check_length(connector: Path, max_tokens: int) -> None:

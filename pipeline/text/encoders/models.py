@@ -1,4 +1,4 @@
-"""Loads the text model of an encoder's folder: no pickle, no code from the folder, no network, and only what is used.
+"""Loads the text model of an encoder's folder: no code from the folder, no network, and only what is used.
 
 A checkpoint of a model that also sees or speaks has its text model's weights under a prefix. Other weights, and layers
 behind the one whose output is taken, are never read.
@@ -7,20 +7,19 @@ behind the one whose output is taken, are never read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging
 
 from pipeline.text.encoders.folders import Part
 from stvae.checkpoints.bounded_build import build_bounded
 from stvae.checkpoints.files import WeightsError, describe
-from stvae.weights import read_headers
+from stvae.weights import merge_infos, open_files
 
 MODEL_CLASSES = {
     "t5": "T5EncoderModel",
@@ -58,12 +57,14 @@ def load_model(part: Part, config: Any, device: str, compute_dtype: torch.dtype)
     WeightsError names weights that are missing or of another shape, and files that are damaged.
     """
     model_class = getattr(transformers, MODEL_CLASSES[part.config["model_type"]])
-    name = f"'{part.folder / 'config.json'}'"
-    stored = _stored_names(part, config.num_hidden_layers)
+    files = open_files(part.folder)
+    infos = merge_infos(files)
+    names = _stored_names(infos, config.num_hidden_layers)
     with torch.device("meta"):
-        skeleton: nn.Module = build_bounded(lambda: model_class(config), len(stored), name)
-    _check_shapes(part, skeleton, stored)
-    tensors = dict(_read_tensors(part, stored))
+        where = f"'{part.folder / 'config.json'}'"
+        skeleton: nn.Module = build_bounded(lambda: model_class(config), len(names), where)
+    _check_shapes(part, skeleton, {name: infos[key][1].shape for key, name in names.items()})
+    tensors = {names[key]: tensor for file in files for key, tensor in file.tensors(names).items()}
     try:
         model, info = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=compute_dtype, output_loading_info=True
@@ -103,25 +104,22 @@ def text_config(part: Part, layers: int | None) -> Any:
     return config
 
 
-def _stored_names(part: Part, layers: int) -> dict[str, str]:
+def _stored_names(stored: Collection[str], layers: int) -> dict[str, str]:
     """Names of the text model's weights: their name in the model, by their name in the checkpoint."""
     names: dict[str, str] = {}
-    headers = read_headers(part.folder)
-    is_composite = any("language_model." in stored for stored in headers)
-    for stored in headers:
-        if OTHER_WEIGHTS.match(stored) or (is_composite and "language_model." not in stored):
+    is_composite = any("language_model." in key for key in stored)
+    for key in stored:
+        if OTHER_WEIGHTS.match(key) or (is_composite and "language_model." not in key):
             continue
-        name = TEXT_PREFIX.sub("", stored)
+        name = TEXT_PREFIX.sub("", key)
         layer = re.match(r"layers\.(\d+)\.", name)
         if layer is None or int(layer[1]) < layers:
-            names[stored] = name
+            names[key] = name
     return names
 
 
-def _check_shapes(part: Part, skeleton: nn.Module, stored: dict[str, str]) -> None:
+def _check_shapes(part: Part, skeleton: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise WeightsError unless the checkpoint has every tensor of the model in its shape, and no other."""
-    headers = read_headers(part.folder)
-    shapes = {name: headers[key][1].shape for key, name in stored.items()}
     expected = {TEXT_PREFIX.sub("", name): tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     tied = TIED if TIED & shapes.keys() else set()
     problems = {
@@ -140,20 +138,6 @@ def _check_shapes(part: Part, skeleton: nn.Module, stored: dict[str, str]) -> No
     ]
     if found:
         raise WeightsError(f"the weights in {part.folder} do not fit its config.json; {'; '.join(found)}")
-
-
-def _read_tensors(part: Part, stored: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by name in the model. They stay mapped to their files until the model copies them."""
-    files: dict[Any, list[str]] = {}
-    for key, (path, _) in read_headers(part.folder).items():
-        if key in stored:
-            files.setdefault(path, []).append(key)
-    for path, keys in files.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield from ((stored[key], file.get_tensor(key)) for key in keys)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise WeightsError(f"'{path}' cannot be read: {error}") from None
 
 
 @contextmanager

@@ -105,11 +105,9 @@ def test_broken_configurations_are_refused(config: str, tmp_path: Path) -> None:
         open_renderer(str(tmp_path), EncoderOptions())
 
 
-def test_pickles_are_not_weights(tmp_path: Path) -> None:
-    make_folder(tmp_path, {".": "umt5"})
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="pickles are never loaded"):
-        open_renderer(str(tmp_path), EncoderOptions())
+def test_a_model_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    make_folder(tmp_path / "models--google--umt5-xxl" / "snapshots" / ("0" * 40), {".": "umt5"})
+    assert open_renderer(str(tmp_path / "models--google--umt5-xxl"), EncoderOptions()).card.family == "wan"
 
 
 def test_the_card_changes_with_weights_tokenizer_and_options(tmp_path: Path) -> None:

@@ -111,6 +111,18 @@ def test_a_checkpoint_in_parts(umt5: Path, tmp_path: Path) -> None:
     assert np.array_equal(main_array(umt5, "wan"), expected)
 
 
+def test_a_checkpoint_of_pytorch(umt5: Path) -> None:
+    """T5-XXL is published in this form only. Code in it does not run."""
+    expected = main_array(umt5, "wan")
+    tensors: dict[str, Any] = dict(load_file(umt5 / "model.safetensors"))
+    (umt5 / "model.safetensors").unlink()
+    torch.save(tensors, umt5 / "pytorch_model.bin")
+    assert np.array_equal(main_array(umt5, "wan"), expected)
+    torch.save(tensors | {"evil": Path("/")}, umt5 / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="tensors only and its code is never run"):
+        opened(umt5, "wan")
+
+
 LAST = "encoder.final_layer_norm.weight"
 
 
