@@ -249,7 +249,7 @@ def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe:
             },
             "each of 2 groups or of 3 buckets",
         ),
-        ({"scenes": "transnet", "decoder": "decord"}, "needs --decoder pyav"),
+        ({"scenes": "transnet", "decoder": "decord"}, "need --decoder pyav"),
         ({"scenes": "content", "scene_threshold": 0.0}, "must be positive"),
         ({"private_hosts": ("http://media.internal/",)}, "a host's name or address alone"),
     ],
