@@ -133,6 +133,7 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     assert job.process.wait(timeout=200) == 0, job.said
     assert not [row for row in assert_sound(job.output) if row["reject_reason"]]
     assert tree(job.output) == undisturbed
+    cluster.remove_node(second, allow_graceful=False)  # or a job of the next test would not have to wait
 
 
 def encoders(node: Any) -> set[int]:

@@ -126,7 +126,7 @@ def test_an_empty_cluster_whose_autoscaler_says_nothing_gets_cpus_and_a_line(mon
     assert resolve(MadeUpRay([HEAD], None), monkeypatch, gpus=0)[1] == [], "the user has chosen"
 
 
-def test_a_run_that_says_everything_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_auto_looks_at_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "connect_to_ray", None)
     run = run_of(gpus=1.0, cpus=8, actors=8)
     assert resolve_resources(run, None, say=print) is run
