@@ -64,7 +64,7 @@ def _run_all(parts: list[Part], device: str) -> Iterator[Row]:
 
 
 def _run(part: Part, device: str, budget_s: float) -> Iterator[Row]:
-    what = " ".join(map(str, part.arguments)) or part.section
+    what = " ".join(map(str, part.arguments)) or "the section"
     if missing := part.missing():
         yield Row(part.section, what, f"pip install --constraint constraints.txt {' '.join(missing)}", Verdict.NOT_RUN)
     elif budget_s <= 1:

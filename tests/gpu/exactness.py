@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from stvae import load_vae
 from stvae.vae import VAE
 from tests.gpu import tiny
+from tests.gpu.full_size import FULL_SIZE, SMALL, build
 from tests.gpu.report import Report
 from tests.support.golden import GOLDEN, TINY
 
@@ -45,6 +47,7 @@ def run(report: Report) -> None:
         _check_golden(report)
         for name in tiny.NAMES:
             _check_vae(report, name, tiny.folder_of(name, Path(folder)))
+    _check_wide(report)
 
 
 def _check_golden(report: Report) -> None:
@@ -98,6 +101,21 @@ def _check_bfloat16(report: Report, subject: str, folder: Path, pixels: Tensor, 
         bound = BOUND_WITHOUT_CPU * float(expected.std())
     error = error_on(report.device) if report.on_gpu else cpu_error
     report.check(subject, error <= bound, f"{error:.1e}, bound {bound:.1e}")
+
+
+def _check_wide(report: Report) -> None:
+    """Compare a VAE with as many channels as a published one, whose convolutions can use what tiny ones cannot."""
+    model = replace((FULL_SIZE if report.on_gpu else SMALL)["Wan 2.1"], size=(5, 64, 64))
+    vae, _ = build(model, "cpu", "float32")
+    pixels = tiny.random_clips(model.size)
+    expected = vae.encode(pixels)
+    moved = VAE(vae.card, vae.model.to(report.device))
+    error = _largest(moved.encode(pixels), expected)
+    report.check(f"Wan 2.1, full width {_shown(model.size)} float32", error <= EXACT, f"{error:.1e}, bound {EXACT:.0e}")
+    with torch.inference_mode():
+        pixels_BCTHW = moved.upload(pixels).float() / 127.5 - 1
+        error = _largest(moved.model.encode(pixels_BCTHW), expected)
+    report.measured("the same with the numerics outside of encode", f"{error:.1e}")
 
 
 def watch_numerics(vae: VAE) -> list[dict[str, str]]:
