@@ -23,6 +23,7 @@ from pipeline.report.display_text import display_text, format_time
 from pipeline.report.history import Job, read_history
 from pipeline.report.page_context import PageContext
 from pipeline.report.pictures import Picture, read_pictures
+from pipeline.report.text_layers import LayerSection, read_layers
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
@@ -33,13 +34,16 @@ FILTERS = (display_text, number, byte_size, duration, percent, format_time, reje
 
 def write_page(store: Store) -> None:
     """Write ``report.html``; replaces an earlier one. Raises ConfigError if there is no output at this URL."""
-    store.put(PATH, render(collect_stats(store), read_history(store), read_pictures(store)).encode())
+    page = render(collect_stats(store), read_history(store), read_pictures(store), read_layers(store))
+    store.put(PATH, page.encode())
     failpoint(Failpoint.REPORT_WRITTEN)
 
 
-def render(stats: DatasetStats, history: Sequence[Job], pictures: Sequence[Picture]) -> str:
+def render(
+    stats: DatasetStats, history: Sequence[Job], pictures: Sequence[Picture], layers: Sequence[LayerSection] = ()
+) -> str:
     """Return the page's HTML."""
-    return _template().render(page=PageContext(stats=stats, history=history, pictures=pictures))
+    return _template().render(page=PageContext(stats=stats, history=history, pictures=pictures, layers=layers))
 
 
 @cache

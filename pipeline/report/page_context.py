@@ -29,6 +29,7 @@ from pipeline.report.latent_stats import MIN_CLIPS_TO_JUDGE, LatentStatistics
 from pipeline.report.notices import list_notices
 from pipeline.report.pictures import Picture
 from pipeline.report.scene_stats import SceneStats
+from pipeline.report.text_layers import LayerSection
 from stvae.card import Card
 
 MAX_ROWS = 20
@@ -65,6 +66,8 @@ class PageContext:
     stats: DatasetStats
     history: Sequence[Job]
     pictures: Sequence[Picture]
+    layers: Sequence[LayerSection] = ()
+    """Text layers by name."""
     max_rows: int = MAX_ROWS
     max_open_buckets: int = MAX_OPEN_BUCKETS
     time: str = field(default_factory=lambda: format_time(time.time()))

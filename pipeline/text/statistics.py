@@ -54,6 +54,11 @@ class TextStatistics:
     repeated_bytes: int = 0
     """Size that they would have if every form of every sample had a row of its own."""
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TextStatistics:
+        """The numbers in a ``summary.json``. TypeError if it has other fields."""
+        return cls(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
+
     @property
     def saved_by_trimming_bytes(self) -> int:
         """Bytes that rows at full length would take in addition."""
