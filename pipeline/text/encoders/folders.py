@@ -160,15 +160,23 @@ def _pipeline_index(root: Path) -> dict[str, Any]:
 
 def _model_folders(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders with the ``config.json`` of a transformers model: the given one, then those up to two levels below it."""
-    inner = sorted(path for path in root.iterdir() if path.is_dir())
+    inner = _folders_in(root)
     inner.sort(key=lambda path: not path.name.startswith("text_encoder"))
-    below = [deeper for path in inner for deeper in sorted(path.iterdir()) if deeper.is_dir()]
+    below = [deeper for path in inner for deeper in _folders_in(path)]
     for path in [root, *inner, *below][:MAX_FOLDERS]:
         if (path / "config.json").is_file():
             config = read_json(path / "config.json")
             if isinstance(config.get("model_type"), str):
                 _check_sizes(path, config)
                 yield path, config
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, by name; none if it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
 
 
 def _check_sizes(path: Path, config: dict[str, Any]) -> None:

@@ -58,3 +58,15 @@ def assert_close(ours: Tensor, expected: Tensor) -> None:
     """Fail unless two tensors have the same shape and differ by less than the promised tolerance."""
     assert ours.shape == expected.shape, (ours.shape, expected.shape)
     assert ours.numel() == 0 or float((ours - expected.float()).abs().max()) < TOLERANCE
+
+
+def check_batches(
+    encoder: FamilyEncoder, captions: Sequence[str] = ("a cat", "", "a dog sleeps on the grass " * 4)
+) -> None:
+    """Fail unless each caption gets the same embedding in a batch, padded to the longest length, as alone."""
+    for caption, together in zip(captions, embed(encoder, captions, encoder.card.lengths[-1]), strict=True):
+        alone = embed(encoder, [caption])[0]
+        assert together.keys() == alone.keys() == {array.name for array in encoder.card.arrays}
+        for name, array in together.items():
+            assert array.length == alone[name].length
+            assert_close(torch.from_numpy(array.values), torch.from_numpy(alone[name].values))

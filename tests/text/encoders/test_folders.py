@@ -175,6 +175,13 @@ def test_quoted_texts(caption: str, glyphs: str) -> None:
     assert quoted_texts(caption) == glyphs
 
 
+def test_folders_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, {".": "umt5"})
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
+    assert open_renderer(folder, EncoderOptions()).card.family == "wan"
+
+
 def test_every_family_has_its_own_arrays_and_pipelines() -> None:
     pipelines = [pipeline for family in FAMILIES.values() for pipeline in family.pipelines]
     assert len(pipelines) == len(set(pipelines))

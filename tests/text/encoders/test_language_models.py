@@ -22,7 +22,7 @@ from pipeline.text.encoder import EncoderOptions
 from pipeline.text.encoders.opening import open_renderer
 from stvae.weights import WeightsError
 from tests.text.encoders import makers
-from tests.text.encoders.comparison import CAPTIONS, LONG, assert_close, embed, opened, padded
+from tests.text.encoders.comparison import CAPTIONS, LONG, assert_close, check_batches, embed, opened, padded
 
 QUOTES = 'A sign says "STOP" and “Halt”, then "STOP" again'
 
@@ -44,6 +44,7 @@ def test_hunyuan_video(clip: tuple[Any, Any], tmp_path: Path) -> None:
     pipe = diffusers.HunyuanVideoPipeline(*llama, None, None, None, *clip)
     encoder = opened(folder)
     assert encoder.card.lengths[-1] == 351 and encoder.card.template.count("{}") == 1
+    check_batches(encoder)
     for caption in [*CAPTIONS, "braces {} and {0}"]:
         with torch.no_grad():
             expected, pooled, mask = pipe.encode_prompt(caption, device="cpu")
@@ -71,6 +72,7 @@ def test_hunyuan_video_15(qwen: tuple[Any, Any], tmp_path: Path) -> None:
             assert_close(ours.values, values[0] * ones[0][:, None])
     assert embed(encoder, ["no quotes"])[0]["glyphs"].length == 0
     assert encoder.render(QUOTES) == (QUOTES, 'Text "STOP". Text "Halt". ')
+    check_batches(encoder)
 
 
 def test_kandinsky_5(qwen: tuple[Any, Any], clip: tuple[Any, Any], tmp_path: Path) -> None:
@@ -79,6 +81,7 @@ def test_kandinsky_5(qwen: tuple[Any, Any], clip: tuple[Any, Any], tmp_path: Pat
     pipe.tokenizer = lambda text, images, videos, **options: qwen[1](text, **options)
     pipe.tokenizer.decode = qwen[1].decode
     encoder = opened(folder)
+    check_batches(encoder)
     for caption in CAPTIONS:
         with torch.no_grad():
             expected, pooled, lengths = pipe.encode_prompt(caption, device="cpu", max_sequence_length=512)
@@ -97,6 +100,7 @@ def test_sana_video(tmp_path: Path) -> None:
     pipe = diffusers.SanaVideoPipeline(gemma[1], gemma[0], None, None, None)
     encoder = opened(folder)
     instruction = encoder.card.template.removesuffix("{}").split("\n")
+    check_batches(encoder)
     for caption in CAPTIONS:
         with torch.no_grad():
             expected, mask, null, null_mask = pipe.encode_prompt(
@@ -133,6 +137,7 @@ def test_cosmos_predict_25_is_refused_with_its_size_unless_asked_for(qwen: tuple
     pipe = SimpleNamespace(tokenizer=qwen[1], text_encoder=qwen[0])
     encoder = opened(folder, large=True)
     assert encoder.card.array("text").width == 3 * 32
+    check_batches(encoder)
     for caption in [*CAPTIONS, encoder.card.null.text]:
         with torch.no_grad():
             expected = Cosmos2_5_PredictBasePipeline._get_prompt_embeds(pipe, caption, device="cpu")
@@ -150,8 +155,11 @@ def test_minimax_h3(tmp_path: Path) -> None:
         (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
         encoder = opened(folder)
         assert encoder.card.family == "minimax-h3" and f"tag {MINIMAX_H3_TEXT_TAG}" in encoder.card.cut
-        captions = [CAPTIONS[0], 10 * CAPTIONS[0]]
+        captions = [CAPTIONS[0], "", 10 * CAPTIONS[0]]
         for caption, ours in zip(captions, embed(encoder, captions), strict=True):
+            if not caption:
+                assert ours["text"].values.shape == (0, 32)
+                continue
             ids = tokenizer(caption, add_special_tokens=False)["input_ids"]
             with torch.no_grad():
                 expected = get_qwen3vl_prompt_embeds(model, processor, ids, device="cpu", dtype=torch.float32)
@@ -208,6 +216,8 @@ def test_ltx_2(gemma: tuple[Path, Any], tmp_path: Path, modalities: bool, regist
         connector = getattr(connectors, f"{name}_connector")
         connector.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0]}))
     before, after = opened(tmp_path), opened(tmp_path, connector=str(tmp_path / "connectors"))
+    check_batches(before)
+    check_batches(after)
     assert before.card.encoder_sha256 == after.card.encoder_sha256 and before.card.cut != after.card.cut
     for caption in CAPTIONS:
         with torch.no_grad():

@@ -17,7 +17,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.text.encoder import EncoderOptions
+from pipeline.text.encoders.models import MODEL_CLASSES
 from pipeline.text.encoders.opening import load_text_encoder
+from pipeline.text.encoders.table import FAMILIES
 from stvae.weights import WeightsError
 from tests.text.encoders import makers
 from tests.text.encoders.comparison import CAPTIONS, embed, opened
@@ -210,3 +212,9 @@ def test_bfloat16_gives_the_bits_of_the_pipeline(umt5: Path) -> None:
             expected, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=512)
         ours = embed(encoder, [caption], 512)[0]["text"].values
         assert np.array_equal(ours, expected[0, : len(ours)].float().numpy())
+
+
+def test_every_model_type_of_the_table_has_a_class() -> None:
+    types = {model for family in FAMILIES.values() for branch in family.branches for model in branch.models}
+    assert types == MODEL_CLASSES.keys()
+    assert all(hasattr(transformers, name) for name in MODEL_CLASSES.values())
