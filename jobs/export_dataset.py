@@ -116,6 +116,8 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
         terminal.say_lines(estimate_export(data, settings, len(rows_by_unit(data))).lines())
         return 0
+    for note in target.notes(data):
+        terminal.say(f"note: {note}")
     store = open_output(arguments.output, single_writer=arguments.single_writer)
     execute = export_locally if arguments.local else partial(export_on_ray, arguments.ray_address)
     progress = ExportProgress(terminal, len(data))

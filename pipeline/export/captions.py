@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline.errors import ConfigError
 from pipeline.export.options import EACH, ExportOptions
 from pipeline.loader import LatentDataset
+from pipeline.loader.text.captions import ChosenCaption
+from pipeline.loader.text.layer import check_text
 
 CAPTION = "caption"
 CAPTIONS = "captions"
@@ -27,19 +31,33 @@ def check_caption(data: LatentDataset, options: ExportOptions) -> None:
         )
 
 
+def check_embeddings(data: LatentDataset, options: ExportOptions) -> None:
+    """Raise ConfigError if captions that are exported have no embedding in the text layer."""
+    if data.text is None:
+        return
+    wanted = [options.caption] if options.caption != EACH else [CAPTION]
+    if options.caption == EACH and pc.any(pc.is_valid(data.samples.columns([CAPTIONS])[CAPTIONS])).as_py():
+        wanted.append(CAPTIONS)
+    check_text(data.text, data.samples, wanted)
+
+
 def caption_columns(options: ExportOptions) -> list[str]:
     """Return the columns that ``captions_of`` reads."""
     return [CAPTION, CAPTIONS] if options.caption == EACH else [CAPTIONS, options.caption]
 
 
-def captions_of(columns: Mapping[str, Any], options: ExportOptions) -> list[str]:
-    """Return the captions with which a sample is exported, one exported sample for each. None means: leave it out."""
-    captions = (columns[CAPTIONS] or [columns[CAPTION]]) if options.caption == EACH else [columns[options.caption]]
-    present = [str(caption) for caption in captions if caption is not None and str(caption).strip()]
-    return present or ([""] if options.uncaptioned else [])
+def captions_of(columns: Mapping[str, Any], options: ExportOptions) -> list[ChosenCaption]:
+    """Return the captions with which a sample is exported, one exported sample for each. Without one it is left out."""
+    is_list = options.caption == EACH and bool(columns[CAPTIONS])
+    name = CAPTIONS if is_list else CAPTION if options.caption == EACH else options.caption
+    texts = columns[CAPTIONS] if is_list else [columns[name]]
+    captions = [
+        ChosenCaption(name, n, str(text)) for n, text in enumerate(texts) if text is not None and str(text).strip()
+    ]
+    return captions or ([ChosenCaption("", 0, "")] if options.uncaptioned else [])
 
 
 def captions_left(columns: Mapping[str, Any], options: ExportOptions) -> int:
     """Return how many captions of an exported sample are not exported."""
     every = {caption for caption in (*(columns[CAPTIONS] or ()), columns.get(CAPTION)) if caption}
-    return len(every - set(captions_of(columns, options)))
+    return len(every - {caption.text for caption in captions_of(columns, options)})

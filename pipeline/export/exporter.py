@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.executor.ray_map import map_on_ray
-from pipeline.export.captions import check_caption
+from pipeline.export.captions import check_caption, check_embeddings
 from pipeline.export.options import ExportOptions
 from pipeline.export.summary import ExportSummary
 from pipeline.export.target import ExportTarget
@@ -65,7 +65,7 @@ def export_dataset(
         progress(summary, done)
     _check_complete(summary, len(data))
     parts = ((unit, read_part(store, unit)) for unit, _ in units)
-    files, size_bytes = put_folder(store, lambda folder: target.write_indexes(parts, folder, store.url))
+    files, size_bytes = put_folder(store, lambda folder: target.write_indexes(parts, folder, store.folder or store.url))
     summary.files, summary.size_bytes = summary.files + files, summary.size_bytes + size_bytes
     store.put_new(COMPLETE, json.dumps(_description(settings, summary), indent=1, sort_keys=True).encode())
     store.delete(UNFINISHED)
@@ -90,6 +90,7 @@ def open_export(url: str, target: str, options: ExportOptions) -> tuple[LatentDa
         raise ConfigError(f"{found.name} holds no text embeddings; leave out --text")
     if found.text == "must" and options.text is None:
         raise ConfigError(f"{found.name} needs text embeddings: give --text LAYER (jobs/encode_text.py makes one)")
+    check_embeddings(data, options)
     found.check(data, options)
     return data, found
 

@@ -10,20 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.loader.text.reading import EmbeddedArray
 from stvae.card import Card
 from stvae.normalization import normalize
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextArray:
-    """One array of a text embedding, such as T5's rows or CLIP's pooled vector."""
-
-    values: torch.Tensor
-    """``[L,D]``, or ``[D]`` for a pooled vector, in the dtype of the layer."""
-    length: int
-    """Number of true tokens: rows from here on are padding that the layer keeps. 1 for a pooled vector."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +29,7 @@ class ExportedSample:
     caption: str | None
     columns: dict[str, Any]
     """Values of ``exported_columns``; None where a value is missing."""
-    text: Mapping[str, TextArray] = field(default_factory=dict)
+    text: Mapping[str, EmbeddedArray] = field(default_factory=dict)
     """The caption's embedding by the names of its arrays. Empty if no text layer is exported."""
     first_Cthw: Floats | None = None
     """Raw latents of the first frame, encoded alone, if the output and the target have it."""
@@ -55,6 +46,10 @@ class ExportedSample:
         """Return the normalized latents of the first frame."""
         assert self.first_Cthw is not None, "targets ask for first frames in their check"
         return self._normalized(self.first_Cthw[: self.card.latent_channels])
+
+    def main_text(self) -> EmbeddedArray:
+        """Return the main array of the embedding."""
+        return next(iter(self.text.values()))
 
     def _normalized(self, raw_Cthw: Floats) -> Floats:
         values: Floats = normalize(torch.from_numpy(raw_Cthw)[None], self.card)[0].numpy()

@@ -55,13 +55,22 @@ class ExportTarget(ABC):
     """``moments`` if the reader takes mean and log-variance, so that an output made with ``--store mean`` is refused."""
     text: ClassVar[Literal["none", "may", "must"]] = "may"
     """``must`` if the reader needs embeddings of captions, ``none`` if it takes none."""
-    one_caption: ClassVar[bool] = True
-    """True if a sample of the format has one caption."""
+    vae_classes: ClassVar[tuple[str, ...]] = ()
+    """Classes of the VAEs that the trainer knows; none if it takes any latents."""
     first_frame: ClassVar[bool] = False
     """True if the target uses the latents of the first frame where the output has them."""
 
     def check(self, data: LatentDataset, options: ExportOptions) -> None:  # noqa: B027 (most targets take every dataset)
         """Raise ConfigError if this format cannot hold ``data``; the message says why and what would help."""
+
+    def notes(self, data: LatentDataset) -> list[str]:
+        """Return sentences about what the trainer may not expect of this dataset."""
+        if self.vae_classes and data.card.class_name not in self.vae_classes:
+            known = " or ".join(self.vae_classes)
+            return [
+                f"the trainer's own models have latents of {known}; this output has those of {data.card.class_name}"
+            ]
+        return []
 
     def refuse(self, columns: Mapping[str, Any]) -> str | None:
         """Return why the format cannot hold a sample with these columns, in a few words; None if it can."""
@@ -76,4 +85,7 @@ class ExportTarget(ABC):
         """
 
     def write_indexes(self, parts: Parts, folder: Path, url: str) -> None:  # noqa: B027 (not every format has an index)
-        """Write the files that list all units below ``folder``, once every unit is there. url: that of the export."""
+        """Write the files that list all units below ``folder``, once every unit is there.
+
+        url: that of the export, or its path if it is local.
+        """

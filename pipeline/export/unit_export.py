@@ -22,6 +22,8 @@ from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget, exported_columns
 from pipeline.export.targets.registry import find_target
 from pipeline.loader import LatentDataset
+from pipeline.loader.text.captions import ChosenCaption
+from pipeline.loader.text.reading import EmbeddedArray, read_texts
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.store import Store
 
@@ -144,8 +146,9 @@ class UnitExporter:
         stored = self.data.read(numbers, latent="sample" if self.target.latents == "moments" else "mean")
         has_first = self.target.first_frame and self.data.recipe.conditioning != "none"
         first = self.data.read(numbers, member="first") if has_first else [None] * len(numbers)
-        for values, raw_Cthw, first_Cthw in zip(columns, stored, first, strict=True):
-            captions = captions_of(values, self.options)
+        all_captions = [captions_of(values, self.options) for values in columns]
+        texts = self._texts(numbers, all_captions)
+        for values, captions, raw_Cthw, first_Cthw in zip(columns, all_captions, stored, first, strict=True):
             outcome.samples += 1
             outcome.captions_left += captions_left(values, self.options)
             for position, caption in enumerate(captions):
@@ -154,10 +157,28 @@ class UnitExporter:
                     id=values["id"] if len(captions) == 1 else f"{values['id']}-{position}",
                     stored_Cthw=raw_Cthw.astype(np.float32),
                     card=card,
-                    caption=caption,
+                    caption=caption.text,
                     columns={name: values[name] for name in exported_columns(self.data)},
+                    text=next(texts),
                     first_Cthw=None if first_Cthw is None else first_Cthw.astype(np.float32),
                 )
+
+    def _texts(self, numbers: Rows, captions: list[list[ChosenCaption]]) -> Iterator[dict[str, EmbeddedArray]]:
+        """Yield the embedding of every caption of some samples: that of its likeliest form. Empty without a text layer."""
+        layer = self.data.text
+        if layer is None:
+            yield from ({} for each in captions for _ in each)
+            return
+        table_rows = self.data.samples.rows[numbers].tolist()
+        rows = []
+        for table_row, each in zip(table_rows, captions, strict=True):
+            for caption in each:
+                forms = layer.captions.get(caption.name)
+                form = None if forms is None else forms.likeliest(table_row, caption.element)
+                if caption.text and (forms is None or form is None):
+                    raise IntegrityError(f"the text layer '{layer.name}' has no embedding of '{caption.text[:80]}'")
+                rows.append(layer.empty_row if forms is None or form is None else int(forms.rows[form]))
+        yield from read_texts(self.data.store, layer, rows)
 
 
 def read_record(store: Store, unit: str) -> UnitExport | None:
@@ -202,7 +223,7 @@ def _part_path(unit: str) -> str:
 
 def open_samples(url: str, options: ExportOptions) -> LatentDataset:
     """The samples that an export selects."""
-    return LatentDataset(url, where=options.where)
+    return LatentDataset(url, where=options.where, text=options.text)
 
 
 @lru_cache(maxsize=1)

@@ -110,7 +110,7 @@ def test_another_export_in_the_same_place_is_refused(
 
 
 def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no export target 'lance'; choose one of parquet"):
+    with pytest.raises(ConfigError, match="no export target 'lance'; choose one of automodel, "):
         find_target("lance")
 
 

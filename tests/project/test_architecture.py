@@ -171,12 +171,17 @@ def test_only_the_storage_room_and_the_weights_open_urls() -> None:
 
 def test_nothing_unpickles_more_than_tensors() -> None:
     for path in FILES:
+        if relative(path) == "pipeline/export/targets/pickles.py":  # for readers that demand pickles
+            assert "pickle.load" not in path.read_text()
+            continue
         assert not packages(path) & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, relative(path)
         assert "allow_pickle=True" not in path.read_text(), relative(path)
-    calls = {relative(path): re.findall(r"torch\.load\(.*", path.read_text()) for path in FILES}
-    assert {path for path, found in calls.items() if found} == {"stvae/checkpoints/pickled.py"}
-    (call,) = calls["stvae/checkpoints/pickled.py"][1:]
-    assert "weights_only=True" in call
+    calls = {relative(path): re.findall(r"torch\.load\([^)`].*", path.read_text()) for path in FILES}
+    assert {path for path, found in calls.items() if found} == {
+        "stvae/checkpoints/pickled.py",
+        "pipeline/export/targets/pickles.py",
+    }
+    assert all("weights_only=True" in call for found in calls.values() for call in found)
 
 
 def test_what_decides_about_commits_uses_no_clock_and_no_randomness() -> None:

@@ -24,7 +24,10 @@ from tests.support.golden import TINY
 from tests.support.latent_set import clip_of, latent
 from tests.support.plain_clips import plain_facts
 
-BUCKET = Bucket(1, 16, 16)
+BUCKET, VIDEO_BUCKET = Bucket(1, 16, 16), Bucket(17, 16, 24)
+RECIPE = Recipe(
+    vae=read_card(str(TINY)).sha256, buckets=(BUCKET, VIDEO_BUCKET), micro_batch=(1, 1), compute_dtype="float32"
+)
 COLUMNS = pa.schema([("meta_long_caption", pa.string()), ("meta_score", pa.float64()), ("meta_motion", pa.float64())])
 
 
@@ -36,12 +39,13 @@ class Captions:
     long: str | None = None
     score: float | None = None
     motion: float | None = None
+    bucket: Bucket = BUCKET
 
 
 def add_unit(folder: Path, captions: Sequence[Captions]) -> None:
     """Add a generation with one unit to an output, and commit the unit. There is an index only after ``finish``."""
     store, card = Store(str(folder)), read_card(str(TINY))
-    recipe = Recipe(vae=card.sha256, buckets=(BUCKET,), micro_batch=(1,), compute_dtype="float32")
+    recipe = RECIPE
     open_dataset(store, recipe, card, dict)
     plan = read_plan(store)
     start = sum(unit.stop or 0 for unit in plan.units[-1:])
@@ -70,8 +74,9 @@ def add_unit(folder: Path, captions: Sequence[Captions]) -> None:
                 captions=texts if len(texts) > 1 else None,
                 meta=meta,
             )
-            facts = plain_facts(1, BUCKET.height, BUCKET.width)
-            writer.add_sample(item, facts, clip_of(BUCKET), {"latent": latent(n, BUCKET, 8)}, "whole")
+            bucket = each.bucket
+            facts = plain_facts(bucket.num_frames, bucket.height, bucket.width)
+            writer.add_sample(item, facts, clip_of(bucket), {"latent": latent(n, bucket, 8)}, "whole")
         assert writer.commit(store, {}) == "committed"
 
 
@@ -79,5 +84,4 @@ def finish(folder: Path) -> None:
     """Build the index, as the job does at its end."""
     store = Store(str(folder))
     plan = read_plan(store)
-    recipe = Recipe(vae=read_card(str(TINY)).sha256, buckets=(BUCKET,), micro_batch=(1,), compute_dtype="float32")
-    complete_index(store, plan, clip_rows(plan, recipe))
+    complete_index(store, plan, clip_rows(plan, RECIPE))

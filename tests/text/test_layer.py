@@ -171,7 +171,7 @@ def test_lists_of_captions_and_scores_make_weighted_variants(tmp_path: Path) -> 
     add_unit(tmp_path / "out", [Captions(["one", "two"], score=5.5, motion=None)])
     assert embed(tmp_path / "out", "--aesthetic-column", "meta_score", captions="captions") == 0
     rows = map_of(layer_of(tmp_path / "out"))
-    assert [row["variant"] for row in rows] == [0, 1, 2, 3]
+    assert [(row["element"], row["variant"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert [row["weight"] for row in rows] == pytest.approx([0.4, 0.1, 0.4, 0.1])
     assert rows[1]["text_id"] == text_id(["one"]) and rows[3]["text_id"] == text_id(["two"])
 

@@ -1,0 +1,51 @@
+"""Parquet files of VeOmni's offline embeddings, for its training of Wan."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import torch
+
+from pipeline.export.sample import ExportedSample
+from pipeline.export.target import ExportTarget
+from pipeline.export.targets.pickles import pickle_tensor
+from pipeline.storage.parquet import parquet_writer
+
+ROWS_PER_GROUP = 16
+"""Samples in memory at once, and in a row group."""
+SCHEMA = pa.schema([("latents", pa.binary()), ("context", pa.binary())])
+
+
+class VeOmniTarget(ExportTarget):
+    """One file per unit whose columns are pickles of tensors, as VeOmni's trainer reads them.
+
+    ``latents`` are the raw parameters of the posterior, mean and log-variance, ``[1,2C,t,h,w]``, from which the trainer
+    takes the mean and normalizes it. ``context`` is the text, padded to the family's length, ``[1,L,D]``.
+    """
+
+    name: ClassVar[str] = "veomni"
+    reader: ClassVar[str] = "VeOmni, for Wan"
+    latents: ClassVar[Literal["mean", "moments"]] = "moments"
+    text: ClassVar[Literal["none", "may", "must"]] = "must"
+    vae_classes: ClassVar[tuple[str, ...]] = ("AutoencoderKLWan",)
+
+    def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
+        """Write ``<unit>.parquet``, unless the unit has no samples."""
+        first = next(samples, None)
+        if first is None:
+            return b""
+        samples = itertools.chain([first], samples)
+        with parquet_writer(folder / f"{unit}.parquet", SCHEMA) as writer:
+            while group := list(itertools.islice(samples, ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist([_row(sample) for sample in group], schema=SCHEMA))
+        return b""
+
+
+def _row(sample: ExportedSample) -> dict[str, Any]:
+    text_LD, _ = sample.main_text().padded()
+    moments_Cthw = torch.from_numpy(sample.stored_Cthw)
+    return {"latents": pickle_tensor(moments_Cthw[None]), "context": pickle_tensor(text_LD[None])}
