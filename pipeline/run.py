@@ -133,7 +133,7 @@ def _open_job(recipe: Recipe, run: Run, card: Card, say: Callable[[str], None]) 
 
 def _summarize(job: Job, progress: Progress) -> Summary:
     """Finish the output and summarize it, or summarize why the job has stopped."""
-    recipe, units = job.settings.recipe.fingerprint, len(job.plan.units)
+    recipe, units = job.settings.recipe, len(job.plan.units)
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
     index = complete_index(job.store, job.plan, clip_rows(job.plan, job.settings.recipe))

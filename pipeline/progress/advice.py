@@ -82,6 +82,11 @@ SKIP_MEANINGS: dict[str, str] = {
     "frozen_frames": "the decoded picture does not change, as in a still: see --max-repeats",
 }
 """Meaning by skip reason. To keep what was skipped, change the recipe and start a new output."""
+SHORTENED_MEANINGS: dict[str, str] = {
+    "too_short": "fewer frames than every bucket, and than the VAE accepts: a shorter bucket would keep them",
+    "remainder": "frames left over after the last clip, fewer than the VAE accepts",
+}
+"""Meanings that differ with ``--remainder shorten``."""
 
 UNKNOWN_SKIP = "another version of this program recorded this reason"
 
@@ -95,6 +100,11 @@ def reject_advice(name: str) -> str:
     return UNKNOWN_REASON.format(name=name)
 
 
-def skip_meaning(reason: str) -> str:
-    """Return what a skip reason means; never raises, also for reasons of other versions."""
+def skip_meaning(reason: str, remainder: str = "skip") -> str:
+    """Return what a skip reason means; never raises, also for reasons of other versions.
+
+    remainder: the value of that field in the recipe.
+    """
+    if remainder == "shorten" and reason in SHORTENED_MEANINGS:
+        return SHORTENED_MEANINGS[reason]
     return SKIP_MEANINGS.get(reason, UNKNOWN_SKIP)

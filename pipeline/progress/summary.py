@@ -23,7 +23,7 @@ from pipeline.progress.captions import count_captions, metadata_hints, metadata_
 from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.progress import Progress
 from pipeline.progress.reject_limit import too_many_rejects
-from pipeline.recipe import Run
+from pipeline.recipe import Recipe, Run
 from pipeline.sources.units import Source
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
@@ -49,6 +49,8 @@ class Summary:
     units: int
     units_done_now: int
     elapsed_s: float
+    remainder: str = "skip"
+    """The recipe's value of that name."""
     counts: Counts = field(default_factory=Counts)
     buckets: Counter[str] = field(default_factory=Counter)
     """Number of samples by bucket."""
@@ -114,7 +116,7 @@ class Summary:
                 title = ""
         if len(self.devices) > 1:
             lines += [f"  device   {count:>8}  samples on {device}" for device, count in self.devices.items()]
-        lines += [f"  {reason}: {skip_meaning(reason)}" for reason in sorted(counts.skips)]
+        lines += [f"  {reason}: {skip_meaning(reason, self.remainder)}" for reason in sorted(counts.skips)]
         lines += [f"  {name}: {reject_advice(name)}" for name in sorted(counts.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):
             lines.append(f"  {advice}")
@@ -128,7 +130,7 @@ class Summary:
 
 
 def summarize(
-    store: Store, index: Index, run: Run, sources: Sequence[Source], *, recipe: str, units: int, progress: Progress
+    store: Store, index: Index, run: Run, sources: Sequence[Source], *, recipe: Recipe, units: int, progress: Progress
 ) -> Summary:
     """Return the summary of a finished output, from its index. ``sources`` are searched for captions if there are none."""
     summary = _run_summary(store, recipe, units, progress)
@@ -158,7 +160,7 @@ def summarize(
     return summary
 
 
-def summarize_stopped(store: Store, *, recipe: str, units: int, progress: Progress) -> Summary:
+def summarize_stopped(store: Store, *, recipe: Recipe, units: int, progress: Progress) -> Summary:
     """Return the summary of a job that stopped because of too many rejects.
 
     It counts this job's units only, those included that were in flight.
@@ -168,12 +170,13 @@ def summarize_stopped(store: Store, *, recipe: str, units: int, progress: Progre
     return summary
 
 
-def _run_summary(store: Store, recipe: str, units: int, progress: Progress) -> Summary:
+def _run_summary(store: Store, recipe: Recipe, units: int, progress: Progress) -> Summary:
     """Return the fields that every summary of a run has; the rest stays as for a job that stopped."""
     encoder_s, idle_s = progress.idle_time()
     return Summary(
         output=store.url,
-        recipe=recipe,
+        recipe=recipe.fingerprint,
+        remainder=recipe.remainder,
         exit_code=3,
         finished=False,
         units=units,

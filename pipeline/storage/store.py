@@ -32,6 +32,7 @@ from pipeline.storage.local.files import (
     fsync_folder,
     is_left_by_dead_writer,
     link_new,
+    make_file,
     make_folder,
     scratch_name,
 )
@@ -41,7 +42,7 @@ from pipeline.storage.uploads import abort_uploads, create_object, put_object, r
 from pipeline.storage.urls import HTTP_SCHEMES, canonical, check_inside, scheme_of
 
 PARTIAL = ".partial"
-"""Folder of a local output where files are written before they are linked to their name."""
+"""Folder of a local output where files are written before they are linked to their name. It goes when it is empty."""
 
 T = TypeVar("T")
 
@@ -163,14 +164,14 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A path to write a file at before ``put_new``. The file is removed at the end.
+        """An empty file to write before ``put_new``. It is removed at the end.
 
-        The path is on the output's own disk if the output is local. StoreError if the disk is full or not writable.
+        It is on the output's own disk if the output is local. StoreError if the disk is full or not writable.
         """
         folder = f"{self._root}/{PARTIAL}" if self._local else tempfile.gettempdir()
-        if self._local:
-            self._retry(PARTIAL, lambda: make_folder(Path(folder)))
         path = Path(folder) / scratch_name(secrets.token_hex(8))
+        if self._local:  # another process may remove the folder while it is empty
+            self._retry(PARTIAL, lambda: make_file(path), also=(FileNotFoundError,))
         try:
             yield path
         except OSError as error:
@@ -219,6 +220,7 @@ class Store:
             with self.scratch() as scratch:
                 scratch.write_bytes(content)
                 scratch.replace(target)
+            self.remove_empty(PARTIAL)
 
         if self._local:  # another process may remove the folder while it is empty
             self._retry(path, replace, also=(FileNotFoundError,))

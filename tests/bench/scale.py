@@ -213,7 +213,12 @@ def summary(folder: Path, items: int, units: int) -> None:
     index = newest_index(store)
     assert index is not None
     progress = Progress(run, [], RunLog(store, "bench"), lambda line: None)
-    assert summarize(store, index, run, [], recipe="", units=units, progress=progress).counts.windows == items
+    assert (
+        summarize(
+            store, index, run, [], recipe=recipe_of(items // units), units=units, progress=progress
+        ).counts.windows
+        == items
+    )
 
 
 def verification(folder: Path, items: int, units: int) -> None:

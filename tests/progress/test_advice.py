@@ -6,6 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,17 @@ def test_reasons_of_another_version_get_a_general_sentence() -> None:
         "decode/cursed"
     )
     assert skip_meaning("boring") == UNKNOWN_SKIP
+
+
+def test_advice_names_no_remainder_that_is_used_already() -> None:
+    counts = Counts(skips=Counter({"remainder": 1, "too_short": 2}))
+    fields: dict[str, Any] = {"recipe": "r", "exit_code": 0, "finished": True, "units": 1, "units_done_now": 1}
+    texts = {
+        remainder: "\n".join(Summary(output="o", elapsed_s=1.0, counts=counts, remainder=remainder, **fields).lines())
+        for remainder in ("skip", "shorten")
+    }
+    assert texts["skip"].count("--remainder shorten") == 2 and "--remainder" not in texts["shorten"]
+    assert skip_meaning("cut", "shorten") == SKIP_MEANINGS["cut"]
 
 
 def test_a_summary_survives_reasons_and_activities_of_another_version() -> None:

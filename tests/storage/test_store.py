@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import ConfigError, StoreError
 from pipeline.sources.discovery import find_sources
 from pipeline.storage import uploads
+from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.drivers.clients import DRIVERS
 from pipeline.storage.drivers.errors import without_secrets
 from pipeline.storage.drivers.waits import WAITS
@@ -49,6 +50,23 @@ def test_one_of_many_concurrent_writers_wins_and_its_file_is_whole(store: Store)
     for thread in threads:
         thread.join()
     assert len(won) == 1 and store.get("race") == contents[won[0]]
+
+
+def test_writers_do_not_disturb_one_another_where_the_folder_of_scratch_files_comes_and_goes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "out"))
+
+    def write(number: int) -> None:
+        for n in range(40):
+            store.put("same.json", b"{}")
+            assert store.put_new(f"{number}/{n}", b"new")
+            with store.scratch() as scratch:
+                scratch.write_bytes(b"tar")
+                assert store.put_new(f"{number}/{n}.tar", scratch)
+
+    list(map_concurrently(write, range(4)))
+    store.put("summary.json", b"{}")
+    assert not (tmp_path / "out" / PARTIAL).exists()
+    assert len(store.list_files("0")) == 80
 
 
 def test_a_file_on_disk_is_put_under_its_name(store: Store) -> None:

@@ -29,10 +29,19 @@ class NoHardLinks(OSError):
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing. NotADirectoryError if a file has the name of one."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, f"a file has the name of the folder '{path.name}'") from error
+    while True:
+        try:
+            return path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            if os.path.lexists(error.filename) and not os.path.isdir(error.filename):
+                raise NotADirectoryError(errno.ENOTDIR, f"a file has the name of the folder '{path.name}'") from error
+            # another process has removed the folder since mkdir found it
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file, and its folder if it is missing."""
+    make_folder(path.parent)
+    path.touch()
 
 
 def link(file: Path, target: Path) -> None:
