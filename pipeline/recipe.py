@@ -264,6 +264,8 @@ class Run:
     def __post_init__(self) -> None:
         check_positive(actors=self.actors, cpus=self.cpus, progress_timeout_s=self.progress_timeout_s)
         check_positive(item_memory_gb=self.item_memory_bytes)
+        if self.gpus is not None and self.gpus < 0:
+            raise ConfigError(f"--gpus must be at least 0, got {self.gpus:g}")
         check_positive(decode_timeout_s=self.decode_timeout_s, decode_memory_gb=self.decode_memory_bytes)
 
     @property

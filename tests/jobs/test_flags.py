@@ -95,6 +95,11 @@ def test_a_limit_of_nothing_is_refused_by_its_flag(flag: str, capsys: pytest.Cap
     assert f"error: {flag} must be positive, got 0" in capsys.readouterr().out
 
 
+def test_a_negative_number_of_gpus_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*REQUIRED, "--gpus", "-1"]) == 2
+    assert "error: --gpus must be at least 0, got -1" in capsys.readouterr().out
+
+
 def test_one_micro_batch_is_for_all_buckets() -> None:
     def micro_batch(*flags: str) -> tuple[int, ...]:
         arguments: Arguments = parse_arguments([*REQUIRED, "--buckets", "32x32x17,32x56x17", *flags])
