@@ -103,14 +103,15 @@ def check_device(output: str, environment: Mapping[str, str], run: Run) -> None:
 
 def num_gpus() -> int:
     """Number of GPUs of this machine that PyTorch can use. PyTorch is not imported on a Linux machine without GPUs."""
-    if "torch" not in sys.modules and sys.platform == "linux" and not _has_gpu_file():
+    if "torch" not in sys.modules and sys.platform == "linux" and not has_gpu_file():
         return 0
     with gc_paused():
         import torch
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _has_gpu_file() -> bool:
+def has_gpu_file() -> bool:
+    """Tell if this machine has the file of a GPU's driver, whether or not PyTorch can use the GPU."""
     return any(True for pattern in GPU_FILES for _ in Path("/dev").glob(pattern))
 
 

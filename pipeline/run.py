@@ -71,7 +71,8 @@ def encode(
     say(f"{number(planned, 'unit')} planned, {planned - len(units)} committed, {len(units) or 'nothing'} to do")
     if units:
         job = _with_resources(job, say)
-        say(describe_encoders(job.settings.run))
+        if job.settings.run.encoder_gpus or not job.settings.run.local:
+            say(describe_encoders(job.settings.run))
         say(_describe_item_memory(job.settings.run))
     with Progress(job.settings.run, units, RunLog(job.store, job.settings.job), say, show) as progress:
         maker = EncoderMaker(run=job.settings.run, job=job.settings.job, make=partial(ShardEncoder, job.settings))

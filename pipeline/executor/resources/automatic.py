@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.environment import is_gpu, num_gpus
+from pipeline.environment import has_gpu_file, is_gpu, num_gpus
 from pipeline.executor.ray_cluster import check_encoder_fits, connect_to_ray
 from pipeline.executor.ray_connection import LOCAL
 from pipeline.executor.resources.autoscaler import Nodes, read_node_types
@@ -64,6 +64,8 @@ def describe_encoders(run: Run) -> str:
 def _nodes_of_this_machine(run: Run, say: Callable[[str], None]) -> list[Nodes]:
     """This machine, with the GPUs that PyTorch finds; with one of them if the run has only one encoder."""
     gpus = 0 if run.gpus == 0 else num_gpus()
+    if run.gpus is None and not gpus and has_gpu_file():
+        say("PyTorch finds no GPU that it can use, although this machine has a GPU's driver: encoding on CPUs")
     if run.local and gpus > 1:
         say(f"--local uses one of the {gpus} GPUs of this machine; leave it out to use all of them")
         gpus = 1
