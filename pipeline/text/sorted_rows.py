@@ -16,7 +16,7 @@ from pipeline.storage.parquet import parquet_writer
 
 RUN_BYTES = 128 << 20
 """Size in Arrow of the rows that are sorted in memory at a time."""
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 """Number of rows of a portion, and of a row group of a run."""
 
 

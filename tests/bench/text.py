@@ -93,7 +93,7 @@ def plan_only(folder: Path) -> None:
     from pipeline import run_text
     from pipeline.text import sorted_rows
 
-    sorted_rows.RUN_BYTES = 4 << 20
+    sorted_rows.RUN_BYTES = 1 << 20
     before_mb, started_s = peak_mb(), time.perf_counter()
     preview = run_text.preview_text(settings_of(folder), ("caption",), ())
     result = preview._asdict() | {"seconds": time.perf_counter() - started_s, "mb": peak_mb() - before_mb}
