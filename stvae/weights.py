@@ -58,15 +58,15 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(folder: Path, *, pickled: bool = True) -> list[Path]:
-    """Return the files with the weights of a checkpoint folder: safetensors, else PyTorch's ``*.bin`` if ``pickled``.
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a checkpoint folder: safetensors, else PyTorch's ``*.bin``.
 
     They are the files that the index names, else the one with a standard name, else those of the only index of a variant
     (``*.safetensors.index.fp16.json``), else the only file. Folders often hold the same weights twice
     (``*.fp16.safetensors``). Raises WeightsError if there is no file or no clear choice.
     """
     names = _list_names(folder)
-    for suffix in (".safetensors", ".bin") if pickled else (".safetensors",):
+    for suffix in (".safetensors", ".bin"):
         files = [name for name in names if name.endswith(suffix)]
         standard = [name for name in files if name.removesuffix(suffix) in STANDARD_NAMES]
         indexes = [name for name in names if name.endswith(f"{suffix}.index.json")]
@@ -75,8 +75,6 @@ def weight_files(folder: Path, *, pickled: bool = True) -> list[Path]:
         if chosen := indexes or standard or variants or files:
             break
     else:
-        if not pickled:
-            raise WeightsError(f"no *.safetensors in {folder}; convert other formats first (pickles are never loaded)")
         raise WeightsError(f"no *.safetensors and no *.bin in {folder}; {_other_files(folder, names)}")
     if len(chosen) == 1 and chosen[0].endswith(".json"):
         return _indexed_files(folder / chosen[0], files, suffix)

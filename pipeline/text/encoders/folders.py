@@ -128,7 +128,7 @@ def encoder_sha256(folder: EncoderFolder) -> str:
     digest = hashlib.sha256()
     for path in (*(part.folder for part in folder.parts), *([folder.projection] if folder.projection else [])):
         digest.update(json.dumps(read_json(path / "config.json"), sort_keys=True).encode())
-        for file in weight_files(path, pickled=False):
+        for file in weight_files(path):
             stat = file.stat()
             digest.update(bytes.fromhex(_cached_sha256(file, stat.st_size, stat.st_mtime_ns)))
     return digest.hexdigest()
