@@ -25,7 +25,7 @@ WORKDIR /home/mill/latentmill
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY stvae/__init__.py stvae/
 COPY pipeline/__init__.py pipeline/
-RUN pip install --no-cache-dir --constraint constraints.txt --editable '.[encode,s3]' boto3
+RUN pip install --no-cache-dir --constraint constraints.txt --editable '.[encode,s3,text]' boto3
 
 COPY stvae stvae
 COPY pipeline pipeline

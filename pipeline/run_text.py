@@ -11,6 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.encode.cleanup import clean_up
@@ -87,7 +88,7 @@ def encode_text(
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    summary = _summarize(store, layer, plan, progress)
+    summary = _summarize(store, layer, captions, plan, progress)
     summary.save(store)
     write_page(output)
     return summary
@@ -124,6 +125,8 @@ def _with_resources(
 def _caption_source(
     settings: TextSettings, output: Store, captions: tuple[str, ...], joins: tuple[str, ...]
 ) -> CaptionSource:
+    if missing := [name for name in ("transformers", "tokenizers") if find_spec(name) is None]:
+        raise ConfigError(f"text layers need {' and '.join(missing)}: pip install '.[text]'")
     return CaptionSource(
         output=output,
         captions=captions,
@@ -159,7 +162,9 @@ def _layer(recipe: TextRecipe, source: CaptionSource, environment: dict[str, str
     )
 
 
-def _summarize(store: Store, layer: TextLayer, plan: Plan, progress: Progress) -> TextSummary:
+def _summarize(
+    store: Store, layer: TextLayer, captions: tuple[str, ...], plan: Plan, progress: Progress
+) -> TextSummary:
     """Finish the layer and summarize it, or summarize why the job has stopped."""
     summarized = partial(
         summarize_text,
@@ -174,6 +179,8 @@ def _summarize(store: Store, layer: TextLayer, plan: Plan, progress: Progress) -
     index = complete_index(store, plan, text_rows(layer.card))
     problems = clean_up(store, {unit.name for unit in plan.units}, index)
     summary = summarized(statistics=collect_statistics(store, layer, index, plan.units))
+    empty = [name for name in captions if name not in summary.statistics.captions]
+    summary.notes += [f"no sample has a caption in the column '{name}'" for name in empty]
     summary.size_bytes = index.totals.size_bytes
     summary.notes += [*sorted(store.notes), *problems]
     return summary

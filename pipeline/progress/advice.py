@@ -70,6 +70,15 @@ ADVICE: dict[str, str] = {
 ``{name}`` stands for the key: the text names ``--retry-rejects`` only where a retry can help.
 """
 
+STRING_ADVICE: dict[str, str] = {
+    "encode/memory": "use a device with more memory, in a new layer",
+    "encode/crash": "check the machine's memory and the job's log; a new layer tries the string again",
+    "encode/nonfinite": "use --compute-dtype float32 or bfloat16, in a new layer: the text encoder overflows on it",
+}
+"""Advice for strings of a text layer by ``stage/reason``. A layer keeps its rejects."""
+
+UNKNOWN_STRING_REASON = "another version of this program recorded this reason: read the messages of its rows"
+
 UNKNOWN_REASON = f"another version of this program recorded this reason: read the messages of its rows, {_RETRY}"
 
 SKIP_MEANINGS: dict[str, str] = {
@@ -98,6 +107,11 @@ def reject_advice(name: str) -> str:
         if key in ADVICE:
             return ADVICE[key].format(name=key)
     return UNKNOWN_REASON.format(name=name)
+
+
+def string_advice(name: str) -> str:
+    """Return what to do about strings of a text layer that were rejected with this ``Reject.name``; never raises."""
+    return STRING_ADVICE.get(name, UNKNOWN_STRING_REASON)
 
 
 def skip_meaning(reason: str, remainder: str = "skip") -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
-from pipeline.progress.advice import reject_advice
+from pipeline.progress.advice import string_advice
 from pipeline.progress.formatting import byte_size, elapsed, number, percent
 from pipeline.progress.progress import Progress
 from pipeline.progress.reject_limit import too_many_rejects
@@ -71,7 +71,7 @@ class TextSummary:
         lines += [f"  e.g.     {text}"[:MAX_LINE_CHARACTERS] for text in s.truncated_examples[:2]]
         lines += [f"  captions {count:>8,}  {name}" for name, count in s.captions.items()]
         lines += [f"  tokens   {count:>8,}  up to {length}" for length, count in s.lengths.items()]
-        lines += [f"  rejects  {count:>8,}  {name}: {reject_advice(name)}" for name, count in s.rejects.items()]
+        lines += [f"  rejects  {count:>8,}  {name}: {string_advice(name)}" for name, count in s.rejects.items()]
         lines += [f"  e.g.     {example}"[:MAX_LINE_CHARACTERS] for example in s.reject_examples]
         lines += [f"  note     {note}" for note in self.notes]
         return [visible(line) for line in lines]

@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pipeline.progress.advice import reject_advice, skip_meaning
+from pipeline.progress.advice import reject_advice, skip_meaning, string_advice
 from pipeline.progress.formatting import byte_size, duration, number, percent
 from pipeline.report import charts
 from pipeline.report.dataset_stats import DatasetStats, collect_stats
@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 
 FOLDER = Path(__file__).parent
 PATH = "report.html"
-FILTERS = (display_text, number, byte_size, duration, percent, format_time, reject_advice, skip_meaning)
+FILTERS = (display_text, number, byte_size, duration, percent, format_time, reject_advice, skip_meaning, string_advice)
 
 
 def write_page(store: Store) -> None:

@@ -82,7 +82,7 @@ class StringEncoder(UnitEncoder):
                 attempts=self.attempts,
                 history=history,
                 activities=activities,
-                submit=self._submit,
+                submit=self.submit,
                 store=partial(_add_results, shard, history),
             )
             for batch in form_batches(ids, self.encoder.tokenize(texts), self.layer.recipe):
@@ -95,7 +95,7 @@ class StringEncoder(UnitEncoder):
             outcome = shard.commit(self.store, self.notes)
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
-    def _submit(self, batch: list[PlannedString], activities: UnitActivity) -> Future[dict[str, Embedded | None]]:
+    def submit(self, batch: list[PlannedString], activities: UnitActivity) -> Future[dict[str, Embedded | None]]:
         """Embed strings of one padded length; results by text id, None for a string that does not fit the memory."""
 
         def call() -> dict[str, Embedded | None]:

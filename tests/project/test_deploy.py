@@ -46,7 +46,7 @@ def test_the_image_is_pinned_and_does_not_run_as_root() -> None:
     (base,) = re.findall(r"^FROM (.+)$", DOCKERFILE, flags=re.M)
     python, _, _ = base.removeprefix("python:").partition("-")
     assert re.fullmatch(r"3\.11\.\d+", python)
-    assert "pip install --no-cache-dir --constraint constraints.txt --editable '.[encode,s3]'" in DOCKERFILE
+    assert "pip install --no-cache-dir --constraint constraints.txt --editable '.[encode,s3,text]'" in DOCKERFILE
     assert re.findall(r"^USER (.+)$", DOCKERFILE, flags=re.M)[-1] == "1000"
 
 

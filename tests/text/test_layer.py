@@ -20,18 +20,29 @@ from safetensors.numpy import load
 from jobs.encode_text import main
 from jobs.report import main as report
 from jobs.verify_dataset import main as verify
+from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError
+from pipeline.loader import LatentDataset
 from pipeline.output.dataset import read_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.layers.known_layers import layer_names, layer_store
 from pipeline.output.layers.text_layer import read_text_layer, read_text_map, text_id
+from pipeline.output.layers.text_recipe import TextRecipe
 from pipeline.output.layout.own_files import stray_files
 from pipeline.output.plan import read_plan
+from pipeline.recipe import Recipe, Run
+from pipeline.run import encode
 from pipeline.storage.store import Store
-from pipeline.text.encoder import EncoderOptions
+from pipeline.text.encoder import EncoderOptions, TokenizedText
 from pipeline.text.encoders.opening import load_text_encoder
+from pipeline.text.settings import TextSettings
+from pipeline.text.string_batches import form_batches
+from pipeline.text.string_encoder import StringEncoder
+from stvae import Card
 from stvae.bfloat16 import from_bfloat16
 from tests.support.captioned_set import Captions, add_unit, finish
+from tests.support.golden import TINY
+from tests.support.painted import SIZE, painted, write_video, write_videos
 
 LONG = "a caption with more bytes than the tiny encoder takes, so that its end is cut off"
 
@@ -222,6 +233,57 @@ def test_verify_finds_a_flipped_byte(output: Path, folder: str, capsys: Any) -> 
     assert f"layers/t5/{folder}" in capsys.readouterr().out
 
 
+def test_a_part_of_a_batch_has_the_bytes_that_it_has_in_the_whole(output: Path) -> None:
+    """After a crash strings are encoded one by one, and the shard is the same."""
+    assert embed(output) == 0
+    recipe = read_text_layer(layer_of(output)).recipe
+    run = Run(output=str(output), vae="", sources=(), local=True, cpus=1)
+    settings = TextSettings(recipe=recipe, run=run, layer="t5", encoder="demo", options=EncoderOptions(), job="again")
+    encoder = StringEncoder(settings)
+    try:
+        texts = [f"a string of length {n * 'x'}" for n in range(7)]
+        (batch,) = form_batches([str(n) for n in range(7)], encoder.encoder.tokenize([(t,) for t in texts]), recipe)
+        with encoder.utilization.unit() as activities:
+            whole = encoder.submit(batch, activities).result()
+            for string in batch:
+                alone = encoder.submit([string], activities).result()
+                for one, other in zip(alone[string.id], whole[string.id], strict=True):  # type: ignore[arg-type]
+                    assert one == other if isinstance(one, str) else (one["t5"].values == other["t5"].values).all()
+    finally:
+        encoder.close()
+
+
+def test_strings_of_one_length_are_batched_in_the_same_way_whatever_their_order(output: Path) -> None:
+    recipe = TextRecipe(encoder="", lengths=(4, 8), batch_tokens=16)
+    strings = {
+        f"{n:02d}": TokenizedText(ids=(tuple(range(1 + n % 8)),), num_tokens=n, truncated=False) for n in range(20)
+    }
+    ordered = list(form_batches(list(strings), list(strings.values()), recipe))
+    turned = list(form_batches(list(strings)[::-1], list(strings.values())[::-1], recipe))
+    assert ordered == turned and sorted(string.id for batch in ordered for string in batch) == sorted(strings)
+    for batch in ordered:
+        assert len({string.padded_length for string in batch}) == 1 and len(batch) * batch[0].padded_length <= 16
+        assert {string.batch_size for string in batch} == {len(batch)}
+
+
+def test_jobs_on_the_output_pass_its_layers_over(tmp_path: Path, tiny_card: Card) -> None:
+    """Encoding goes on, exports hold clips only, and the layer stays as it is."""
+    videos, output = write_videos(tmp_path / "videos", 2), tmp_path / "out"
+    for number in range(2):
+        (videos / f"{number}.txt").write_text(f"number {number}")
+    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(1,), unit_clips=1)
+    run = Run(output=str(output), vae=str(TINY), sources=(f"v={videos}",), local=True, cpus=1)
+    with painted():
+        encode(recipe, run, tiny_card, say=lambda line: None)
+        assert embed(output, captions="caption") == 0
+        before = tree(output / "layers" / "t5")
+        write_video(videos / "2.mp4", 2)
+        summary = encode(recipe, run, tiny_card, say=lambda line: None)
+    assert summary.counts.samples == 3 and tree(output / "layers" / "t5") == before
+    assert len(rows_of(layer_of(output))) == 3 and verify([str(output)]) == 0
+    assert "number 1" in {row["caption"] for row in LatentDataset(str(output)).columns.to_pylist()}
+
+
 def test_a_dry_run_counts_and_writes_nothing(output: Path, capsys: Any) -> None:
     before = set(output.rglob("*"))
     assert embed(output, "--dry-run") == 0
@@ -231,7 +293,7 @@ def test_a_dry_run_counts_and_writes_nothing(output: Path, capsys: Any) -> None:
 
 
 def test_what_does_not_fit_the_memory_is_tried_in_parts_then_rejected(
-    output: Path, monkeypatch: pytest.MonkeyPatch
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from pipeline.text.encoders.demo import DemoEncoder
 
@@ -244,6 +306,7 @@ def test_what_does_not_fit_the_memory_is_tried_in_parts_then_rejected(
 
     monkeypatch.setattr(DemoEncoder, "encode", small)
     assert embed(output, "--max-rejects", "1") == 0
+    assert "use a device with more memory, in a new layer" in capsys.readouterr().out
     rows = rows_of(layer_of(output))
     assert {row["encode_path"] for row in rows.values() if row["shard"]} == {"part"}
     assert [row["reject_reason"] for row in rows.values() if not row["shard"]] == ["memory"]
