@@ -47,7 +47,7 @@ from tests.support.painted import SIZE, painted, write_video, write_videos
 LONG = "a caption with more bytes than the tiny encoder takes, so that its end is cut off"
 
 
-def embed(output: Path, *flags: str, captions: str = "caption,meta_long_caption", layer: str = "t5") -> int:
+def embed(output: Path | str, *flags: str, captions: str = "caption,meta_long_caption", layer: str = "t5") -> int:
     arguments = ["--encoder", "demo", "--layer", layer, "--captions", captions, "--local", "--cpus", "1", *flags]
     return main([str(output), *arguments])
 
@@ -282,6 +282,18 @@ def test_jobs_on_the_output_pass_its_layers_over(tmp_path: Path, tiny_card: Card
     assert summary.counts.samples == 3 and tree(output / "layers" / "t5") == before
     assert len(rows_of(layer_of(output))) == 3 and verify([str(output)]) == 0
     assert "number 1" in {row["caption"] for row in LatentDataset(str(output)).columns.to_pylist()}
+
+
+def test_a_layer_on_s3_is_the_same(output: Path, s3: str) -> None:
+    assert embed(output) == 0
+    remote, local = Store(f"{s3}/out"), Store(str(output))
+    for path in local.list_files(""):
+        if not path.startswith("layers/"):
+            remote.put_new(path, local.get(path))
+    assert embed(remote.url) == 0 and verify([remote.url]) == 0 and stray_files(remote) == []
+    made = {path: remote.get(path) for path in remote.list_files("layers/t5")}
+    expected = {f"layers/t5/{path}": content for path, content in tree(output / "layers" / "t5").items()}
+    assert expected.items() <= made.items()
 
 
 def test_a_dry_run_counts_and_writes_nothing(output: Path, capsys: Any) -> None:
