@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.recipe import Recipe
 from pipeline.sources.file_table import FILE_TYPE, Files
@@ -122,15 +123,28 @@ def read_plan(store: Store) -> Plan:
             content = store.get(plan_path(len(columns)))
         except FileNotFoundError:
             return Plan(units=units, columns=columns)
-        for table in row_groups(content):
-            units += _from_table(table)
-        columns.append(schema_from_text(parquet_metadata(content)[COLUMNS]))
+        with _damage_named(store, len(columns)):
+            for table in row_groups(content):
+                units += _from_table(table)
+            columns.append(schema_from_text(parquet_metadata(content)[COLUMNS]))
 
 
 def generation_facts(store: Store, generation: int) -> dict[str, str]:
     """The notes of a generation of the plan beside its units: the ``facts`` that it was recorded with."""
-    facts = parquet_metadata(store.get(plan_path(generation)))
-    return {name: value for name, value in facts.items() if name != COLUMNS}
+    content = store.get(plan_path(generation))
+    with _damage_named(store, generation):
+        return {name: value for name, value in parquet_metadata(content).items() if name != COLUMNS}
+
+
+@contextlib.contextmanager
+def _damage_named(store: Store, generation: int) -> Iterator[None]:
+    """Replace the errors that a damaged generation of the plan raises by an IntegrityError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{store.url}/{plan_path(generation)} is damaged ({str(error).splitlines()[0][:200]}): restore it from a copy"
+        ) from error
 
 
 def plan_path(generation: int) -> str:

@@ -18,7 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.output.layers.text_layer import MAP_SCHEMA, NULL_ROW_ID, TextLayer, TextMap, strings_path, text_id
+from pipeline.output.layers.text_layer import (
+    MAP_SCHEMA,
+    NULL_ROW_ID,
+    TextLayer,
+    TextMap,
+    strings_digest,
+    strings_path,
+    text_id,
+)
 from pipeline.output.plan import freeze_generation, generation_facts, read_plan
 from pipeline.sources.units import STRINGS, Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
@@ -234,6 +242,7 @@ class _Draft:
 
     def _write_unit(self, strings: pa.Table, start: int) -> Unit:
         digest = hashlib.sha256("".join(strings["text_id"].to_pylist()).encode()).hexdigest()[:16]
+        content = write_parquet(strings.combine_chunks())
         unit = Unit(
             name=f"text-{digest}",
             source=STRINGS,
@@ -241,8 +250,10 @@ class _Draft:
             generation=len(self.plan.columns),
             start=start,
             stop=start + strings.num_rows,
+            size=len(content),
+            etag=strings_digest(content),
         )
-        self.layer.put_new(strings_path(unit.name), write_parquet(strings.combine_chunks()))
+        self.layer.put_new(strings_path(unit.name), content)
         failpoint(Failpoint.STRINGS_WRITTEN)
         return unit
 

@@ -284,6 +284,18 @@ def test_jobs_on_the_output_pass_its_layers_over(tmp_path: Path, tiny_card: Card
     assert "number 1" in {row["caption"] for row in LatentDataset(str(output)).columns.to_pylist()}
 
 
+def test_a_damaged_record_of_a_layer_is_a_sentence(output: Path, capsys: Any) -> None:
+    assert embed(output) == 0
+    for name, change in (("dataset.json", (b'"t5"', b'"t6"')), ("plan/0000.parquet", (b"PAR1", b"PAR2"))):
+        path = output / "layers" / "t5" / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(*change))
+        if path.read_bytes() != content:
+            assert verify([str(output)]) == 1 and embed(output) == 1
+            assert f"layers/t5/{name}" in capsys.readouterr().out
+        path.write_bytes(content)
+
+
 def test_a_layer_on_s3_is_the_same(output: Path, s3: str) -> None:
     assert embed(output) == 0
     remote, local = Store(f"{s3}/out"), Store(str(output))

@@ -95,6 +95,11 @@ def strings_path(unit_name: str) -> str:
     return f"strings/{unit_name}.parquet"
 
 
+def strings_digest(content: bytes) -> str:
+    """Hash of a file of strings, which the plan records as the unit's ``etag``."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def open_text_layer(
     store: Store, layer: Callable[[dict[str, str]], TextLayer], environment: Callable[[], dict[str, str]]
 ) -> TextLayer:
@@ -132,9 +137,12 @@ def read_text_layer(store: Store) -> TextLayer:
     if values["kind"] != KIND:
         raise IntegrityError(f"{where} is that of a layer of the kind '{values['kind']}', not of a text layer")
     try:
+        recipe, card = TextRecipe.from_json(values["recipe"]), TextCard.from_json(values["card"])
+        if recipe.encoder != card.sha256:
+            raise ValueError("its card is not that of its recipe's encoder")
         return TextLayer(
-            recipe=TextRecipe.from_json(values["recipe"]),
-            card=TextCard.from_json(values["card"]),
+            recipe=recipe,
+            card=card,
             environment=dict(values["environment"]),
             empty_id=str(values["empty_id"]),
             null_id=values["null_id"],

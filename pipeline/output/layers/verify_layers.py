@@ -11,8 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
+from pipeline.output.index import newest_index
 from pipeline.output.layers.known_layers import FOLDER, layer_names, layer_store
-from pipeline.output.layers.text_layer import NULL_ROW_ID, TextMap, read_text_layer, strings_path, text_id
+from pipeline.output.layers.text_layer import (
+    NULL_ROW_ID,
+    TextLayer,
+    TextMap,
+    read_text_layer,
+    strings_digest,
+    strings_path,
+    text_id,
+)
 from pipeline.output.layers.text_rows import ID, text_rows
 from pipeline.output.plan import generation_facts, read_plan
 from pipeline.output.verify import Verdict, check_committed
@@ -43,14 +52,28 @@ def verify_text_layer(store: Store, say: Callable[[str], None]) -> Verdict:
     verdict = Verdict()
     layer, plan = read_text_layer(store), read_plan(store)
     check_committed(store, plan, text_rows(layer.card), verdict, say)
+    _check_recipe(store, layer, verdict)
     planned = _check_strings(store, plan, verdict)
     for generation in range(len(plan.columns)):
         _check_map(store, TextMap.from_facts(generation_facts(store, generation)), planned, verdict)
     return verdict
 
 
+def _check_recipe(store: Store, layer: TextLayer, verdict: Verdict) -> None:
+    """Check that the rows were made with the recipe that is recorded."""
+    index = newest_index(store)
+    for path in index.samples if index is not None else ():
+        try:
+            recipes = set(read_parquet(store.get(path), ["recipe"])["recipe"].unique().to_pylist())
+        except (FileNotFoundError, pa.ArrowException, OSError):  # reported already
+            continue
+        if recipes != {layer.recipe.fingerprint}:
+            found = ", ".join(map(str, recipes))
+            verdict.problems.append((path, f"its rows have the recipe {found}, not {layer.recipe.fingerprint}"))
+
+
 def _check_strings(store: Store, plan: Plan, verdict: Verdict) -> Ids:
-    """Check that strings have the ids that are recorded, each once; the ids of all units, sorted."""
+    """Check that strings are those that were planned, and each of them once; the ids of all units, sorted."""
     ids = [np.zeros(0, "S20")]
     for unit in plan.units:
         path = strings_path(unit.name)
@@ -64,6 +87,8 @@ def _check_strings(store: Store, plan: Plan, verdict: Verdict) -> Ids:
         if wrong or len(recorded) != len(unit.ordinals):
             expected = f"{len(unit.ordinals)} strings and found {len(recorded)}"
             verdict.problems.append((path, f"expected {expected}; {len(wrong)} of them have the id of another string"))
+        elif strings_digest(store.get(path)) != unit.etag:
+            verdict.problems.append((path, "its bytes are not those that were planned"))
         ids.append(np.array(recorded, "S20"))
     planned = np.sort(np.concatenate(ids))
     for id in np.unique(planned[1:][planned[1:] == planned[:-1]]).tolist():
