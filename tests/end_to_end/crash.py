@@ -3,7 +3,7 @@
 Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
 a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
 and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store,
-and ``--text`` the jobs that write text layers.
+``--text`` the jobs that write text layers, and ``--grown-text`` those that add to one.
 """
 
 from __future__ import annotations
@@ -258,14 +258,17 @@ def main() -> None:
     parser.add_argument("--output", help="URL below which outputs are made (default: a temporary folder)")
     parser.add_argument("--single-writer", action="store_true", help="as for jobs/encode_dataset.py")
     parser.add_argument("--text", action="store_true", help="text jobs, which write a layer")
+    parser.add_argument("--grown-text", action="store_true", help="text jobs for an output that has grown")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder:
         make_scene: type[Scene] = Scene
-        if arguments.text:
-            from tests.end_to_end.crash_text import TextScene as make_scene
+        if arguments.text or arguments.grown_text:
+            from tests.end_to_end import crash_text
+
+            make_scene = crash_text.GrownTextScene if arguments.grown_text else crash_text.TextScene
         scene = make_scene(Path(folder), arguments.output, arguments.single_writer)
         add_reference(scene)
         kills = 0

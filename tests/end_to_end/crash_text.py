@@ -15,7 +15,7 @@ from jobs.verify_dataset import main as verify
 from pipeline.progress import run_log as records
 from pipeline.storage.failpoints import Failpoint
 from pipeline.storage.store import Store
-from tests.end_to_end.crash import Scene
+from tests.end_to_end.crash import Scene, in_child
 from tests.support.captioned_set import Captions, add_unit, finish
 from tests.support.oracle import tree
 
@@ -37,6 +37,10 @@ class TextScene(Scene):
         captions = [Captions(f"caption {n % 5}", long=f"a longer caption of number {n}") for n in range(NUM_SAMPLES)]
         add_unit(self.latents, captions)
         finish(self.latents)
+
+    def num_strings(self) -> int:
+        """Number of distinct strings: those of both captions, and the empty one."""
+        return 5 + NUM_SAMPLES + 1
 
     def prepare(self, output: str) -> None:
         """Copy the output without its layer."""
@@ -71,4 +75,20 @@ class TextScene(Scene):
         rows = [
             row for path in (output / self.written / "metadata").iterdir() for row in pq.read_table(path).to_pylist()
         ]
-        assert len(rows) == len({row["text_id"] for row in rows}) == 5 + NUM_SAMPLES + 1
+        assert len(rows) == len({row["text_id"] for row in rows}) == self.num_strings()
+
+
+class GrownTextScene(TextScene):
+    """An output that has grown since its layer was made: jobs add a generation to the layer."""
+
+    other_steps = (*TextScene.other_steps, Failpoint.DATASET_RECORDED)
+
+    def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
+        super().__init__(folder, outputs, single_writer)
+        assert in_child(lambda: self.encode(str(self.latents), single_writer=False)) == 0
+        add_unit(self.latents, [Captions(f"caption {n}") for n in range(3, 3 + NUM_SAMPLES)])
+        finish(self.latents)
+
+    def num_strings(self) -> int:
+        """Number of distinct strings, with those of the later samples: two of these are known."""
+        return super().num_strings() + NUM_SAMPLES - 2
