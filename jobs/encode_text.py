@@ -33,6 +33,7 @@ from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Run
 from pipeline.report import page
 from pipeline.run_text import encode_text, new_job_name, preview_text
+from pipeline.storage.store import Store
 from pipeline.text.encoder import EncoderOptions
 from pipeline.text.planning import PlanPreview
 from pipeline.text.settings import TextSettings
@@ -109,7 +110,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
     except SystemExit:  # Ray's reaction to SIGTERM while it is connected
         raise KeyboardInterrupt from None
     disconnect_from_ray()
-    terminal.say_lines([*summary.lines(), f"  report   {run.output}/{page.PATH}"])
+    terminal.say_lines([*summary.lines(), f"  report   {Store(run.output).url}/{page.PATH}"])
     return summary.exit_code
 
 

@@ -58,9 +58,9 @@ class TextSummary:
         lines = [
             f"{self.layer}  {state}",
             f"  units    {self.units} ({self.units_done_now} in this run, {elapsed(self.elapsed_s)})",
-            f"  strings  {number(s.strings)} in the map; {number(s.distinct, 'distinct string')} embedded, "
-            f"{number(self.embedded_now)} in this run",
-            f"  tokens   {number(s.tokens)}; {byte_size(s.embedding_bytes)} of embeddings, "
+            f"  strings  {number(s.strings)} of all samples, {number(s.distinct)} distinct, with the empty one; "
+            f"{number(self.embedded_now)} embedded in this run",
+            f"  size     {number(s.tokens, 'token')}, {byte_size(s.embedding_bytes)} of embeddings, "
             f"{byte_size(self.size_bytes)} of shards",
             f"  saved    {byte_size(s.saved_by_trimming_bytes)} by trimming, "
             f"{byte_size(s.saved_by_deduplication_bytes)} by de-duplication",
@@ -70,7 +70,7 @@ class TextSummary:
             lines.append(f"  cut      {number(s.truncated, 'string')} ({share}) longer than the encoder takes")
         lines += [f"  e.g.     {text}"[:MAX_LINE_CHARACTERS] for text in s.truncated_examples[:2]]
         lines += [f"  captions {count:>8,}  {name}" for name, count in s.captions.items()]
-        lines += [f"  tokens   {count:>8,}  up to {length}" for length, count in s.lengths.items()]
+        lines += [f"  lengths  {count:>8,}  up to {number(length, 'token')}" for length, count in s.lengths.items()]
         lines += [f"  rejects  {count:>8,}  {name}: {string_advice(name)}" for name, count in s.rejects.items()]
         lines += [f"  e.g.     {example}"[:MAX_LINE_CHARACTERS] for example in s.reject_examples]
         lines += [f"  note     {note}" for note in self.notes]

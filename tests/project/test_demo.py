@@ -1,14 +1,18 @@
-"""Runs `make demo`: real clips are encoded, read back as a batch and shown in a picture."""
+"""Runs `make demo`: real clips and captions are encoded, read back as a batch and shown in a picture."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
+from pipeline.loader.text.open_layer import open_layer
+from pipeline.storage.store import Store
 from stvae import read_card
 from tests.support.oracle import assert_sound
 from tests.support.paths import ROOT
@@ -23,6 +27,9 @@ def test_the_demo_encodes_its_clips_and_shows_them_decoded(tmp_path: Path) -> No
     rows = assert_sound(tmp_path / "demo-out" / "latents")
     assert {row["key"] for row in rows if row["shard"]} == {"big_buck_bunny.mp4", "city.mpg"}
     assert not [row for row in rows if row["reject_reason"]]
+    assert re.search(r"normalized latents of shape \(2, 4, 5, 16, 28\),\n  embeddings .* \(2, \d\d, 32\)", shown.stdout)
+    layer = open_layer(Store(str(tmp_path / "demo-out" / "latents")), "t5", pa.chunked_array([["none"]]))
+    assert len(layer.shard_codes) == 3, "two captions and the empty one"
     last_line = shown.stdout.strip().splitlines()[-1]
     with Image.open(last_line.rpartition(": ")[2]) as picture:
         pixels = np.asarray(picture.convert("L"), dtype=float)

@@ -124,7 +124,7 @@ def test_every_distinct_string_is_embedded_once_trimmed_and_found_by_sample(outp
     assert summary["saved_by_trimming_bytes"] == 4 * 2 * 32 * 64 - sum(sizes.values())
     repeated = 3 * sizes["a cat"] + sizes["a dog"] + sizes[LONG]
     assert summary["saved_by_deduplication_bytes"] == repeated - sum(sizes.values())
-    assert "5 in the map; 4 distinct strings embedded, 4 in this run" in capsys.readouterr().out
+    assert "5 of all samples, 4 distinct, with the empty one; 4 embedded in this run" in capsys.readouterr().out
     page = (output / "report.html").read_text()
     assert "4 distinct strings of 5 have an embedding" in page and f"<bdi>{LONG}</bdi>" in page
     assert stray_files(Store(str(output))) == [] and layer_names(Store(str(output))) == ["t5"]
