@@ -19,7 +19,9 @@ from tests.support.golden import TINY
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
-CODE = "".join(path.read_text() for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = [path for folder in ("pipeline", "stvae", "jobs") for path in (ROOT / folder).rglob("*.py")]
+CODE = re.sub(r'"\n\s*f?"', "", "".join(path.read_text() for path in SOURCES))
+"""The product's code, with strings whole that are split over lines."""
 RUN_ELSEWHERE = {"recipes.md": "jobs", "cluster.md": "project", "datasets.md": "sources/layouts"}
 """Pages whose commands another test checks, with the folder of that test."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
