@@ -20,6 +20,7 @@ from pipeline.environment import cpu_model, gpu_model, is_same_environment
 from pipeline.errors import ConfigError, Reject
 from pipeline.output.layers.text_layer import NULL_ROW_ID, PATH, TextLayer, read_text_layer, strings_path
 from pipeline.sources.units import Unit
+from pipeline.storage.checkpoint import shown_vae
 from pipeline.storage.parquet import read_parquet
 from pipeline.text.encoder import EmbeddedText, TextEncoder
 from pipeline.text.encoders.opening import load_text_encoder
@@ -139,7 +140,7 @@ class StringEncoder(UnitEncoder):
         encoder = load_text_encoder(settings.encoder, settings.options, device, dtype)
         if encoder.card != self.layer.card:
             raise ConfigError(
-                f"the text encoder at '{settings.encoder}' on the encoder's node is not the one that the driver read: check "
+                f"the text encoder at '{shown_vae(settings.encoder)}' on the encoder's node is not the one that the driver read: check "
                 "that all nodes share this path"
             )
         (self._blank,) = encoder.tokenize([encoder.render("")])
