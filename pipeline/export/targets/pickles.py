@@ -18,12 +18,25 @@ ALLOWED = {
 
 def pickle_tensor(tensor: torch.Tensor) -> bytes:
     """Return the pickle of a tensor without gradients, with equal bytes for equal tensors."""
-    return pickle.dumps(tensor.detach().clone(memory_format=torch.contiguous_format), protocol=4)
+    buffer = io.BytesIO()
+    _TensorPickler(buffer, protocol=4).dump(tensor.detach().clone(memory_format=torch.contiguous_format))
+    return buffer.getvalue()
 
 
 def unpickle_tensor(content: bytes) -> Any:
     """Read a pickle of tensors and plain values. Raises UnpicklingError for one that names anything else."""
     return _TensorUnpickler(io.BytesIO(content)).load()
+
+
+class _TensorPickler(pickle.Pickler):
+    """A pickler that writes storages in PyTorch's present format, since the older one holds addresses in memory."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, torch.storage.TypedStorage):
+            return NotImplemented
+        content = io.BytesIO()
+        torch.save(obj, content)
+        return torch.storage._load_from_bytes, (content.getvalue(),)
 
 
 class _TensorUnpickler(pickle.Unpickler):
