@@ -16,60 +16,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from jobs.encode_text import main as encode_text
 from jobs.export_dataset import main
 from pipeline.export.targets import musubi
 from pipeline.export.targets.pickles import pickle_tensor, unpickle_tensor
-from pipeline.loader import LatentDataset
-from pipeline.loader.text.reading import EmbeddedArray, read_texts
-from tests.support.captioned_set import VIDEO_BUCKET, Captions, add_unit, finish
+from tests.support.export_set import SAMPLES, Expected, write_mixed_set
 
-SAMPLES = [
-    Captions(caption="a dog"),
-    Captions(caption="ein Hund läuft über die Wiese 🐕, sagt man", bucket=VIDEO_BUCKET),
-    Captions(caption=["first of two", "second of two"], bucket=VIDEO_BUCKET),
-    Captions(caption=None, bucket=VIDEO_BUCKET),
-    Captions(caption='a text\nin two lines, with "quotes"', bucket=VIDEO_BUCKET),
-    Captions(caption="a dog", bucket=VIDEO_BUCKET),
-]
 VIDEOS = "num_frames > 1"
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trainers") / "out"
-    add_unit(folder, SAMPLES[:3])
-    add_unit(folder, SAMPLES[3:])
-    finish(folder)
-    flags = ["--encoder", "demo", "--layer", "t5", "--captions", "caption,captions", "--local", "--cpus", "1"]
-    assert encode_text([str(folder), *flags]) == 0
-    return folder
-
-
-class Expected:
-    """The latents and texts of an output as the loader reads them, by id."""
-
-    def __init__(self, output: Path, where: str | None = None) -> None:
-        self.data = LatentDataset(output, where=where, text="t5")
-        layer = self.data.text
-        assert layer is not None
-        batches = list(self.data.batches(1, rank=0, world_size=1, copy=True))
-        self.latents = {batch["id"][0]: batch["latents"][0] for batch in batches}
-        self.captions = {batch["id"][0]: batch["caption"][0] for batch in batches}
-        self.fps = {batch["id"][0]: float(batch["fps"][0]) for batch in batches}
-        self.ids = [id for id, caption in self.captions.items() if caption]
-        rows = self.data.columns
-        self.text: dict[str, EmbeddedArray] = {}
-        for number, id in enumerate(rows["id"].to_pylist()):
-            forms = layer.captions["caption"]
-            form = forms.likeliest(int(self.data.samples.rows[number]), 0)
-            if form is not None:
-                self.text[id] = read_texts(self.data.store, layer, [int(forms.rows[form])])[0]["t5"]
-        mean = self.data.read(self.data.samples.rows * 0 + range(len(self.data)))
-        moments = self.data.read(self.data.samples.rows * 0 + range(len(self.data)), latent="sample")
-        ids = rows["id"].to_pylist()
-        self.raw = {id: torch.from_numpy(array).float() for id, array in zip(ids, mean, strict=True)}
-        self.moments = {id: torch.from_numpy(array).float() for id, array in zip(ids, moments, strict=True)}
+    return write_mixed_set(tmp_path_factory.mktemp("trainers") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +205,12 @@ def test_a_target_that_needs_text_is_refused_without_a_layer(
 class Evil:
     def __reduce__(self) -> Any:
         return list, ((1, 2),)
+
+
+def test_equal_tensors_have_equal_pickles() -> None:
+    tensors = [torch.arange(6, dtype=torch.bfloat16).view(2, 3) for _ in range(2)]
+    first, second = (pickle_tensor(tensor) for tensor in tensors)
+    assert first == second and torch.equal(pickle.loads(first), tensors[0])  # noqa: S301 (as the trainers read it)
 
 
 def test_a_pickle_that_names_anything_else_is_refused() -> None:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """The place of one member's content in a tar, in bytes."""
+
+    suffix: str
+    """Part of the name behind the sample's key and a dot."""
+    offset: int
+    size: int
 
 
 class SampleTar:
@@ -24,9 +35,20 @@ class SampleTar:
     ) -> None:
         self._tar.close()
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add a sample. members: their content by what follows the key and a dot. The key must hold no dot."""
+    @property
+    def end(self) -> int:
+        """Offset in bytes where the next sample begins."""
+        return int(self._tar.offset)
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> list[TarMember]:
+        """Add a sample, and return where its members lie. The key must hold no dot.
+
+        members: their content by what follows the key and a dot.
+        """
+        places = []
         for suffix, content in members.items():
             info = tarfile.TarInfo(f"{key}.{suffix}")
             info.size = len(content)
+            places.append(TarMember(suffix, self.end + tarfile.BLOCKSIZE, len(content)))
             self._tar.addfile(info, io.BytesIO(content))
+        return places

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget
-from pipeline.export.targets.tars import SampleTar
+from pipeline.export.targets.tars.sample_tar import SampleTar
 from pipeline.export.targets.tensor_files import tensor_file
 
 

@@ -1,0 +1,1 @@
+"""Export targets whose files the libraries' own writers make: MosaicML Streaming and litdata."""

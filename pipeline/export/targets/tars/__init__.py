@@ -1,0 +1,1 @@
+"""Export targets whose samples are members of tars: Energon and FastGen."""
