@@ -43,6 +43,8 @@ def choose_caption(rows: Mapping[str, Any], i: int, seed: int, captions: Mapping
     names = [name for name, found in options.items() if found]
     if not names:
         return ChosenCaption(EMPTY, 0, None)
+    if len(names) == 1 and not options[names[0]][0].is_of_list:
+        return options[names[0]][0]  # the only choice: no random number is needed
     rng = np.random.default_rng(seed)
     weights = np.cumsum([captions[name] for name in names])
     found = options[names[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]]

@@ -5,6 +5,7 @@ B batch · L tokens · D width
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,14 +54,16 @@ class TextCollator:
         return self.prepare(chosen)
 
     def prepare(self, chosen: Sequence[ChosenText]) -> PendingTexts:
-        """Make the tensors of a batch, zero where nothing is read into them, and the spans that fill the rest."""
-        pending = PendingTexts(list(chosen), [], [], [])
+        """Make the tensors of a batch, and the spans that fill them. ``receive`` sets the rest to zero."""
+        pending = PendingTexts(list(chosen))
         for array in self._layer.card.arrays:
             self._add_array(pending, array)
         return pending
 
     def receive(self, pending: PendingTexts, filled: Filled) -> Iterator[tuple[int, str]]:
         """Wait for the texts of a batch. Yields the place and the damage of each that is damaged."""
+        for padding in pending.padding:  # here, because threads of the loader do it while the training loop goes on
+            np.frombuffer(padding, np.uint8).fill(0)
         for n in range(len(pending.spans)):
             next(filled)
             if (damage := self._find_damage(pending, n)) is not None:
@@ -105,36 +108,37 @@ class TextCollator:
         return next(each for each in self._layer.card.arrays if each.form == "vector") is array
 
     def _add_array(self, pending: PendingTexts, array: TextArray) -> None:
-        places = self._layer.places[array.name]
+        # Shapes: slots is [B + 1], where each text's rows begin in the tensor, seen as rows of array.width values.
+        # Invariant: every row of the tensor is either in a span or in the list of rows to be zero.
+        # Example: texts of 2 and 3 rows, padded to 4 on the right -> slots [0 4 8], spans of rows 0:2 and 4:7.
+        places, is_vector = self._layer.places[array.name], array.form == "vector"
         rows = [0 if text.row == NO_ROW else int(places.num_rows[text.row]) for text in pending.chosen]
         masked = [0 if text.mask_row == NO_ROW else int(places.length[text.mask_row]) for text in pending.chosen]
-        if array.form == "vector":
-            tensor = self._memory.empty((len(rows), array.width), self._dtype)
-            slots = [(tensor[i], int(count > 0)) for i, count in enumerate(rows)]
-            slots = [(slot[None], count) for slot, count in slots]
-        elif self._packed:
+        lengths, slots = rows, list(range(len(rows) + 1))
+        size: tuple[int, ...] = (len(rows), array.width)
+        if self._packed and not is_vector:
             lengths = [max(count, length) for count, length in zip(rows, masked, strict=True)]
-            tensor = self._memory.empty((sum(lengths), array.width), self._dtype)
-            slots = list(zip(tensor.split(lengths), rows, strict=True))
-            rows = lengths
-        else:
+            slots = list(itertools.accumulate(lengths, initial=0))
+            size = (slots[-1], array.width)
+        elif not is_vector:
             longest = array.max_tokens if array.fixed_length else max(1, *rows, *masked)
-            tensor = self._memory.empty((len(rows), longest, array.width), self._dtype)
-            slots = list(zip(tensor, rows, strict=True))
-        for place, (slot, count) in enumerate(slots):
-            self._add_span(pending, array, place, slot, count)
-        pending.arrays.append(PendingArray(array, tensor, rows, masked))
+            slots, size = [longest * place for place in slots], (len(rows), longest, array.width)
+        tensor = self._memory.empty(size, self._dtype)
+        memory = tensor.view(-1).view(torch.uint8).numpy().data
+        is_left = array.padding_side == "left" and not is_vector
+        row_bytes = array.width * self._dtype.itemsize
+        for place, (count, (start, stop)) in enumerate(zip(rows, itertools.pairwise(slots), strict=True)):
+            middle = (stop - count if is_left else start + count) * row_bytes
+            first, second = memory[start * row_bytes : middle], memory[middle : stop * row_bytes]
+            content, padding = (second, first) if is_left else (first, second)
+            if padding:
+                pending.padding.append(padding)
+            if content:
+                self._add_span(pending, array, place, content)
+        pending.arrays.append(PendingArray(array, tensor, lengths, masked))
 
-    def _add_span(self, pending: PendingTexts, array: TextArray, place: int, slot_LD: Tensor, count: int) -> None:
-        """Let the first or last ``count`` rows of a slot be read, and set the others to zero."""
-        padding = len(slot_LD) - count
-        is_left = array.padding_side == "left" and array.form == "tokens"
-        content, rest = (slot_LD[padding:], slot_LD[:padding]) if is_left else (slot_LD[:count], slot_LD[count:])
-        rest.zero_()
-        if not count:
-            return
+    def _add_span(self, pending: PendingTexts, array: TextArray, place: int, into: memoryview) -> None:
         row = pending.chosen[place].row
-        into = content.view(torch.uint8).numpy().data.cast("B")
         shard = self._layer.shards[self._layer.shard_codes[row]]
         pending.spans.append(Span(shard, int(self._layer.places[array.name].offset[row]), into))
         pending.checks.append((place, array.name, into))

@@ -56,6 +56,9 @@ class CaptionForms:
 
     def choose(self, sample: int, element: int, draw: float) -> int | None:
         """Return a form of an element of a sample's caption; None if it has none. draw: from 0 to 1."""
+        first, stop = int(self.starts[sample]), int(self.starts[sample + 1])
+        if stop - first == 1:  # most captions have one form
+            return first if self.elements[first] == element else None
         forms = self._forms_of(sample, element)
         if not len(forms):
             return None

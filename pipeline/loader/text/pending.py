@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -41,10 +41,12 @@ class PendingTexts:
     """The texts of a batch, which are being read."""
 
     chosen: list[ChosenText]
-    arrays: list[PendingArray]
-    spans: list[Span]
-    checks: list[tuple[int, str, memoryview]]
+    arrays: list[PendingArray] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    checks: list[tuple[int, str, memoryview]] = field(default_factory=list)
     """For each span: the text's place in the batch, the name of the array, and its memory."""
+    padding: list[memoryview] = field(default_factory=list)
+    """Parts of the tensors that no span fills, which are to be zero."""
 
     @property
     def captions(self) -> list[str | None]:
