@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from jobs.encode_dataset import main
+from jobs.encode_text import main as encode_text
 from pipeline.bucket import Bucket
 from pipeline.loader import Batch, LatentDataset, MixedBatches, MixedDataset
 from stvae.card import OPEN_SORA_CLASS
@@ -48,6 +49,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(TINY),
     ]
     assert main([*arguments, "--buckets", "32x56x51", "--cpus", "2"]) == 0
+    text = ["--encoder", "demo", "--layer", "t5", "--captions", "caption", "--local", "--cpus", "1"]
+    assert encode_text([str(folder / "latents"), *text]) == 0
     return folder / "latents"
 
 
@@ -85,11 +88,16 @@ def test_every_option_in_the_table_is_a_parameter_of_the_loader(output: Path) ->
 
 def test_the_first_loop(output: Path) -> None:
     names = run(
-        block_with('for batch in LatentDataset("s3://bucket/latents").batches(batch_size=8):  # one'),
+        block_with("# without a text layer, leave out text="),
         {},
         {"s3://bucket/latents": str(output)},
     )
-    assert names["x"].shape == (8, 4, 15, 4, 7)
+    assert names["x"].shape == (8, 4, 15, 4, 7) and names["y"].shape == (8, 9, 32)
+
+
+def test_text_embeddings(output: Path) -> None:
+    names = run(block_with("text_dropout=0.1"), {}, {"s3://bucket/latents": str(output)})
+    assert names["batch"]["text_embeddings"].shape[::2] == (8, 32) and names["batch"]["text_dropped"].shape == (8,)
 
 
 def test_joins_windows_and_captions(output: Path, tmp_path: Path) -> None:
