@@ -1,4 +1,4 @@
-"""Make all ranks of a training job use one version of an output, and notice if they do not.
+"""Make all ranks of a training job use one version of an output, and notice if they do not, or if it has changed.
 
 Rank 0 leaves notes in the key-value store of ``torch.distributed``, and the other ranks read them. Rank 0 never waits, so
 a set that only rank 0 opens does no harm. Nothing happens without a process group.
@@ -24,21 +24,23 @@ WAIT_FOR_ANY_S = 1800.0
 POLL_S = 0.05
 
 _opened: Counter[tuple[int, str]] = Counter()
-"""Number of times that this process has opened each output, by process group and URL."""
+"""Number of times that this process has opened each version of an output, by process group, URL and version."""
 
 
-def adopt_version(url: str, version: str) -> str:
+def adopt_version(url: str, wanted: str | None, version: str) -> str:
     """Return the version of the output that rank 0 found when it opened it for the same time.
 
-    version: what this rank found. Every rank counts how often it has opened this URL. If rank 0 does not open it in time,
-    a warning says so and this rank keeps its own version.
+    wanted: the tag or the version that was asked for; None for the newest one. version: what this rank found. Every rank
+    counts how often it has opened this URL with this ``wanted``. If rank 0 does not open it in time, a warning says so and
+    this rank keeps its own version.
     """
     store = _shared_store()
     if store is None:
         return version
-    number = _opened[id(store), url]
-    _opened[id(store), url] += 1
-    key = f"latentmill/version/{number}/{url}"
+    opened = url if wanted is None else f"{url}@{wanted}"
+    number = _opened[id(store), opened]
+    _opened[id(store), opened] += 1
+    key = f"latentmill/version/{number}/{opened}"
     if torch.distributed.get_rank() == 0:
         store.set(key, version)
         return version
@@ -48,6 +50,21 @@ def adopt_version(url: str, version: str) -> str:
         f"rank 0 did not open {url} within {WAIT_S:.0f} s; this rank uses the version that it found", stacklevel=4
     )
     return version
+
+
+def describe_growth(url: str, saved: str | None, here: str | None, samples: int) -> str:
+    """Say, if an output has changed since a state was saved, which versions there are to go on with; else return no text.
+
+    saved, here: versions of the state and of the dataset, if there are. samples: number of samples here.
+    """
+    if saved in (None, here):
+        return ""
+    return (
+        f"The output has changed since the state was saved: the state belongs to version {saved}, and this is "
+        f"{'an unfinished job' if here is None else f'version {here}'} with {samples} samples. To go on exactly, open that "
+        f"version: LatentDataset({url!r}, version={saved!r}). To train on the samples of this one, begin an epoch with "
+        "them: load_state_dict(state, new_epoch=True). "
+    )
 
 
 def announce_schedule(schedule: str) -> Callable[[], None]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.loader.schedule.keys import BucketCodes, Keys, digest_of
+from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from pipeline.loader.workers.column_files import large_type, map_columns, one_chunk, write_columns
-from pipeline.output.index import index_path, newest_index, read_index
-from pipeline.output.unit_metadata import newest_unit_metadata
+from pipeline.output.edits.edits import Edits
+from pipeline.output.edits.version import OutputVersion, edits_of
+from pipeline.output.index import read_index
 from pipeline.storage.local.cache import make_once, warn_of_cache
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -69,6 +70,8 @@ class Catalog:
     """Identifies the set of samples; see ``digest_of``."""
     folder: Path | None = None
     """Folder of the cache."""
+    kept: Indices | None = None
+    """int64 [n]: rows of the samples that are not removed; None for all rows."""
 
     def join(self, extra: pa.Table, name: str) -> Catalog:
         """Return this catalog with the columns of ``extra`` added by ``id``; null where ``extra`` has no such id.
@@ -91,47 +94,25 @@ class Catalog:
         return dataclasses.replace(self, table=table)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputVersion:
-    """Content of an output at one moment: an index, or the units that a running job has committed so far."""
-
-    index: int | None = None
-    """Generation of the index."""
-    unit_metadata: list[str] = field(default_factory=list)
-    """Paths of the unit metadata, where there is no index yet."""
-
-    def to_json(self) -> str:
-        """The text that ``from_json`` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> OutputVersion:
-        """The version that ``to_json`` wrote."""
-        return cls(**json.loads(text))
-
-
-def find_newest_version(store: Store) -> OutputVersion:
-    """Find the newest index, or the committed units. ConfigError if there are none."""
-    index = newest_index(store)
-    if index is not None:
-        return OutputVersion(index=index.generation)
-    if not store.lists_files:
-        raise ConfigError(
-            f"{store.url} has no {index_path(0)}: from a web server, only the output of a finished job can be read"
-        )
-    paths = list(newest_unit_metadata(store).values())
-    if not paths:
-        raise ConfigError(f"{store.url} has no committed samples; encode some first")
-    return OutputVersion(unit_metadata=paths)
-
-
 def open_catalog(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
-    """Open the samples of a version. With ``cache``, the first process writes its index there, and all processes map it."""
-    catalog = _open(store, version, cache)
+    """Open the samples of a version. With ``cache``, the first process writes its index there, and all processes map it.
+
+    The table has removed samples too, because a mapped one is not copied; ``Catalog.kept`` leaves them out.
+    """
+    catalog = _apply_edits(_open(store, version, cache), edits_of(store, version))
     if "group" in catalog.table.column_names:
         return catalog
     table = catalog.table.append_column("group", pa.nulls(len(catalog.table), pa.string()))  # of an earlier program
     return dataclasses.replace(catalog, table=table)
+
+
+def _apply_edits(catalog: Catalog, edits: Edits) -> Catalog:
+    if not len(edits.rows):
+        return catalog
+    removed = edits.is_removed(catalog.table).to_numpy(zero_copy_only=False)
+    kept: Indices = np.flatnonzero(~removed)
+    keys: Keys = catalog.table[KEY].to_numpy()
+    return dataclasses.replace(catalog, kept=kept, digest=digest_of(keys[kept])) if removed.any() else catalog
 
 
 def _open(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:

@@ -21,7 +21,6 @@ import pyarrow as pa
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
 from pipeline.loader.agreement import adopt_version, announce_schedule
-from pipeline.loader.catalog import OutputVersion, find_newest_version
 from pipeline.loader.collation.batch import Batch
 from pipeline.loader.collation.collator import Collator
 from pipeline.loader.iterator import Batches
@@ -37,6 +36,7 @@ from pipeline.loader.text.layer import TextLayer, check_text
 from pipeline.loader.text.open_layer import open_layer
 from pipeline.loader.workers.shared_samples import SampleSource
 from pipeline.output.dataset import require_dataset
+from pipeline.output.edits.version import OutputVersion, find_version
 from pipeline.output.members import LATENT, member_named
 from pipeline.output.serialization import unpack_latent
 from pipeline.recipe import Recipe
@@ -64,6 +64,7 @@ class LatentDataset:
         cache_bytes: int = 0,
         storage_options: Mapping[str, Any] | None = None,
         text: str | None = None,
+        version: str | None = None,
     ) -> None:
         """Open an output.
 
@@ -77,6 +78,7 @@ class LatentDataset:
         cache: a folder on local disk, shared by the processes of a node, for the index and the schedules of epochs.
         cache_bytes: keep up to this many bytes of a remote output's latents in the cache.
         text: name of a text layer, whose embeddings the batches hold.
+        version: a tag, or a version such as ``index=3,edits=1``, which states name; default: the newest one.
         storage_options: arguments of fsspec's client, such as ``{"headers": {"Authorization": ...}}`` for a web server.
         Raises ConfigError, or WhereError for a wrong filter.
         """
@@ -89,8 +91,8 @@ class LatentDataset:
         self.card: Card = dataset.card
         self.recipe: Recipe = dataset.recipe
         folder = None if cache is None else Path(cache)
-        newest = find_newest_version(self.store)
-        self.version = OutputVersion.from_json(adopt_version(self.store.url, newest.to_json()))
+        found = find_version(self.store, version)
+        self.version = OutputVersion.from_json(adopt_version(self.store.url, version, found.to_json()))
         self.samples = SampleSource(
             store=self.store,
             version=self.version,
@@ -155,7 +157,14 @@ class LatentDataset:
     def position(self, options: BatchOptions, world_size: int) -> LoaderState:
         """Return the position of a training run before its first batch. ConfigError if the options cannot be met."""
         self.check(options)
-        return LoaderState(self.samples, options.policy(world_size), options.patch, options.seed)
+        return LoaderState(
+            self.samples,
+            options.policy(world_size),
+            options.patch,
+            options.seed,
+            url=self.url,
+            dataset_version=self.version.name,
+        )
 
     def batches_from(
         self,

@@ -157,11 +157,12 @@ def select_samples(
     table, buckets = catalog.table, catalog.buckets
     by_epoch = _filters_by_epoch(where) if isinstance(where, Mapping) else {0: where}
     where = by_epoch if len(by_epoch) > 1 else by_epoch[0]
-    rows_by_epoch = {epoch: _matching_rows(table, condition) for epoch, condition in by_epoch.items()}
+    rows_by_epoch = {epoch: _matching_rows(catalog, condition) for epoch, condition in by_epoch.items()}
     rows = functools.reduce(np.union1d, rows_by_epoch.values())
     keys: Keys = table[KEY].to_numpy()
     codes: BucketCodes = table[CODE].to_numpy()
-    if where is not None:
+    is_part = where is not None or catalog.kept is not None
+    if is_part:
         keys, codes = keys[rows], codes[rows]
     starts = None
     if frames is not None:
@@ -176,7 +177,7 @@ def select_samples(
         ]
     phases = _phases(by_epoch, rows_by_epoch, rows) if len(by_epoch) > 1 else ()
     digest = catalog.digest
-    if where is not None or frames is not None:
+    if is_part or frames is not None:
         codes, buckets = _drop_empty_buckets(codes, buckets)
         digest = digest_of(keys)
     if phases:
@@ -222,12 +223,13 @@ def _phases(by_epoch: Mapping[int, Where], rows_by_epoch: Mapping[int, Indices],
     return tuple(phases)
 
 
-def _matching_rows(table: pa.Table, where: Where) -> Indices:
-    """Return the rows that pass a filter."""
+def _matching_rows(catalog: Catalog, where: Where) -> Indices:
+    """Return the rows that pass a filter and are not removed."""
     if where is None:
-        return np.arange(table.num_rows)
-    visible = table.drop_columns([KEY, CODE])
-    return make_filter(where, visible.schema).matching_rows(visible)
+        return np.arange(catalog.table.num_rows) if catalog.kept is None else catalog.kept
+    visible = catalog.table.drop_columns([KEY, CODE])
+    rows = make_filter(where, visible.schema).matching_rows(visible)
+    return rows if catalog.kept is None else np.intersect1d(rows, catalog.kept, assume_unique=True)
 
 
 def _windows(num_frames: Indices, card: Card, frames: int, stride: int | None) -> tuple[Indices, Indices]:

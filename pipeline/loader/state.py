@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.loader.agreement import describe_growth
 from pipeline.loader.loop import Position
 from pipeline.loader.samples import Phase, Samples
 from pipeline.loader.schedule.cache import cached_schedule
@@ -37,9 +38,21 @@ class Replacement(TypedDict):
 class LoaderState(Position):
     """The position of one training run: the epoch, the step in it, and the schedule that they refer to."""
 
-    def __init__(self, samples: Samples, policy: BatchPolicy, patch: tuple[int, int, int], seed: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        policy: BatchPolicy,
+        patch: tuple[int, int, int],
+        seed: int,
+        *,
+        url: str = "",
+        dataset_version: str | None = None,
+    ) -> None:
+        """``url``, ``dataset_version``: those of the output that the samples are of, for states and messages."""
         super().__init__()
         self.seed = seed
+        self.dataset_version = dataset_version
+        self._url = url
         self.replacements: list[Replacement] = []
         """The damaged samples that were replaced, in the order of the batches."""
         self._samples = samples
@@ -185,12 +198,12 @@ class LoaderState(Position):
                 self.replacements.append({"epoch": self.epoch, "step": self.step, "damaged": name, "used": other})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the next batch as five values, and the replacements if there are any."""
+        """Return the position of the next batch as a few values, with the output's version and any replacements."""
         return self.state_at(self.epoch, self.step)
 
     def state_at(self, epoch: int, step: int) -> dict[str, Any]:
-        replacements = {"replacements": list(self.replacements)} if self.replacements else {}
-        return replacements | {
+        known = {"dataset_version": self.dataset_version, "replacements": list(self.replacements)}
+        return {name: value for name, value in known.items() if value} | {
             "version": STATE_VERSION,
             "seed": self.seed,
             "epoch": epoch,
@@ -223,6 +236,8 @@ class LoaderState(Position):
         here = {"seed": str(self.seed)} | _parts(self.schedule_hash(int(state["epoch"])))
         saved = {"seed": str(state["seed"])} | _parts(state["schedule_hash"])
         same_samples = saved.get("samples") == here["samples"]
+        versions = (state.get("dataset_version"), self.dataset_version)
+        growth = "" if same_samples else describe_growth(self._url, *versions, len(self._samples.keys))
         differing = [
             f"{name} ({saved.get(name)} in the state, {here.get(name)} here)"
             for name in here | saved
@@ -231,9 +246,9 @@ class LoaderState(Position):
         ]
         if differing:
             raise ConfigError(
-                f"this loader state belongs to another schedule. It differs in {', '.join(differing)}. Resume with the "
-                "same output, filter, seed and global batch. To go on with others, begin the next epoch: "
-                "load_state_dict(state, new_epoch=True)"
+                f"this loader state belongs to another schedule. It differs in {', '.join(differing)}. "
+                f"{growth}Resume with the same output, filter, seed and "
+                "global batch. To go on with others, begin the next epoch: load_state_dict(state, new_epoch=True)"
             )
 
     def _first_epoch(self, epoch: int) -> int:

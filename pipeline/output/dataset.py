@@ -11,20 +11,17 @@ from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.output.layers import known_layers as layers
+from pipeline.output.layout.own_files import EDITS, TAG
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run
 from pipeline.storage.failpoints import Failpoint, failpoint
-from pipeline.storage.named_files import get_if_present
 from pipeline.storage.store import Store
 from stvae.card import Card
 from stvae.geometry import Geometry, SizeRule
 
 PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
-LATER_FOLDERS = ("edits", "tags")
-"""Folders of later versions. They change what an output holds, so a program that cannot read them must not go on."""
-
-FIRST_EDIT = "edits/0000.parquet"
-"""The file that every output with edits has."""
+CHANGING_FOLDERS = {"edits": EDITS, "tags": TAG}
+"""Folders whose files change what an output holds, so a program that cannot read one of them must not go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +94,10 @@ def read_dataset(store: Store) -> Dataset:
     """Read what an output was made with.
 
     FileNotFoundError if there is no output. IntegrityError if its ``dataset.json`` is damaged, of another format version
-    or has unknown fields, or if the output has folders that only a later version understands.
+    or has unknown fields, or if the output has edits, tags or layers that only a later version understands.
     """
     dataset = _parse_dataset(store.get(PATH), f"{store.url}/{PATH}")
-    _refuse_later_folders(store)
+    _refuse_unknown_files(store)
     return dataset
 
 
@@ -184,16 +181,20 @@ def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
         refuse_unknown_fields("the VAE's card", record, [field.name for field in dataclasses.fields(record_type)])
 
 
-def _refuse_later_folders(store: Store) -> None:
-    if store.lists_files:
-        names = store.top_level()
-    else:  # of these folders, only edits change which samples there are
-        has_edits = get_if_present(store, FIRST_EDIT, lambda content: content.startswith(b"PAR1")) is not None
-        names = {"edits"} if has_edits else set()
-    found = [f"{name}/" for name in LATER_FOLDERS if name in names]
-    if found:
-        raise IntegrityError(
-            f"{store.url} has {' and '.join(found)}, which this program does not understand: use a newer Latentmill"
-        )
+def _refuse_unknown_files(store: Store) -> None:
+    """Raise IntegrityError if an output has edits, tags or layers that this program does not understand.
+
+    The files of a web server are not listed. The loader reads the newest edits there, and refuses unknown ones.
+    """
+    names = store.top_level() if store.lists_files else set()
+    for folder, pattern in CHANGING_FOLDERS.items():
+        if folder not in names:
+            continue
+        for name in sorted(store.below(folder).top_level()):
+            if not name.startswith(".") and not pattern.fullmatch(f"{folder}/{name}"):
+                raise IntegrityError(
+                    f"{store.url} has {folder}/{name}, which this program does not understand: use a newer Latentmill, or "
+                    "remove the file if it is yours"
+                )
     if layers.FOLDER in names:
         layers.refuse_unknown_layers(store)

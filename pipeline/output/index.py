@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.layout.own_files import INDEX
 from pipeline.recipe import FORMAT_VERSION
-from pipeline.storage.named_files import get_if_present
+from pipeline.storage.named_files import newest_numbered
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -122,33 +122,11 @@ def index_path(generation: int) -> str:
 
 def newest_index(store: Store) -> Index | None:
     """The newest index, or None while the first job is still running."""
-    if not store.lists_files:
-        return _newest_named_index(store)
+    if not store.lists_files:  # numbers have no gaps: a job takes one only after it has read the index before it
+        found = newest_numbered(store, index_path, _looks_like_json)
+        return None if found is None else Index.from_json(found[1], f"{store.url}/{index_path(found[0])}")
     generations = [int(match[1]) for path in store.list_files("index") if (match := INDEX.fullmatch(path))]
     return read_index(store, max(generations)) if generations else None
-
-
-def _newest_named_index(store: Store) -> Index | None:
-    """Find the newest index by asking for names, in about 2 log2(n) requests for n indexes.
-
-    This works because the numbers of indexes have no gaps: a job takes a number only after it has read the index before it.
-    """
-    found: list[bytes] = []
-
-    def exists(generation: int) -> bool:
-        content = get_if_present(store, index_path(generation), _looks_like_json)
-        if content is not None:
-            found.append(content)
-        return content is not None
-
-    # Invariant: index `present` exists, index `absent` does not. The search asks for a higher present index each time.
-    present, absent = -1, 0
-    while exists(absent):
-        present, absent = absent, 2 * absent + 1
-    while absent - present > 1:
-        middle = (present + absent) // 2
-        present, absent = (middle, absent) if exists(middle) else (present, middle)
-    return Index.from_json(found[-1], f"{store.url}/{index_path(present)}") if found else None
 
 
 def _looks_like_json(content: bytes) -> bool:

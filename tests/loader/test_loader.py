@@ -108,7 +108,7 @@ def test_state_resumes_exactly_at_every_step(output: Path) -> None:
             state = data.batches(3, seed=5).state_dict()
         resumed = data.batches(3, seed=5)
         resumed.load_state_dict(state)
-        assert state.keys() == {"version", "seed", "epoch", "step", "schedule_hash"}
+        assert state.keys() == {"version", "dataset_version", "seed", "epoch", "step", "schedule_hash"}
         rest = _endless(resumed)
         assert [next(rest) for _ in range(len(two_epochs) - stop)] == two_epochs[stop:]
 

@@ -116,7 +116,7 @@ def test_edits_of_a_later_version_are_found_without_a_listing(site: Site) -> Non
     output = site.copy("edited")
     (output / "edits").mkdir()
     shutil.copy(next((output / "metadata").iterdir()), output / "edits" / "0000.parquet")
-    with pytest.raises(IntegrityError, match="has edits/, which this program does not understand"):
+    with pytest.raises(IntegrityError, match="has edits that this program does not understand"):
         LatentDataset(site.url("plain", "edited"))
 
 

@@ -26,7 +26,7 @@ LEVELS = (
     "text",
     "executor progress",
     "report",
-    "run run_text dry_run export",
+    "run run_text dry_run edit export",
     "jobs",
 )
 """Rooms and single modules of ``pipeline`` from the bottom up. A room may import the levels below its own."""
@@ -40,7 +40,7 @@ NARROWER = {
 }
 """Rooms that may import only these, although more rooms are below them."""
 
-LOADER_USERS = {"report", "export", "jobs"}
+LOADER_USERS = {"report", "edit", "export", "jobs"}
 """Rooms that may import ``loader``: it reads outputs, so nothing that writes them needs it."""
 
 ENTRY_MODULES = {"run", "run_text", "recipe", "bucket", "setting", "errors", "environment", "visible"}

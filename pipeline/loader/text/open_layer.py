@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.loader.catalog import OutputVersion, find_newest_version
 from pipeline.loader.text.layer import NO_ROW, ArrayPlaces, CaptionForms, TextLayer
 from pipeline.loader.text.shared_layer import LayerFiles
+from pipeline.output.edits.version import OutputVersion, find_newest_version
 from pipeline.output.index import read_index
 from pipeline.output.layers.known_layers import FOLDER, layer_store
 from pipeline.output.layers.text_card import TextArray

@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.loader.catalog import BucketShape, OutputVersion, open_catalog
+from pipeline.loader.catalog import BucketShape, open_catalog
 from pipeline.loader.samples import Phase, Samples, Where, select_samples
 from pipeline.loader.workers.column_files import map_columns, write_columns
 from pipeline.loader.workers.worker_files import map_array, write_for_workers
+from pipeline.output.edits.version import OutputVersion
 from pipeline.storage.joined_tables import read_table
 from pipeline.storage.store import Store
 from stvae.card import Card

@@ -17,6 +17,10 @@ SHARD = re.compile(rf"shards/({UNIT})-[0-9a-f]{{8}}\.tar")
 """Unit."""
 INDEX = re.compile(r"index/(\d+)\.json")
 """Generation."""
+EDITS = re.compile(r"edits/(\d{4,})\.parquet")
+"""Generation."""
+TAG = re.compile(r"tags/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\.json")
+"""Name of the tag."""
 RUN_PART = re.compile(r"runs/([0-9A-Za-z]+)-\d+\.jsonl")
 """Job."""
 ATTEMPT = re.compile(rf"attempts/({UNIT})/([0-9A-Za-z]+-\d+\.json)")
@@ -28,6 +32,8 @@ OWN_FILES = (
     SHARD,
     INDEX,
     re.compile(r"index/[0-9a-f]{16}/(?:shards\.txt|(?:samples|rejects|skips)-\d{5,}\.parquet)"),
+    EDITS,
+    TAG,
     RUN_PART,
     ATTEMPT,
     re.compile(rf"{re.escape(PARTIAL)}/.+-\d+-[0-9a-f]{{16}}"),
@@ -41,7 +47,7 @@ LAYER_FILES = (
 """Files of a layer, relative to its folder."""
 LAYER = re.compile(r"layers/([a-z0-9][a-z0-9_-]{0,63})(?:/(.*))?")
 """Name of the layer, and path in it."""
-FOLDERS = ("attempts", "index", "layers", "metadata", "plan", "previews", "runs", "shards", PARTIAL)
+FOLDERS = ("attempts", "edits", "index", "layers", "metadata", "plan", "previews", "runs", "shards", "tags", PARTIAL)
 OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/[0-9a-f]{{16}}|previews/.*")
 LAYER_FOLDERS = re.compile(
     rf"{OWN_SUBFOLDERS.pattern}|maps(?:/[0-9a-f]{{16}})?|strings|{'|'.join(map(re.escape, FOLDERS))}"

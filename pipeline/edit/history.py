@@ -1,0 +1,78 @@
+"""The log of an output: its plan, jobs, indexes, edits and tags, each with who made what when, as far as it is recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+from pipeline.edit.tags import count_samples
+from pipeline.output.edits.edits import Edits, newest_edits, read_edits
+from pipeline.output.edits.version import read_tag, tag_names
+from pipeline.output.index import newest_index, read_index
+from pipeline.output.plan import committed_units, read_plan
+from pipeline.progress.formatting import number
+from pipeline.report.history import read_history
+from pipeline.storage.store import Store
+
+
+def log_lines(store: Store) -> Iterator[str]:
+    """Yield the log for people, oldest first in each part."""
+    edits = newest_edits(store)
+    yield from _plan_lines(store)
+    yield from _job_lines(store)
+    yield from _index_lines(store, edits)
+    yield from _edit_lines(store, edits)
+    yield from _tag_lines(store)
+
+
+def _plan_lines(store: Store) -> Iterator[str]:
+    plan, committed = read_plan(store), committed_units(store)
+    planned = Counter(unit.generation for unit in plan.units)
+    done = Counter(unit.generation for unit in plan.units if unit.name in committed)
+    for generation in range(len(plan.columns)):
+        retries = any(unit.retries for unit in plan.units if unit.generation == generation)
+        what = "of rejects tried again, " if retries else ""
+        yield f"plan   {generation:>4}  {number(planned[generation], 'unit')} {what}{done[generation]} committed"
+
+
+def _job_lines(store: Store) -> Iterator[str]:
+    for job in read_history(store):
+        began = (
+            ""
+            if job.started_s is None
+            else datetime.fromtimestamp(job.started_s, timezone.utc).strftime("  %Y-%m-%dT%H:%M:%SZ")
+        )
+        yield f"job    {job.name}{began}  {number(job.units, 'unit')}, {number(job.samples, 'sample')}"
+
+
+def _index_lines(store: Store, edits: Edits) -> Iterator[str]:
+    newest = newest_index(store)
+    if newest is None:
+        return
+    for generation in range(newest.generation + 1):
+        index = read_index(store, generation)
+        covers = number(index.plan_generations, "generation")
+        outcomes = (("sample", index.num_samples), ("skip", index.num_skips), ("reject", index.num_rejects))
+        counts = ", ".join(number(count, noun) for noun, count in outcomes)
+        left = ""
+        if len(edits.rows) and index == newest:
+            left = f"; {number(count_samples(store, index, edits), 'sample')} with the newest edits"
+        yield f"index  {generation:>4}  {counts}, {covers} of the plan{left}"
+
+
+def _edit_lines(store: Store, edits: Edits) -> Iterator[str]:
+    for generation in range(0 if edits.generation is None else edits.generation + 1):
+        facts = read_edits(store, generation).facts
+        reason = f": {facts['reason']}" if facts["reason"] else ""
+        yield (
+            f"edits  {generation:>4}  {facts['time']}  {facts['by']}  {facts['action']} {facts['selection']}, "
+            f"{number(int(facts['count']), 'row')}{reason}"
+        )
+
+
+def _tag_lines(store: Store) -> Iterator[str]:
+    for name in tag_names(store):
+        tag = read_tag(store, name)
+        edits = "no edits" if tag.edits is None else f"edits {tag.edits}"
+        yield f"tag    {name}  {tag.time}  {tag.by}  index {tag.index}, {edits}, {number(tag.samples, 'sample')}"
