@@ -64,7 +64,10 @@ def geometry(config: Config) -> Geometry:
 
 def latent_channels(config: Config) -> int:
     """Return the number of channels of a latent cell, as the transformer takes it."""
-    name = next(key for key in ("latent_channels", "z_dim", "z_channels") if key in config)
+    names = ("latent_channels", "z_dim", "z_channels")
+    name = next((key for key in names if key in config), None)
+    if name is None:
+        raise ValueError(f"it lacks the number of latent channels ({', '.join(names)})")
     convention = TABLE.get(config["_class_name"], UNLISTED)
     return int(config[name]) * convention.patch**2
 

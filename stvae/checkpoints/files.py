@@ -114,6 +114,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     lines = str(error).strip().splitlines()
+    if type(error) is ValueError and lines:
+        return lines[0][:300]
     return f"{type(error).__name__}{f': {lines[0][:300]}' if lines else ''}"
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stvae.checkpoints.class_hint import likely_class
 from stvae.checkpoints.files import WeightsError, describe, read_json
 from stvae.checkpoints.layouts import LAYOUTS, Layout, Tensors, find_layout, import_diffusers
 from stvae.checkpoints.ltx_metadata import config_in_metadata
@@ -108,7 +109,7 @@ class SingleFile:
         assert self._layout is not None
         candidates = [model for model in PUBLISHED if model.class_name in self._layout.classes]
         fitting = [model for model in candidates if self._fits(model)]
-        beside = "put the config.json of its diffusers folder beside it"
+        beside = _advice_on_config(self.path, self._layout)
         in_metadata = None if fitting else config_in_metadata(self.metadata, self.path)
         if in_metadata is not None:
             return in_metadata
@@ -160,6 +161,19 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     class_name = config.get("_class_name")
     is_vae = isinstance(class_name, str) and class_name.startswith(("Autoencoder", "Asymmetric", "Kandinsky"))
     return config if is_vae or config.get("model_type") == "VideoAutoencoderPipeline" else None
+
+
+def _advice_on_config(path: Path, layout: Layout) -> str:
+    """Say which configuration a file needs: another one, or the one beside it with the class that it lacks."""
+    config = read_json(path.parent / "config.json") if (path.parent / "config.json").exists() else {}
+    if not config or "_class_name" in config:
+        return "put the config.json of its diffusers folder beside it"
+    likely = likely_class(config)
+    class_name = likely if likely in layout.classes else layout.classes[0]
+    return (
+        "the config.json beside it has no '_class_name': if it is that of its diffusers folder, add "
+        f'"_class_name": "{class_name}"'
+    )
 
 
 def _is_in_diffusers(config: Mapping[str, Any]) -> bool:

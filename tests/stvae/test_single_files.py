@@ -358,6 +358,28 @@ def test_a_missing_class_name_is_a_sentence_that_says_what_to_add(
         read_card(str(tmp_path))
 
 
+def test_a_configuration_beside_a_file_that_lacks_the_class_is_named(tmp_path: Path) -> None:
+    model, tensors = make("wan 2.1")
+    torch.save(tensors, tmp_path / "vae.pth")
+    model.save_config(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["_class_name"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        WeightsError, match=r"beside it has no '_class_name': .* add \"_class_name\": \"AutoencoderKLWan\""
+    ):
+        read_card(str(tmp_path / "vae.pth"))
+
+
+def test_a_configuration_without_latent_channels_is_one_sentence(tmp_path: Path) -> None:
+    tiny_vaes.save("AutoencoderKL", tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    with pytest.raises(
+        WeightsError, match=r"AutoencoderKLWan: it lacks the number of latent channels \(latent_channels,"
+    ):
+        read_card(str(tmp_path))
+
+
 def test_files_behind_urls_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     model, tensors = make("flux")
