@@ -140,8 +140,8 @@ class StringEncoder(UnitEncoder):
         encoder = load_text_encoder(settings.encoder, settings.options, device, dtype)
         if encoder.card != self.layer.card:
             raise ConfigError(
-                f"the text encoder at '{shown_vae(settings.encoder)}' on the encoder's node is not the one that the driver read: check "
-                "that all nodes share this path"
+                f"the text encoder at '{shown_vae(settings.encoder)}' on the encoder's node is not the one that the driver "
+                "read: check that all nodes share this path"
             )
         (self._blank,) = encoder.tokenize([encoder.render("")])
         gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
