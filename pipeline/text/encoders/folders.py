@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage.checkpoint import local_text_encoder
+from pipeline.storage.checkpoint import local_text_encoder, shown_vae
 from pipeline.text.encoder import EncoderOptions
 from pipeline.text.encoders.family import Branch, Family
 from pipeline.text.encoders.table import FAMILIES
@@ -100,7 +100,9 @@ def open_folder(encoder: str, options: EncoderOptions) -> EncoderFolder:
     """
     root = snapshot(Path(local_text_encoder(encoder)))
     if not root.is_dir():
-        raise ConfigError(f"no text encoder at '{encoder}': expected a folder with config.json or model_index.json")
+        raise ConfigError(
+            f"no text encoder at '{shown_vae(encoder)}': expected a folder with config.json or model_index.json"
+        )
     found = list(_model_folders(root))
     index = _pipeline_index(root)
     family = _choose_family(encoder, options.family, index, found)
@@ -204,7 +206,8 @@ def _choose_family(
             if pipeline in family.pipelines:
                 return family
         raise ConfigError(
-            f"'{encoder}' is a {str(pipeline)[:100]}, which no family has; give --family, one of {', '.join(FAMILIES)}"
+            f"'{shown_vae(encoder)}' is a {str(pipeline)[:100]}, which no family has; give --family, one of "
+            f"{', '.join(FAMILIES)}"
         )
     types = {config["model_type"] for _, config in found}
     fitting = [family for family in FAMILIES.values() if all(types & {*branch.models} for branch in family.branches)]
@@ -214,11 +217,13 @@ def _choose_family(
         return fitting[0]
     if fitting:
         raise ConfigError(
-            f"the text encoder at '{encoder}' serves several families; give --family, one of "
+            f"the text encoder at '{shown_vae(encoder)}' serves several families; give --family, one of "
             f"{', '.join(family.name for family in fitting)}"
         )
     shown = ", ".join(sorted(types)) or "no model of transformers"
-    raise ConfigError(f"no family fits the folder '{encoder}', which has {shown}; there are {', '.join(FAMILIES)}")
+    raise ConfigError(
+        f"no family fits the folder '{shown_vae(encoder)}', which has {shown}; there are {', '.join(FAMILIES)}"
+    )
 
 
 def _part(encoder: str, family: Family, branch: Branch, found: list[tuple[Path, dict[str, Any]]]) -> Part:
@@ -234,7 +239,7 @@ def _part(encoder: str, family: Family, branch: Branch, found: list[tuple[Path, 
     got = ", ".join(f"{config['model_type']} in '{folder}'" for folder, config in found) or "none"
     raise ConfigError(
         f"the family {family.name} needs an encoder of type {' or '.join(branch.models)} for '{branch.array}' in "
-        f"'{encoder}'; found {got}"
+        f"'{shown_vae(encoder)}'; found {got}"
     )
 
 
@@ -246,7 +251,7 @@ def _connector_folder(connector: str | None, root: Path) -> Path | None:
     for path in (given, given / "connectors"):
         if (path / "config.json").is_file():
             return path
-    raise ConfigError(f"no connector at '{connector}': expected a folder with config.json and its weights")
+    raise ConfigError(f"no connector at '{shown_vae(connector)}': expected a folder with config.json and its weights")
 
 
 def _check_length(connector: Path, max_tokens: int) -> None:
