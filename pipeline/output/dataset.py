@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.output.layers import known_layers as layers
-from pipeline.output.layout.own_files import EDITS, TAG
+from pipeline.output.layout.own_files import EDITS
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
@@ -20,8 +21,8 @@ from stvae.geometry import Geometry, SizeRule
 
 PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
-CHANGING_FOLDERS = {"edits": EDITS, "tags": TAG}
-"""Folders whose files change what an output holds, so a program that cannot read one of them must not go on."""
+LATER_EDITS = re.compile(r"\d{4}.*")
+"""Names in ``edits/`` that only this program writes. Edits change what an output holds, so unknown ones are refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +95,7 @@ def read_dataset(store: Store) -> Dataset:
     """Read what an output was made with.
 
     FileNotFoundError if there is no output. IntegrityError if its ``dataset.json`` is damaged, of another format version
-    or has unknown fields, or if the output has edits, tags or layers that only a later version understands.
+    or has unknown fields, or if the output has edits or layers that only a later version understands.
     """
     dataset = _parse_dataset(store.get(PATH), f"{store.url}/{PATH}")
     _refuse_unknown_files(store)
@@ -182,19 +183,16 @@ def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
 
 
 def _refuse_unknown_files(store: Store) -> None:
-    """Raise IntegrityError if an output has edits, tags or layers that this program does not understand.
+    """Raise IntegrityError if an output has edits or layers that this program does not understand.
 
     The files of a web server are not listed. The loader reads the newest edits there, and refuses unknown ones.
     """
     names = store.top_level() if store.lists_files else set()
-    for folder, pattern in CHANGING_FOLDERS.items():
-        if folder not in names:
-            continue
-        for name in sorted(store.below(folder).top_level()):
-            if not name.startswith(".") and not pattern.fullmatch(f"{folder}/{name}"):
-                raise IntegrityError(
-                    f"{store.url} has {folder}/{name}, which this program does not understand: use a newer Latentmill, or "
-                    "remove the file if it is yours"
-                )
+    edits = store.below("edits").top_level() if "edits" in names else set()
+    for name in sorted(edits):
+        if LATER_EDITS.fullmatch(name) and not EDITS.fullmatch(f"edits/{name}"):
+            raise IntegrityError(
+                f"{store.url} has edits/{name}, which this program does not understand: use a newer Latentmill"
+            )
     if layers.FOLDER in names:
         layers.refuse_unknown_layers(store)

@@ -95,6 +95,8 @@ def add_strays(output: Path) -> set[str]:
     for folder in folders:
         (output / folder).mkdir(parents=True, exist_ok=True)
         for name in NAMES:
+            if f"{folder}/{name}" == "tags/notes.json":
+                continue  # a tag may have this name
             (output / folder / name).write_bytes(b"\0\xff not ours {")
             expected.add(f"{folder}/{name}".lstrip("/"))
         (output / folder / "New Folder").mkdir()
@@ -151,6 +153,8 @@ def test_strays_do_not_keep_a_job_from_units_that_are_left(job: Job, finished: P
     (output / "attempts" / unit).mkdir(parents=True)
     for folder in (*FOLDERS, f"attempts/{unit}"):
         for name in NAMES:
+            if f"{folder}/{name}" == "tags/notes.json":
+                continue  # a tag may have this name
             (output / folder).mkdir(exist_ok=True)
             (output / folder / name).write_bytes(b"{")
     summary = job.encode(output)
