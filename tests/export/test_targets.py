@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import pickle
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +19,30 @@ import torch
 from safetensors import safe_open
 
 from jobs.export_dataset import main
+from pipeline.errors import ConfigError
+from pipeline.export.options import ExportOptions
 from pipeline.export.targets import musubi
+from pipeline.export.targets.automodel import AutomodelTarget
+from pipeline.export.targets.ltx import LtxTarget
 from pipeline.export.targets.pickles import pickle_tensor, unpickle_tensor
+<<<<<<< HEAD
 from tests.support.export_set import SAMPLES, Expected, write_mixed_set
 
 VIDEOS = "num_frames > 1"
+=======
+from pipeline.loader import LatentDataset
+from tests.support.trainer_sets import LAYER, VIDEOS, Expected, make_set, samples
+from tests.text.encoders import makers
+>>>>>>> 2b731ba (export: mend five formats as the trainers' own readers showed)
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+<<<<<<< HEAD
     return write_mixed_set(tmp_path_factory.mktemp("trainers") / "out")
+=======
+    return make_set(tmp_path_factory.mktemp("trainers") / "out")
+>>>>>>> 2b731ba (export: mend five formats as the trainers' own readers showed)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +51,7 @@ def expected(output: Path) -> Expected:
 
 
 def export(output: Path, target: str, folder: Path, *flags: str) -> int:
-    return main([str(output), "--to", target, "--output", str(folder), "--text", "t5", "--local", *flags])
+    return main([str(output), "--to", target, "--output", str(folder), "--text", LAYER, "--local", *flags])
 
 
 def load(content: bytes) -> Any:
@@ -62,6 +78,32 @@ def test_ltx_has_latents_and_conditions_under_one_name(output: Path, expected: E
         text = load(conditions.read_bytes())
         rows, is_token = expected.text[id].padded()
         assert torch.equal(text["video_prompt_embeds"], rows) and torch.equal(text["prompt_attention_mask"], is_token)
+        assert torch.equal(text["audio_prompt_embeds"], rows), "the trainer stops without it"
+
+
+@pytest.mark.parametrize(
+    ("cut", "note"),
+    [
+        (
+            "text: all hidden states, normalized and projected",
+            "for LTX-2's trainer; FastVideo .* made with --connector",
+        ),
+        ("video: all hidden states after the connector", "for FastVideo; LTX-2's trainer .* made without --connector"),
+    ],
+)
+def test_ltx_says_which_trainer_takes_the_embeddings(output: Path, cut: str, note: str) -> None:
+    data = LatentDataset(output, text=LAYER)
+    assert data.text is not None
+    card = dataclasses.replace(data.text.card, family="ltx-2", cut=cut)
+    data.text = dataclasses.replace(data.text, card=card)
+    assert re.search(note, LtxTarget().notes(data)[-1])
+
+
+def test_automodel_refuses_ltx_2_without_audio(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = LatentDataset(output, text=LAYER)
+    monkeypatch.setattr(type(data.card), "class_name", "AutoencoderKLLTX2Video")
+    with pytest.raises(ConfigError, match="latents of audio, which an output does not have; use --to ltx"):
+        AutomodelTarget().check(data, ExportOptions())
 
 
 def test_automodel_lists_every_file_with_an_absolute_path(output: Path, expected: Expected, tmp_path: Path) -> None:
@@ -112,12 +154,16 @@ def test_fastvideo_refuses_several_sizes_and_names_filters(
 def test_fastgen_has_tars_of_tensors(output: Path, expected: Expected, tmp_path: Path) -> None:
     assert export(output, "fastgen", tmp_path) == 0
     seen = set()
-    for path in tmp_path.glob("*.tar"):
+    for path in tmp_path.rglob("*.tar"):
         with tarfile.open(path) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         for id in {name.partition(".")[0] for name in members}:
             seen.add(id)
             assert torch.equal(load(members[f"{id}.latent.pth"]), expected.latents[id])
+            row = expected.rows[id]
+            assert path.parent.name == f"{row['height']}x{row['width']}x{row['num_frames']}", (
+                "the reader stacks a folder"
+            )
             assert torch.equal(load(members[f"{id}.txt_emb.pth"]), expected.text[id].padded()[0])
             assert members[f"{id}.txt"].decode() == expected.captions[id]
     assert seen == set(expected.ids)
@@ -125,7 +171,9 @@ def test_fastgen_has_tars_of_tensors(output: Path, expected: Expected, tmp_path:
 
 def test_veomni_has_pickled_moments_and_texts(output: Path, expected: Expected, tmp_path: Path) -> None:
     assert export(output, "veomni", tmp_path) == 0
-    rows = [row for path in sorted(tmp_path.rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    files = sorted(tmp_path.rglob("*.parquet"))
+    assert sorted((tmp_path / "data").iterdir()) == files, "the reader takes every file of its folder for data"
+    rows = [row for path in files for row in pq.read_table(path).to_pylist()]
     found = [pickle.loads(row["latents"])[0] for row in rows]  # noqa: S301 (as VeOmni reads them)
     assert len(found) == len(expected.ids)
     for latents, row in zip(found, rows, strict=True):
@@ -138,8 +186,27 @@ def test_veomni_has_pickled_moments_and_texts(output: Path, expected: Expected, 
         assert unpickle_tensor(row["context"]).shape == (1, 64, 32)
 
 
-def test_open_sora_has_a_table_of_paths(output: Path, expected: Expected, tmp_path: Path) -> None:
-    assert export(output, "open-sora", tmp_path) == 0
+@pytest.fixture(scope="module")
+def output_of_open_sora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output with a text layer of T5 and CLIP."""
+    folder = tmp_path_factory.mktemp("open-sora")
+    encoders = {
+        "": (makers.model("T5EncoderModel", makers.t5_config()), makers.t5_tokenizer()),
+        "_2": (makers.model("CLIPTextModel", makers.clip_config()), makers.clip_tokenizer()),
+    }
+    encoder = makers.save(folder / "text", encoders)
+    return make_set(folder / "out", [str(encoder), "--family", "open-sora-2"])
+
+
+def test_open_sora_needs_t5_and_clip(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reader puts zeros in the place of a missing file, and goes on."""
+    assert export(output, "open-sora", tmp_path) == 2
+    assert "needs rows of T5 and the vector of CLIP, and the layer 'text' has tokens only" in capsys.readouterr().out
+
+
+def test_open_sora_has_a_table_of_paths(output_of_open_sora: Path, tmp_path: Path) -> None:
+    expected = Expected(output_of_open_sora)
+    assert export(output_of_open_sora, "open-sora", tmp_path) == 0
     with (tmp_path / "dataset.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(expected.ids)
@@ -147,7 +214,11 @@ def test_open_sora_has_a_table_of_paths(output: Path, expected: Expected, tmp_pa
         id = Path(row["latents_path"]).stem
         assert torch.equal(load(Path(row["latents_path"]).read_bytes()), expected.latents[id].to(torch.bfloat16))
         assert torch.equal(load(Path(row["text_t5_path"]).read_bytes()), expected.text[id].padded()[0])
-        assert row["text"] == expected.captions[id] and row["text_clip_path"] == ""
+        clip = load(Path(row["text_clip_path"]).read_bytes())
+        assert clip.shape == (24,) and torch.equal(clip, expected.arrays[id]["pooled"].values)
+        assert row["text"] == expected.captions[id]
+        is_image = row["num_frames"] == "1"
+        assert row["fps"] == "" if is_image else float(row["fps"]) == pytest.approx(expected.fps[id])
 
 
 def test_musubi_has_two_files_per_sample(
@@ -180,7 +251,7 @@ def test_what_is_not_exported_is_counted(output: Path, tmp_path: Path, capsys: p
     assert "not exported: 1 sample: no caption" in printed
     assert "not exported: 1 further caption (--caption each exports a sample once per caption)" in printed
     description = json.loads((tmp_path / "one" / "export.json").read_text())
-    assert description["left_out"] == {"no caption": 1} and description["samples"] == len(SAMPLES) - 1
+    assert description["left_out"] == {"no caption": 1} and description["samples"] == len(samples()) - 1
 
 
 def test_each_caption_is_exported_with_its_own_embedding(

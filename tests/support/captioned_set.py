@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.bucket import Bucket
@@ -20,9 +21,9 @@ from pipeline.sources.item import Item
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 from stvae import read_card
+from stvae.card import Card
 from tests.support.golden import TINY
-from tests.support.latent_set import clip_of, latent
-from tests.support.plain_clips import plain_facts
+from tests.support.plain_clips import clip_of, plain_facts
 
 BUCKET, VIDEO_BUCKET = Bucket(1, 16, 16), Bucket(17, 16, 24)
 RECIPE = Recipe(
@@ -42,10 +43,16 @@ class Captions:
     bucket: Bucket = BUCKET
 
 
-def add_unit(folder: Path, captions: Sequence[Captions]) -> None:
+def recipe_of(vae: Path, buckets: Sequence[Bucket]) -> Recipe:
+    """A recipe with the VAE in a folder, and these buckets."""
+    return dataclasses.replace(
+        RECIPE, vae=read_card(str(vae)).sha256, buckets=tuple(buckets), micro_batch=(1,) * len(buckets)
+    )
+
+
+def add_unit(folder: Path, captions: Sequence[Captions], recipe: Recipe = RECIPE, vae: Path = TINY) -> None:
     """Add a generation with one unit to an output, and commit the unit. There is an index only after ``finish``."""
-    store, card = Store(str(folder)), read_card(str(TINY))
-    recipe = RECIPE
+    store, card = Store(str(folder)), read_card(str(vae))
     open_dataset(store, recipe, card, dict)
     plan = read_plan(store)
     start = sum(unit.stop or 0 for unit in plan.units[-1:])
@@ -76,12 +83,17 @@ def add_unit(folder: Path, captions: Sequence[Captions]) -> None:
             )
             bucket = each.bucket
             facts = plain_facts(bucket.num_frames, bucket.height, bucket.width)
-            writer.add_sample(item, facts, clip_of(bucket), {"latent": latent(n, bucket, 8)}, "whole")
+            writer.add_sample(item, facts, clip_of(bucket), {"latent": _moments(n, bucket, card)}, "whole")
         assert writer.commit(store, {}) == "committed"
 
 
-def finish(folder: Path) -> None:
+def finish(folder: Path, recipe: Recipe = RECIPE) -> None:
     """Build the index, as the job does at its end."""
     store = Store(str(folder))
     plan = read_plan(store)
-    complete_index(store, plan, clip_rows(plan, RECIPE))
+    complete_index(store, plan, clip_rows(plan, recipe))
+
+
+def _moments(number: int, bucket: Bucket, card: Card) -> np.ndarray:
+    size = card.geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
+    return np.random.default_rng(number).standard_normal((2 * card.latent_channels, *size), dtype=np.float32)

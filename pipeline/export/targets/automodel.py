@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.export.options import ExportOptions
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget, Parts
@@ -18,11 +19,9 @@ from pipeline.loader import LatentDataset
 
 MODEL_TYPES = {
     "AutoencoderKLWan": "wan",
-    "AutoencoderKLHunyuanVideo": "hunyuan",
     "AutoencoderKLHunyuanVideo15": "hunyuan",
-    "AutoencoderKLLTX2Video": "ltx2",
 }
-"""Automodel's names of models, by the VAE's class."""
+"""Automodel's names of models, by the VAE's class. Its ``hunyuan`` is HunyuanVideo 1.5."""
 
 
 class AutomodelTarget(ExportTarget):
@@ -42,7 +41,14 @@ class AutomodelTarget(ExportTarget):
         self._model_type = "wan"
 
     def check(self, data: LatentDataset, options: ExportOptions) -> None:
-        """Raise ConfigError if clips of one size have several lengths: Automodel puts them into one batch."""
+        """Raise ConfigError for latents of LTX-2, which Automodel trains with audio only, and for several lengths of a size.
+
+        Automodel puts all clips of one size into a batch.
+        """
+        if data.card.class_name == "AutoencoderKLLTX2Video":
+            raise ConfigError(
+                "automodel trains LTX-2 with latents of audio, which an output does not have; use --to ltx"
+            )
         require_one_length(data, self.name)
         self._root = options.root
         self._model_type = MODEL_TYPES.get(data.card.class_name, "wan")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.export.options import ExportOptions
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget, Parts
@@ -21,15 +22,14 @@ COLUMNS = (
     *("path", "text", "num_frames", "height", "width", "aspect_ratio", "resolution", "fps"),
     *("latents_path", "text_t5_path", "text_clip_path"),
 )
-IMAGE_FPS = 120.0
-"""Frame rate that Open-Sora gives to images."""
 
 
 class OpenSoraTarget(ExportTarget):
     """``dataset.csv``, and three ``.pt`` files per sample: latents, T5's rows and CLIP's vector.
 
     Latents are normalized, bfloat16 ``[C,t,h,w]``. T5's rows are padded to the family's length. Paths in the table are
-    absolute: those below ``--root``, or where the export lies.
+    absolute: those below ``--root``, or where the export lies. Images have no frame rate: Open-Sora divides the number of
+    frames by it, and would leave them out.
     """
 
     name: ClassVar[str] = "open-sora"
@@ -41,7 +41,13 @@ class OpenSoraTarget(ExportTarget):
         self._root: str | None = None
 
     def check(self, data: LatentDataset, options: ExportOptions) -> None:
-        """Take the folder of the paths from the options; every dataset fits."""
+        """Raise ConfigError if the layer lacks rows of T5 or the vector of CLIP: the reader would take zeros instead."""
+        forms = {array.form for array in data.text.card.arrays} if data.text is not None else set()
+        if data.text is not None and forms != {"tokens", "vector"}:
+            raise ConfigError(
+                f"open-sora needs rows of T5 and the vector of CLIP, and the layer '{data.text.name}' has "
+                f"{' and '.join(sorted(forms))} only; make one with encode_text.py --family open-sora-2"
+            )
         self._root = options.root
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
@@ -84,4 +90,4 @@ def _facts(sample: ExportedSample) -> list[Any]:
     height, width, fps = columns["height"], columns["width"], columns["fps"]
     path = columns["uri"] or columns["key"]
     size = [columns["num_frames"], height, width, height / width, height * width]
-    return [path, sample.caption, *size, IMAGE_FPS if fps is None else fps]
+    return [path, sample.caption, *size, "" if fps is None else fps]

@@ -21,7 +21,9 @@ SCHEMA = pa.schema([("latents", pa.binary()), ("context", pa.binary())])
 
 
 class VeOmniTarget(ExportTarget):
-    """One file per unit whose columns are pickles of tensors, as VeOmni's trainer reads them.
+    """``data/<unit>.parquet``, whose columns are pickles of tensors, as VeOmni's trainer reads them.
+
+    The trainer takes every file of the folder that it is given, whatever its name, so nothing else lies in ``data``.
 
     ``latents`` are the raw parameters of the posterior, mean and log-variance, ``[1,2C,t,h,w]``, from which the trainer
     takes the mean and normalizes it. ``context`` is the text, padded to the family's length, ``[1,L,D]``.
@@ -34,12 +36,13 @@ class VeOmniTarget(ExportTarget):
     vae_classes: ClassVar[tuple[str, ...]] = ("AutoencoderKLWan",)
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``<unit>.parquet``, unless the unit has no samples."""
+        """Write ``data/<unit>.parquet``, unless the unit has no samples."""
         first = next(samples, None)
         if first is None:
             return b""
         samples = itertools.chain([first], samples)
-        with parquet_writer(folder / f"{unit}.parquet", SCHEMA) as writer:
+        (folder / "data").mkdir()
+        with parquet_writer(folder / "data" / f"{unit}.parquet", SCHEMA) as writer:
             while group := list(itertools.islice(samples, ROWS_PER_GROUP)):
                 writer.write_table(pa.Table.from_pylist([_row(sample) for sample in group], schema=SCHEMA))
         return b""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,10 +17,10 @@ from pipeline.export.targets.tensor_files import tensor_file
 
 
 class FastGenTarget(ExportTarget):
-    """A tar per unit with ``ID.latent.pth``, ``ID.txt_emb.pth``, ``ID.txt`` and ``ID.json``.
+    """Tars with ``ID.latent.pth``, ``ID.txt_emb.pth``, ``ID.txt`` and ``ID.json``, in a folder for each size of clips.
 
-    Latents are normalized, float32 ``[C,t,h,w]``. Text is padded to the family's length ``[L,D]``, since the reader stacks
-    the texts of a batch.
+    Latents are normalized, float32 ``[C,t,h,w]``. Text is padded to the family's length ``[L,D]``. The reader stacks the
+    samples of a batch whatever their sizes, so each loader gets the folder of one size: ``<height>x<width>x<frames>``.
     """
 
     name: ClassVar[str] = "fastgen"
@@ -28,15 +28,16 @@ class FastGenTarget(ExportTarget):
     text: ClassVar[Literal["none", "may", "must"]] = "must"
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``<unit>.tar``, unless the unit has no samples."""
-        first = next(samples, None)
-        if first is None:
-            return b""
-        with SampleTar(folder / f"{unit}.tar") as tar:
-            for sample in itertools.chain([first], samples):
+        """Write ``<height>x<width>x<frames>/<unit>.tar`` for every size of the unit."""
+        tars: dict[str, SampleTar] = {}
+        with ExitStack() as stack:
+            for sample in samples:
+                size = "{height}x{width}x{num_frames}".format_map(sample.columns)
+                if size not in tars:
+                    tars[size] = stack.enter_context(SampleTar(folder / size / f"{unit}.tar"))
                 text_LD, _ = sample.main_text().padded()
                 facts = {name: value for name, value in sample.columns.items() if value is not None}
-                tar.add(
+                tars[size].add(
                     sample.id,
                     {
                         "latent.pth": tensor_file(torch.from_numpy(sample.normalized_mean())),
