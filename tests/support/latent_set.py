@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.sources.item import Item
 from pipeline.sources.units import Plan, Unit
 from pipeline.storage.store import Store
 from stvae import read_card
+from stvae.card import Card
 from tests.support.golden import TINY
 from tests.support.plain_clips import clip_of, plain_facts
 
@@ -33,10 +35,12 @@ def write_latents(
     conditioning: str = "none",
     index: bool = True,
     first_key: int = 0,
+    distinct_captions: int | None = None,
 ) -> Path:
     """Write an output with one sample per given bucket. Sample ``n`` has key ``n`` and latents of seed ``n``.
 
     first_key: number to add to every key, which gives the samples of several outputs different ids.
+    distinct_captions: number of captions after which they repeat; by default, every sample has one of its own.
     """
     card = read_card(str(TINY))
     recipe = Recipe(
@@ -58,7 +62,11 @@ def write_latents(
         with output.scratch() as scratch, ShardWriter(scratch, unit, recipe, card, columns) as writer:
             for n in range(start, min(start + samples_per_shard, len(buckets))):
                 item = Item(
-                    ordinal=n, key=f"{first_key + n}", uri=f"{n}.mp4", caption=f"number {n}", meta={"meta_score": n / 2}
+                    ordinal=n,
+                    key=f"{first_key + n}",
+                    uri=f"{n}.mp4",
+                    caption=f"number {n % (distinct_captions or len(buckets))}",
+                    meta={"meta_score": n / 2},
                 )
                 latents = {"latent": latent(n, buckets[n], 8 if store == "moments" else 4)}
                 for member in members_of(recipe)[1:]:
@@ -77,7 +85,12 @@ def write_latents(
     return folder
 
 
+@cache
+def _card() -> Card:
+    return read_card(str(TINY))
+
+
 def latent(number: int, bucket: Bucket, channels: int) -> np.ndarray:
     """Return the latents or moments that ``write_latents`` stores for a sample, float32 before rounding."""
-    size = read_card(str(TINY)).geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
+    size = _card().geometry.latent_size((bucket.num_frames, bucket.height, bucket.width))
     return np.random.default_rng(number).standard_normal((channels, *size), dtype=np.float32)
