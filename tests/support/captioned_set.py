@@ -50,8 +50,13 @@ def recipe_of(vae: Path, buckets: Sequence[Bucket]) -> Recipe:
     )
 
 
-def add_unit(folder: Path, captions: Sequence[Captions], recipe: Recipe = RECIPE, vae: Path = TINY) -> None:
-    """Add a generation with one unit to an output, and commit the unit. There is an index only after ``finish``."""
+def add_unit(
+    folder: Path, captions: Sequence[Captions], recipe: Recipe = RECIPE, vae: Path = TINY, *, first_key: int = 0
+) -> None:
+    """Add a generation with one unit to an output, and commit the unit. There is an index only after ``finish``.
+
+    first_key: number to add to every key, which gives the samples of several outputs different ids.
+    """
     store, card = Store(str(folder)), read_card(str(vae))
     open_dataset(store, recipe, card, dict)
     plan = read_plan(store)
@@ -75,7 +80,7 @@ def add_unit(folder: Path, captions: Sequence[Captions], recipe: Recipe = RECIPE
             }
             item = Item(
                 ordinal=n,
-                key=str(n),
+                key=str(first_key + n),
                 uri=f"{n}.png",
                 caption=texts[0],
                 captions=texts if len(texts) > 1 else None,

@@ -50,7 +50,10 @@ def check_same_batches(sets: Mapping[str, LatentDataset], options: BatchOptions)
     facts: dict[str, Callable[[LatentDataset], Any]] = {}
     if options.dtype is None:
         facts["the stored dtype, which dtype=None keeps"] = lambda data: data.recipe.dtype
-    facts["the text layer's encoder"] = lambda data: None if data.text is None else data.text.card.sha256[:16]
+    facts["the text encoder of their layers"] = lambda data: (
+        "no text layer" if data.text is None else f"{data.text.card.family} {data.text.card.sha256[:16]}"
+    )
+    facts["the type of the embeddings"] = lambda data: None if data.text is None else data.text.dtype
     if options.conditioning:
         facts["the conditioning frames"] = lambda data: data.recipe.conditioning
     for column in options.columns:
