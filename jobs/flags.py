@@ -26,7 +26,7 @@ from pipeline.setting import Setting
 Reader = Callable[[str], Any]
 """Parses the text of one value. ValueError names what was expected; ConfigError has the whole message."""
 
-COMPUTED = ("vae", "scene_detector")
+COMPUTED = ("vae", "scene_detector", "origin", "imported_latents")
 """Fields of ``Recipe`` that the job fills in."""
 PLACES = ("sources", "output", "vae")
 """Fields of ``Run`` that have a group of their own."""
@@ -170,7 +170,7 @@ def _derive_flag(owner: type, field: dataclasses.Field[Any], hint: Any, doc: str
     is_list = get_origin(hint) is tuple
     if is_list:
         hint = get_args(hint)[0]
-    read, metavar = _reader(hint, setting.unit)
+    read, metavar = _reader(hint, setting)
     metavar = setting.metavar or metavar
     return Flag(
         name=setting.flag or field.name.replace("_", "-"),
@@ -185,14 +185,14 @@ def _derive_flag(owner: type, field: dataclasses.Field[Any], hint: Any, doc: str
     )
 
 
-def _reader(hint: Any, unit: int) -> tuple[Reader, str]:
-    """The parser of one value of type ``hint`` and its placeholder. A number is multiplied by ``unit``."""
+def _reader(hint: Any, setting: Setting) -> tuple[Reader, str]:
+    """The parser of one value of type ``hint`` and its placeholder. A number is multiplied by the setting's unit."""
     if get_origin(hint) is Literal:
-        words = get_args(hint)
+        words = tuple(word for word in get_args(hint) if word not in setting.computed_words)
         return _read_one_of(words), "{" + ",".join(words) + "}"
-    if unit == 1:
+    if setting.unit == 1:
         return READERS[hint]
-    return lambda text: round(read_number(text) * unit), "N"
+    return lambda text: round(read_number(text) * setting.unit), "N"
 
 
 def _read_one_of(words: tuple[str, ...]) -> Reader:

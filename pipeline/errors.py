@@ -80,7 +80,7 @@ class Reject:
     """Why an item or a window became no sample."""
 
     stage: str
-    """Where it arose: read, fetch, probe, decode or encode."""
+    """Where it arose: read, fetch, probe, decode, encode or import."""
     reason: str
     """A stable word to group by."""
     message: str

@@ -64,8 +64,8 @@ class Recipe:
     """HDR video (PQ, HLG): keep the coded values, which look pale, or tone-map them to SDR."""
     resize: Literal["bicubic", "opensora", "ffmpeg"] = "bicubic"
     """Interpolation of resized frames: bicubic; opensora, as its video reader (bilinear); ffmpeg, fast and in YUV (area)."""
-    store: Literal["moments", "mean"] = "moments"
-    """Part of the posterior to store: mean and log-variance, or the mean alone."""
+    store: Annotated[Literal["moments", "mean", "sample"], Setting(computed_words=("sample",))] = "moments"
+    """Part of the posterior to store: mean and log-variance, or the mean alone. Imported latents may be samples of it."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Data type of the stored latents."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -129,11 +129,18 @@ class Recipe:
     """Longest duration of a video in seconds; longer ones become rejects."""
     max_item_bytes: Annotated[int, gigabytes("max-item-gb")] = 8 << 30
     """Largest file of an item, in GB of 2^30 bytes; larger ones become rejects."""
+    origin: Literal["encode", "import"] = "encode"
+    """Origin of the latents: this program's encoders, or ``jobs/import_dataset.py``, which fills it in; it has no flag."""
+    imported_latents: Literal["none", "raw", "normalized"] = "none"
+    """Form of imported latents in their source. The output has raw ones. It has no flag of ``encode_dataset.py``."""
 
     def __post_init__(self) -> None:
-        check_buckets(self.buckets)
+        if self.origin == "encode":  # imported latents have the sizes of their source
+            check_buckets(self.buckets)
+            if self.store == "sample":
+                raise ConfigError("--store sample is for imported latents; from moments, the loader draws samples")
         micro_batch = one_per_bucket(self.micro_batch, self.buckets)
-        if micro_batch is None or min(micro_batch) < 1:
+        if micro_batch is None or min(micro_batch, default=1) < 1:
             raise ConfigError(
                 f"--micro-batch needs one number of at least 1, {numbers_needed(self.buckets)}, "
                 f"got {list(self.micro_batch)}"

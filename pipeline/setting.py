@@ -32,6 +32,8 @@ class Setting:
     """Word for the default in earlier versions, which files may still hold."""
     environment: str | None = None
     """Environment variable that overrides the default."""
+    computed_words: tuple[str, ...] = ()
+    """Words that the field may hold and that users cannot write."""
     unit: int = 1
     """Factor from the flag's unit to the field's, for example bytes per GB."""
 

@@ -27,7 +27,7 @@ WRONG_CONFIG = (ArithmeticError, AttributeError, LookupError, MemoryError, StopI
 """Errors that a configuration with missing fields or fields of other types causes where it is read."""
 MAX_STRIDE, MAX_CHANNELS, MAX_SIZE = 1 << 12, 1 << 14, 1 << 20
 """Largest stride and number of channels of a latent, and largest size in a rule. Published ones are far below."""
-LEFT_OUT = ("or_one", "lacks_logvar", "assumed")
+LEFT_OUT = ("or_one", "lacks_logvar", "assumed", "declared")
 """Fields that were added to the card later. Cards without them stay as they were."""
 FLOAT32_MAX, FLOAT32_MIN = 3.4028234e38, 1.1754944e-38
 
@@ -57,6 +57,8 @@ class Card:
     """True if the class of diffusers returns a log-variance that is not the model's, so only means may be stored."""
     assumed: tuple[str, ...] = ()
     """Facts that were assumed of a class without a row in our table."""
+    declared: bool = False
+    """True if people said that this VAE made the latents, as for imported ones. Nothing verifies that it did."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain values for ``dataset.json``. Fields with a default are left out if they have it."""

@@ -57,6 +57,8 @@ OTHER_VALUES = {
     "max_pixels": 10**6,
     "max_duration_s": 60.0,
     "max_item_bytes": 10**9,
+    "origin": "import",
+    "imported_latents": "raw",
 }
 
 
@@ -117,6 +119,8 @@ DEFAULTS: dict[str, object] = {
     "max_pixels": 8192 * 8192,
     "max_duration_s": 6 * 3600.0,
     "max_item_bytes": 8 << 30,
+    "origin": "encode",
+    "imported_latents": "none",
 }
 """Add a line for a new field. Never change one: outputs that were made with the old default would be refused."""
 

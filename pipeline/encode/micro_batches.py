@@ -127,7 +127,7 @@ class MicroBatchEncoder:
             if encoded is None:
                 return dict.fromkeys(batch.ids)
             moments[name], encode_paths[name] = encoded
-        channels = self.vae.card.latent_channels if self.recipe.store == "mean" else None
+        channels = self.vae.card.latent_channels if self.recipe.store != "moments" else None
         return {
             id: EncodedClip({name: m[row, :channels] for name, m in moments.items()}, encode_paths["latent"])
             for row, id in enumerate(batch.ids)

@@ -81,7 +81,7 @@ def open_export(url: str, target: str, options: ExportOptions) -> tuple[LatentDa
             f"{url} has no samples to export" + (f" that pass {options.where!r}" if options.where else "")
         )
     check_caption(data, options)
-    if found.latents == "moments" and data.recipe.store == "mean":
+    if found.latents == "moments" and data.recipe.store != "moments":
         raise ConfigError(
             f"{found.name} holds mean and log-variance, and {url} was made with --store mean; choose another target, or "
             "encode with --store moments"

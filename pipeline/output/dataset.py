@@ -41,9 +41,9 @@ def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable
     ``environment`` is only called for a new output, since finding out about a GPU takes time. Raises ConfigError, which
     names the fields that differ, if the output was made with another recipe.
     """
-    assert recipe.compute_dtype != "auto", "resolve_compute_dtype comes first"
     with contextlib.suppress(FileNotFoundError):
         return check_recipe(store, recipe)
+    assert recipe.compute_dtype != "auto" or recipe.origin == "import", "resolve_compute_dtype comes first"
     values = {
         "format_version": FORMAT_VERSION,
         "recipe": recipe.to_json(),
@@ -58,6 +58,12 @@ def open_dataset(store: Store, recipe: Recipe, card: Card, environment: Callable
 def check_recipe(store: Store, recipe: Recipe) -> Dataset:
     """Read what an output was made with. ConfigError if that was another recipe, FileNotFoundError for a new output."""
     recorded = read_dataset(store)
+    if recorded.recipe.origin != recipe.origin:
+        holds, other = ("imported", "encode") if recorded.recipe.origin == "import" else ("encoded", "import")
+        raise ConfigError(
+            f"{store.url} holds {holds} latents, which is another recipe: {other} into another --output. MixedDataset "
+            "trains from both"
+        )
     if recorded.recipe != recipe:
         fields = differing_fields(recorded.recipe.to_json(), recipe.to_json())
         raise ConfigError(

@@ -45,7 +45,7 @@ class RowBuilder:
         self.card = card
         self.unit = unit
         self._fingerprint = recipe.fingerprint
-        self._first_group = next(iter(recipe.bucket_groups))
+        self._first_group = next(iter(recipe.bucket_groups), "")
         self._shard_columns = shard_columns(self.members)
 
     def window(
@@ -85,20 +85,20 @@ class RowBuilder:
             window, facts, decoder
         )
 
-    def latent_columns(self, window: Window, size_thw: tuple[int, ...]) -> Row:
+    def latent_columns(self, num_frames: int, size_thw: tuple[int, ...]) -> Row:
         """The columns of a sample that describe the shape and the type of its latent."""
-        geometry = self.card.geometry
+        geometry, store = self.card.geometry, self.recipe.store
         return {
             "latent_c": self.card.latent_channels,
             **dict(zip(("latent_t", "latent_h", "latent_w"), size_thw, strict=True)),
             "dtype": self.recipe.dtype,
-            "store": self.recipe.store if self.card.has_moments else "mean",
+            "store": "mean" if store == "moments" and not self.card.has_moments else store,
             "pad_t": 0,
             "pad_h": 0,
             "pad_w": 0,
-            "pad_frames": geometry.pad_frames(window.bucket.num_frames),
-            "chunk_frames": geometry.chunk_frames or window.bucket.num_frames,
-            "latents_per_chunk": geometry.latents_per_chunk(window.bucket.num_frames),
+            "pad_frames": geometry.pad_frames(num_frames),
+            "chunk_frames": geometry.chunk_frames or num_frames,
+            "latents_per_chunk": geometry.latents_per_chunk(num_frames),
         }
 
     def sample_json(self, row: Row) -> bytes:
@@ -118,11 +118,11 @@ def sample_bytes(rows: RowBuilder, item: Item, facts: VideoFacts, window: Window
     recipe, card = rows.recipe, rows.card
     decoder = "pyav" if facts.decord_refusal else recipe.decoder
     sizes = [member.latent_thw(window.bucket, card.geometry) for member in rows.members]
-    row = rows.clip(item, window, facts, decoder) | rows.latent_columns(window, sizes[0])
+    row = rows.clip(item, window, facts, decoder) | rows.latent_columns(window.bucket.num_frames, sizes[0])
     row |= {member.column(CHECKSUM): CRC32C_OF_10_DIGITS for member in rows.members}
     row |= dict.fromkeys(("latent_mean", "latent_std"), STATISTIC_OF_16_DECIMALS)
     row |= {"latent_absmax": VALUE_OF_4_DECIMALS, "encode_path": "whole"}
-    channels = card.latent_channels if recipe.store == "mean" else card.stored_channels
+    channels = card.latent_channels if recipe.store != "moments" else card.stored_channels
     payloads = [payload_bytes((channels, *size), recipe.dtype) for size in sizes]
     return sum(map(member_bytes, [*payloads, len(rows.sample_json(row))]))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.bucket import Bucket
 from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
 from pipeline.output.members import CHECKSUM, SPAN
@@ -149,23 +150,18 @@ class ShardWriter(UnitWriter):
 
         ``latents``: by name of the member, float32 ``[2C,t,h,w]`` or ``[C,t,h,w]``.
         """
-        builder = self._builder
-        row = builder.clip(item, clip.window, facts, clip.decoder)
-        try:
-            packed = [pack_latent(latents[member.name], builder.recipe.dtype) for member in builder.members]
-        except Rejected as rejected:
-            self._reject(row, rejected.reject)
-            return
-        row |= builder.latent_columns(clip.window, packed[0].stored.shape[1:])
-        for member, part in zip(builder.members, packed, strict=True):
-            row |= self._add_array(f"{row['id']}.{member.name}", member.prefix, part)
-        row |= self._add_statistics(packed[0].stored) | {"encode_path": encode_path}
-        self._tar.add(f"{row['id']}.json", builder.sample_json(row))
-        self._add(row)
-        self.counts.samples += 1
-        self.counts.frames += clip.window.bucket.num_frames
-        self.counts.captions += bool(item.caption)
-        failpoint(Failpoint.SAMPLE_WRITTEN)
+        row = self._builder.clip(item, clip.window, facts, clip.decoder)
+        self._add_latents(item, row, clip.window.bucket.num_frames, latents, {"encode_path": encode_path})
+
+    def add_imported(self, item: Item, bucket: Bucket, latent_Cthw: Array, columns: Row) -> None:
+        """Store a raw latent, float32 ``[C,t,h,w]``, that another program made. ``columns``: others that are known."""
+        row = self._builder.window(item, 0, None) | {
+            "bucket": bucket.size,
+            "num_frames": bucket.num_frames,
+            "height": bucket.height,
+            "width": bucket.width,
+        }
+        self._add_latents(item, row, bucket.num_frames, {"latent": latent_Cthw}, columns)
 
     def add_skip(self, item: Item, facts: VideoFacts | None, skip: Skip) -> None:
         """Record a window that the recipe leaves out."""
@@ -177,6 +173,25 @@ class ShardWriter(UnitWriter):
         """Record a window that could not become a sample."""
         row = self._builder.window(item, rejected.index, facts, rejected.scene, rejected.group)
         self._reject(row, rejected.reject)
+
+    def _add_latents(self, item: Item, row: Row, num_frames: int, latents: dict[str, Array], columns: Row) -> None:
+        """Add a sample, or a reject if a member does not fit the stored type. ``columns`` replace those of the latent."""
+        builder = self._builder
+        try:
+            packed = [pack_latent(latents[member.name], builder.recipe.dtype) for member in builder.members]
+        except Rejected as rejected:
+            self._reject(row, rejected.reject)
+            return
+        row |= builder.latent_columns(num_frames, packed[0].stored.shape[1:])
+        for member, part in zip(builder.members, packed, strict=True):
+            row |= self._add_array(f"{row['id']}.{member.name}", member.prefix, part)
+        row |= self._add_statistics(packed[0].stored) | columns
+        self._tar.add(f"{row['id']}.json", builder.sample_json(row))
+        self._add(row)
+        self.counts.samples += 1
+        self.counts.frames += num_frames
+        self.counts.captions += bool(item.caption)
+        failpoint(Failpoint.SAMPLE_WRITTEN)
 
     def _add_statistics(self, stored_Cthw: Array) -> Row:
         """Add the mean of a stored latent to the sums of the unit; the columns with the sample's own statistics."""

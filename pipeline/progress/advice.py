@@ -62,6 +62,12 @@ ADVICE: dict[str, str] = {
     "decode/memory": _RAISE_DECODER_MEMORY,
     "encode/memory": f"use a device with more memory, {_RETRY}; or use smaller buckets, in a new output",
     "crash": f"check the machine's memory and the job's log, {_RETRY}; if it crashes again, leave the file out",
+    "import/unsafe_file": "its pickle may run code, so it is not read: write tensors and plain values with torch.save",
+    "import/damaged_file": "make the file again with the trainer's preprocessing, under a new name, or leave it out",
+    "import/no_latent": "check that --from names the program that wrote these files",
+    "import/wrong_channels": "check that --vae is the VAE that made these latents; then import into a new output",
+    "import/wrong_size": "check that --vae is the VAE that made these latents; then import into a new output",
+    "import/nonfinite": "make the latent again with the trainer's preprocessing: its VAE overflowed",
     "nonfinite": "use --compute-dtype float32, in a new output: the VAE overflows on it",
     "out_of_range": "use --dtype bfloat16 or float32, in a new output: float16 cannot hold the latent",
 }

@@ -31,6 +31,11 @@ def list_notices(stats: DatasetStats) -> list[str]:
             f"{stats.dataset.card.class_name} is not in the table of supported VAEs. This was assumed of it: "
             f"{'; '.join(assumed)}. Compare this with the pipeline of its model before you train."
         )
+    if stats.dataset.card.declared:
+        notices.append(
+            f"The latents were imported. Nothing verifies that they were made by {stats.dataset.card.class_name}, or that "
+            f"they were {stats.dataset.recipe.imported_latents} in their source, but for the statistics of channels below."
+        )
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:
         notices.append(

@@ -16,13 +16,15 @@ from pipeline.sources.layouts.lerobot import LeRobotFormat
 from pipeline.sources.manifest import ManifestFormat
 from pipeline.sources.source_format import NewUnits, SourceFormat
 from pipeline.sources.tar import TarFormat
-from pipeline.sources.units import STRINGS, Plan, Source, Unit
+from pipeline.sources.units import IMPORTED, STRINGS, Plan, Source, Unit
 
 FORMATS: dict[str, SourceFormat] = {
     source_format.name: source_format
     for source_format in (TarFormat(), ManifestFormat(), LanceFormat(), LeRobotFormat(), FolderFormat())
 }
 """Every format by name. The first one that recognizes a URL gets it; the last two ask the store."""
+COUNTED = (STRINGS, IMPORTED)
+"""Formats of units that are not read by any of these, and whose items are counted when they are planned."""
 
 
 def recognize(url: str) -> SourceFormat | None:
@@ -43,12 +45,12 @@ def format_of(part: Source | Unit) -> SourceFormat:
 
 def num_items_of(unit: Unit) -> int | None:
     """Number of items in a unit, or of strings in a unit of a layer; None if only reading the source tells."""
-    return len(unit.ordinals) if unit.format == STRINGS else format_of(unit).num_items(unit)
+    return len(unit.ordinals) if unit.format in COUNTED else format_of(unit).num_items(unit)
 
 
 def cost_of(unit: Unit) -> int:
     """How much work a unit is, in a measure that compares units of its format."""
-    return len(unit.ordinals) if unit.format == STRINGS else format_of(unit).cost(unit)
+    return len(unit.ordinals) if unit.format in COUNTED else format_of(unit).cost(unit)
 
 
 def items(unit: Unit, url: str, recipe: Recipe, columns: pa.Schema) -> Iterator[Item]:

@@ -19,6 +19,8 @@ from pipeline.storage.urls import FileFacts, canonical
 NO_FACTS = FileFacts(size=0, etag="")
 STRINGS = "strings"
 """Value of ``Unit.format`` for units of a text layer, whose items are strings and come from no source."""
+IMPORTED = "imported"
+"""Value of ``Unit.format`` for units of latents that other programs made. ``Unit.details`` names their format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

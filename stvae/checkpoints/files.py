@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_JSON_BYTES = 4 << 20
 """Largest ``config.json`` or index."""
@@ -60,7 +60,7 @@ def size_bytes(file: io.BufferedReader) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def read_bytes(file: io.BufferedReader, path: Path, count: int) -> bytes:
+def read_bytes(file: BinaryIO, path: Path, count: int) -> bytes:
     """Read exactly ``count`` bytes. WeightsError if the file ends before or cannot be read."""
     try:
         data = file.read(count)

@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stvae.checkpoints.files import WeightsError, describe, open_file, read_bytes, size_bytes
 from stvae.checkpoints.tensor_header import MAX_FILE_BYTES
@@ -36,6 +36,10 @@ LEGACY_PICKLES = 5
 WRAPPERS = ("state_dict", "model", "module")
 """Names under which training programs keep the weights."""
 MAX_WRAPPERS = 4
+
+
+class UnsafePickle(WeightsError):
+    """A pickle needs more than tensors and plain values, and could run code."""
 
 
 def is_pickled(first_bytes: bytes) -> bool:
@@ -67,17 +71,41 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     return _tensors_of(loaded, path)
 
 
-def _pickle_of_archive(file: io.BufferedReader, path: Path) -> bytes:
+def load_values(content: bytes, name: str) -> Any:
+    """Return the tensors and plain values that ``torch.save`` wrote. Nothing that the content asks for is run.
+
+    ``name``: the file's, for messages. UnsafePickle if it needs more than that, WeightsError if it is damaged or a tensor
+    claims more values than there are.
+    """
+    import torch
+
+    path, is_archive = Path(name), content.startswith(ZIP_START)
+    if is_archive:
+        _check_pickle(_pickle_of_archive(io.BytesIO(content), path), path)
+    else:
+        _check_pickle(content[:MAX_PICKLE_BYTES], path, LEGACY_PICKLES)
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything for a damaged file
+        raise WeightsError(f"'{path}' cannot be read as a PyTorch file: {describe(error)}") from None
+    for key, value in loaded.items() if isinstance(loaded, dict) else ():
+        if isinstance(value, torch.Tensor):
+            _check_storage(str(key), value, path)
+    return loaded
+
+
+def _pickle_of_archive(file: BinaryIO, path: Path) -> bytes:
     """Return the pickle inside an archive. WeightsError if the archive is damaged or could grow when it is read."""
     damaged = f"'{path}' is a damaged or incomplete PyTorch archive; download it again"
+    file_bytes = file.seek(0, io.SEEK_END)
     _check_directory_size(file, path, damaged)
     try:
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise WeightsError(f"'{path}' has compressed parts, which PyTorch never writes; save it with torch.save")
-        if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > size_bytes(file):
-            raise WeightsError(f"'{path}' claims to hold more than its own {size_bytes(file)} bytes; download it again")
+        if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > file_bytes:
+            raise WeightsError(f"'{path}' claims to hold more than its own {file_bytes} bytes; download it again")
         names = {entry.filename.partition("/")[2] for entry in entries}
         if "constants.pkl" in names:
             raise WeightsError(f"'{path}' is a TorchScript program; expected a file that torch.save wrote")
@@ -96,9 +124,9 @@ def _pickle_of_archive(file: io.BufferedReader, path: Path) -> bytes:
         raise WeightsError(damaged) from None
 
 
-def _check_directory_size(file: io.BufferedReader, path: Path, damaged: str) -> None:
+def _check_directory_size(file: BinaryIO, path: Path, damaged: str) -> None:
     """Raise WeightsError if the directory of an archive is missing or too large to be read."""
-    size = size_bytes(file)
+    size = file.seek(0, io.SEEK_END)
     file.seek(max(size - (1 << 16) - 22, 0))
     end = read_bytes(file, path, size - file.tell())
     at = end.rfind(b"PK\x05\x06")
@@ -122,11 +150,11 @@ def _check_pickle(data: bytes, path: Path, count: int = 1) -> None:
         for _ in range(count):
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "STACK_GLOBAL":
-                    raise WeightsError(
+                    raise UnsafePickle(
                         f"'{path}' is a pickle of another program; expected a file that torch.save wrote"
                     )
                 if opcode.name in ("GLOBAL", "INST") and not ALLOWED_NAMES.fullmatch(str(argument)):
-                    raise WeightsError(
+                    raise UnsafePickle(
                         f"'{path}' needs '{str(argument)[:100].replace(' ', '.')}' to be read, but a checkpoint may hold "
                         "tensors only and its code is never run; save its state dict as safetensors"
                     )
@@ -149,7 +177,14 @@ def _tensors_of(loaded: Any, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"'{path}' holds no tensors by name; expected the weights of a VAE")
     for name, tensor in tensors.items():
-        stored_bytes = tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else -1
-        if tensor.numel() * tensor.element_size() > stored_bytes:
-            raise WeightsError(f"tensor '{name}' in '{path}' claims more values than the file has; download it again")
+        _check_storage(name, tensor, path)
     return tensors
+
+
+def _check_storage(name: str, tensor: Tensor, path: Path) -> None:
+    """Raise WeightsError for a tensor that has more values than the file: by repeating them, or because it is sparse."""
+    import torch
+
+    stored_bytes = tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else -1
+    if tensor.numel() * tensor.element_size() > stored_bytes:
+        raise WeightsError(f"tensor '{name}' in '{path}' claims more values than the file has; download it again")

@@ -25,8 +25,9 @@ LEVELS = (
     "encode loader",
     "text",
     "executor progress",
+    "imports",
     "report",
-    "run run_text dry_run edit export",
+    "run run_text run_import dry_run edit export",
     "jobs",
 )
 """Rooms and single modules of ``pipeline`` from the bottom up. A room may import the levels below its own."""
@@ -43,7 +44,7 @@ NARROWER = {
 LOADER_USERS = {"report", "edit", "export", "jobs"}
 """Rooms that may import ``loader``: it reads outputs, so nothing that writes them needs it."""
 
-ENTRY_MODULES = {"run", "run_text", "recipe", "bucket", "setting", "errors", "environment", "visible"}
+ENTRY_MODULES = {"run", "run_text", "run_import", "recipe", "bucket", "setting", "errors", "environment", "visible"}
 """Modules that lie directly in ``pipeline``."""
 
 LONG_FILES: set[str] = set()

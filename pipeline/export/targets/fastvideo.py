@@ -36,7 +36,8 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("file_name", "caption", "media_type")),
         *((name, pa.int64()) for name in ("width", "height", "num_frames")),
         *((name, pa.float64()) for name in ("duration_sec", "fps")),
-    ]
+    ],
+    metadata={"latentmill_latents": "raw"},  # for an import; FastVideo's own files do not say it
 )
 
 

@@ -57,7 +57,7 @@ class Collator:
         self._options = options
         self._device = torch.device(options.device)
         self._conversion = Conversion(card, self._dtype, options)
-        whole = samples.start_frames is None and (recipe.store == "mean" or options.latent == "sample")
+        whole = samples.start_frames is None and (recipe.store != "moments" or options.latent == "sample")
         self._verify = remote and whole if options.verify is None else options.verify
         self._members = [plan_member(member, samples, card, options) for member in options.members(recipe)]
         self._texts = None if text is None else TextCollator(text, options, remote=remote)

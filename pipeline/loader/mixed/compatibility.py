@@ -14,11 +14,17 @@ from pipeline.loader.dataset import LatentDataset
 from pipeline.loader.options import BatchOptions
 
 
-def check_same_latents(sets: Mapping[str, LatentDataset]) -> None:
+def check_same_latents(sets: Mapping[str, LatentDataset], *, allow_imported: bool = False) -> None:
     """Raise ConfigError, naming the sets and the difference, unless all latents mean the same to a transformer.
 
-    Sets without samples and sets with the same samples are refused too.
+    Sets without samples and sets with the same samples are refused too, and without ``allow_imported`` imported ones.
     """
+    imported = [name for name, data in sets.items() if data.recipe.origin == "import"]
+    if imported and len(sets) > 1 and not allow_imported:
+        raise ConfigError(
+            f"set '{imported[0]}' was imported: nothing verifies that its latents are those of the VAE that it names. If "
+            "you trust that, mix it with others by MixedDataset(..., allow_imported=True)"
+        )
     for name, data in sets.items():
         if not len(data):
             raise ConfigError(f"set '{name}' has no samples; check where=, or leave the set out")

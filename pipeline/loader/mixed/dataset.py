@@ -30,6 +30,7 @@ class MixedDataset:
         seed: int = 0,
         *,
         steps_per_epoch: int | None = None,
+        allow_imported: bool = False,
     ) -> None:
         """Open the sets that are given by URL or path.
 
@@ -37,6 +38,7 @@ class MixedDataset:
         of steps since the start of training, such as ``lambda epoch, step: 0.5 if epoch < 3 else 0.1``.
         seed: of the choice of sets, and of everything that ``seed`` means to ``LatentDataset.batches``.
         steps_per_epoch: default: the steps that all sets have in their first epochs together.
+        allow_imported: mix imported sets with others, although nothing verifies which VAE made their latents.
         Raises ConfigError, naming the sets and the difference, if they cannot be mixed.
         """
         if not isinstance(sets, Mapping) or not sets:
@@ -52,7 +54,7 @@ class MixedDataset:
         self.weights = check_weights(dict(zip(self.sets, sets.values(), strict=True)))
         self.seed = operator.index(seed)
         self._steps_per_epoch = None if steps_per_epoch is None else operator.index(steps_per_epoch)
-        check_same_latents(self.sets)
+        check_same_latents(self.sets, allow_imported=allow_imported)
 
     def __len__(self) -> int:
         """Number of samples of all sets."""

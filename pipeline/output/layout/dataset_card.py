@@ -48,13 +48,15 @@ def render_card(recipe: Recipe, index: Index) -> bytes:
     if not any(paths for paths, _ in tables.values()):
         lines[-1] = "configs: []"
     counts = ", ".join(f"{name} {count:,}" for name, (_, count) in tables.items())
-    buckets = ", ".join(str(bucket) for bucket in recipe.buckets)
+    imported = recipe.origin == "import"
+    buckets = "the sizes of the imported latents" if imported else ", ".join(str(bucket) for bucket in recipe.buckets)
+    made = "that Latentmill imported from another program's files" if imported else "made by Latentmill"
     lines += [
         "---",
         "",
         "# Video latents",
         "",
-        f"Latents of a video VAE, made by Latentmill with recipe `{recipe.fingerprint}`.",
+        f"Latents of a video VAE, {made} with recipe `{recipe.fingerprint}`.",
         f"Rows: {counts}. Buckets: {buckets}.",
         "`dataset.json` has the VAE and the whole recipe.",
         "",

@@ -1,0 +1,1 @@
+"""Formats of other trainers whose latents can be imported."""
