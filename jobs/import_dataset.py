@@ -55,6 +55,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
         store=parsed.store,
         dtype=parsed.dtype,
         unit_clips=parsed.unit_clips,
+        captions=parsed.captions,
     )
     run = Run(
         sources=(parsed.source,),
@@ -125,6 +126,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=["float16", "bfloat16", "float32"],
         help="type to store (default: float16, and float32 from fastvideo, which loses nothing)",
+    )
+    add(
+        "--captions",
+        metavar="URL",
+        help="table (.json, .jsonl, .csv) with captions by the path of the video, such as the one that LTX-2's trainer read",
     )
     add("--unit-clips", type=int, default=128, metavar="N", help="samples per output shard (default: 128)")
     add("--local", action="store_true", help="import in this process, without Ray")

@@ -16,6 +16,7 @@ from pipeline.environment import cpu_model, describe_environment
 from pipeline.errors import LatentmillError
 from pipeline.executor.all_units import encode_units
 from pipeline.executor.resources.automatic import resolve_resources
+from pipeline.imports.captions import read_captions
 from pipeline.imports.importer import UnitImporter
 from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.imports.settings import PACKAGES, ImportOptions, ImportSettings, declared, import_recipe
@@ -63,6 +64,7 @@ def import_latents(
         card=card,
         source_format=options.source_format,
         urls={source.name: source.url},
+        captions=options.captions,
         job=secrets.token_hex(6),
     )
     plan = _freeze_plan(store, source, settings)
@@ -87,10 +89,11 @@ def import_latents(
 def _freeze_plan(store: Store, source: Source, settings: ImportSettings) -> Plan:
     """Record a generation of the plan for what the source has gained, if anything. Returns the whole plan."""
     import_format = IMPORT_FORMATS[settings.source_format]
+    captions = read_captions(settings.captions).sha256 if settings.captions else ""
     while True:
         plan = read_plan(store)
         planned = [unit for unit in plan.units if unit.source == source.name]
-        units = plan_units(source, planned, import_format, settings.recipe, len(plan.columns))
+        units = plan_units(source, planned, import_format, settings.recipe, len(plan.columns), captions)
         if not units:
             return plan
         freeze_generation(store, units, COLUMNS, len(plan.columns))

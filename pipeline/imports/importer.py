@@ -9,12 +9,12 @@ from pipeline.encode.unit_encoder import UnitEncoder
 from pipeline.encode.unit_report import UnitReport
 from pipeline.encode.unit_text import UnitText, too_much_text, without_text
 from pipeline.encode.utilization import Activity, UnitActivity
-from pipeline.errors import ConfigError, Reject, Rejected
+from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged
+from pipeline.imports.captions import read_captions
 from pipeline.imports.imported_sample import ImportedSample
 from pipeline.imports.placing import bucket_of, raw_latent
-from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.imports.settings import ImportSettings
-from pipeline.imports.source_files import COLUMNS, read_unit
+from pipeline.imports.source_files import COLUMNS, format_of, planned_captions, read_unit
 from pipeline.output.dataset import check_recipe
 from pipeline.output.rows import Row
 from pipeline.output.shard_writer import ShardWriter
@@ -34,6 +34,7 @@ class UnitImporter(UnitEncoder):
             check_recipe(self.store, settings.recipe)
         except FileNotFoundError:
             raise ConfigError(f"{self.store.url} is not visible here: an output must be shared by all nodes") from None
+        self.captions = read_captions(settings.captions) if settings.captions else None
         self.become_ready()
 
     def close(self) -> None:
@@ -43,13 +44,14 @@ class UnitImporter(UnitEncoder):
     def encode_shard(self, unit: Unit, history: CrashHistory, activities: UnitActivity) -> UnitReport:
         """Import the samples of a unit and commit the shard."""
         settings, text = self.settings, UnitText()
+        self._check_captions(unit)
         url = settings.urls.get(unit.source, unit.source)
         with (
             self.store.scratch() as scratch,
             ShardWriter(scratch, unit, settings.recipe, settings.card, COLUMNS) as shard,
             self.counters.in_flight(unit, shard.counts) as in_flight,
         ):
-            read = read_unit(unit, url, IMPORT_FORMATS[unit.details], settings.recipe)
+            read = read_unit(unit, url, format_of(unit), settings.recipe)
             with contextlib.closing(read), activities.encoding():
                 for item, sample in read:
                     if self.is_stopped():
@@ -60,12 +62,20 @@ class UnitImporter(UnitEncoder):
             outcome = shard.commit(self.store, {})
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
+    def _check_captions(self, unit: Unit) -> None:
+        """Raise SourceChanged if a unit was planned with other captions, or with none."""
+        planned, now = planned_captions(unit), self.captions.sha256 if self.captions else ""
+        if planned != now:
+            raise SourceChanged.between("the table of --captions", planned or "not given", now or "not given")
+
     def _add(self, shard: ShardWriter, item: Item, sample: ImportedSample | Reject, text: UnitText) -> None:
         """Write the outcome of an item to the shard."""
         if isinstance(sample, Reject):
             shard.add_reject(item, None, RejectedWindow(index=0, reject=sample))
             return
         item.caption, item.uri = sample.caption, sample.uri or item.uri
+        if item.caption is None and self.captions is not None:
+            item.caption = self.captions.caption_of(item.key)
         if not text.takes(item):
             outcome = RejectedWindow(index=0, reject=Reject("import", "too_much_text", ""))
             shard.add_reject(without_text(item), None, too_much_text(outcome))

@@ -27,6 +27,8 @@ class ImportOptions:
     store: str | None = None
     dtype: str | None = None
     unit_clips: int = 128
+    captions: str | None = None
+    """URL of a table with captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,8 @@ class ImportSettings:
     source_format: str
     urls: dict[str, str]
     """Where each source is in this run, by its name."""
+    captions: str | None
+    """URL of a table with captions."""
     job: str
     """Random name of the job, in the records of its attempts."""
 

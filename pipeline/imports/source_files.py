@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged
 from pipeline.imports.formats.fastvideo import count_rows, form_of_file, read_rows
 from pipeline.imports.import_format import ImportFormat
 from pipeline.imports.imported_sample import Form, ImportedSample, text_of
+from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.recipe import Recipe
 from pipeline.sources.fetch import fetch
 from pipeline.sources.file_table import File, Files
@@ -59,16 +61,20 @@ def open_source(url: str, import_format: ImportFormat) -> tuple[Source, list[str
 
 
 def plan_units(
-    source: Source, planned: list[Unit], import_format: ImportFormat, recipe: Recipe, generation: int
+    source: Source, planned: list[Unit], import_format: ImportFormat, recipe: Recipe, generation: int, captions: str
 ) -> list[Unit]:
-    """Cut the files that are in no unit yet. SourceChanged if a planned file has changed."""
+    """Cut the files that are in no unit yet. SourceChanged if a planned file has changed.
+
+    ``captions``: hash of the table with captions; empty without one.
+    """
     known = Files.concat(unit.files for unit in planned)
     new, changed = source.files.changes_since(known)
     if changed:
         before, now = changed
         raise SourceChanged.between(f"{canonical(source.url)}/{now.path}", before.facts, now.facts)
     start = max((unit.stop or 0 for unit in planned), default=0)
-    make = partial(new_unit, source, generation, details=import_format.name, header=source.header)
+    details = json.dumps({"format": import_format.name} | ({"captions": captions} if captions else {}))
+    make = partial(new_unit, source, generation, details=details, header=source.header)
     units = []
     if not import_format.rows:
         for first in range(0, len(new), recipe.unit_clips):
@@ -96,7 +102,17 @@ def form_said(source: Source) -> Form | None:
     return None
 
 
-def read_unit(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe) -> Generator[ReadItem]:
+def format_of(unit: Unit) -> ImportFormat:
+    """The format of a unit."""
+    return IMPORT_FORMATS[json.loads(unit.details)["format"]]
+
+
+def planned_captions(unit: Unit) -> str:
+    """The hash of the table with captions with which a unit was planned; empty if there was none."""
+    return str(json.loads(unit.details).get("captions", ""))
+
+
+def read_unit(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe) -> Generator[ReadItem, None, None]:
     """Yield every item of a unit in order, with its sample or with the reject of one that cannot be used.
 
     SourceChanged if a file is not as planned.
@@ -107,7 +123,7 @@ def read_unit(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe)
     return _read_files(unit, url, import_format, recipe)
 
 
-def _read_files(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe) -> Generator[ReadItem]:
+def _read_files(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe) -> Generator[ReadItem, None, None]:
     def read(numbered: tuple[int, File]) -> ReadItem:
         ordinal, file = numbered
         location = f"{url}/{file.path}"
@@ -127,7 +143,7 @@ def _read_files(unit: Unit, url: str, import_format: ImportFormat, recipe: Recip
         yield from map_concurrently(read, some)
 
 
-def _read_rows(unit: Unit, url: str, file: File) -> Generator[ReadItem]:
+def _read_rows(unit: Unit, url: str, file: File) -> Generator[ReadItem, None, None]:
     location = f"{url}/{file.path}"
     facts = existing_file_facts(location)
     if file.facts not in (NO_FACTS, facts):

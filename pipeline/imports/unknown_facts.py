@@ -39,7 +39,7 @@ def import_notes(store: Store, index: Index, settings: ImportSettings) -> list[s
     unknown = [f"{name} of {number(count, 'sample')}" for name, count in lacking.items() if count]
     if unknown:
         notes.append(f"the source does not say, and these columns are empty: {', '.join(unknown)}")
-    if len(stores) > 1 or recipe.store not in stores:
+    if stores and set(stores) != {recipe.store}:
         counts = ", ".join(f"{name} {count:,}" for name, count in sorted(stores.items()))
         notes.append(f"the column 'store' says which latents are samples of the posterior, not its mean: {counts}")
     return notes

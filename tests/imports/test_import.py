@@ -169,6 +169,33 @@ def test_the_ltx_trainers_files_are_taken_with_and_without_optional_values(
     assert (facts["recipe"]["origin"], facts["recipe"]["store"]) == ("import", "mean")
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_captions_come_from_the_table_that_the_trainer_read(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a/one", "two.take", "three"):
+        write_ltx(tmp_path / "s", name, latents=latent_of(4, 5, 2, 3))
+    rows = [
+        {"media_path": f"{tmp_path}/a/one.mp4", "caption": "ein Hund, sagt man"},
+        {"media_path": "./two.take.mp4", "caption": "two"},
+    ]
+    lines = [json.dumps(row) for row in rows]
+    table = tmp_path / f"dataset.{suffix}"
+    table.write_text(
+        {
+            "json": json.dumps(rows),
+            "jsonl": "\n".join(lines),
+            "csv": 'caption,media_path\n"ein Hund, sagt man",a/one.mp4\ntwo,./two.take.mp4\n',
+        }[suffix]
+    )
+    assert import_from(tmp_path / "s", "ltx", tmp_path / "in", "--captions", str(table)) == 0
+    found = {row["key"]: row["caption"] for row in rows_of(tmp_path / "in")}
+    assert found == {"a/one": "ein Hund, sagt man", "two.take": "two", "three": None}
+    table.write_text("[]")
+    assert import_from(tmp_path / "s", "ltx", tmp_path / "other", "--captions", str(table)) == 2
+    assert "--captions" in capsys.readouterr().out
+
+
 class Bomb:
     """An object whose pickle creates a file when it is read."""
 
