@@ -25,24 +25,16 @@ from pipeline.export.targets import musubi
 from pipeline.export.targets.automodel import AutomodelTarget
 from pipeline.export.targets.ltx import LtxTarget
 from pipeline.export.targets.pickles import pickle_tensor, unpickle_tensor
-<<<<<<< HEAD
-from tests.support.export_set import SAMPLES, Expected, write_mixed_set
+from pipeline.loader import LatentDataset
+from tests.support.export_set import LAYER, SAMPLES, Expected, write_mixed_set
+from tests.text.encoders import makers
 
 VIDEOS = "num_frames > 1"
-=======
-from pipeline.loader import LatentDataset
-from tests.support.trainer_sets import LAYER, VIDEOS, Expected, make_set, samples
-from tests.text.encoders import makers
->>>>>>> 2b731ba (export: mend five formats as the trainers' own readers showed)
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-<<<<<<< HEAD
     return write_mixed_set(tmp_path_factory.mktemp("trainers") / "out")
-=======
-    return make_set(tmp_path_factory.mktemp("trainers") / "out")
->>>>>>> 2b731ba (export: mend five formats as the trainers' own readers showed)
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +187,13 @@ def output_of_open_sora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "_2": (makers.model("CLIPTextModel", makers.clip_config()), makers.clip_tokenizer()),
     }
     encoder = makers.save(folder / "text", encoders)
-    return make_set(folder / "out", [str(encoder), "--family", "open-sora-2"])
+    return write_mixed_set(folder / "out", encoder=[str(encoder), "--family", "open-sora-2"])
 
 
 def test_open_sora_needs_t5_and_clip(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its reader puts zeros in the place of a missing file, and goes on."""
     assert export(output, "open-sora", tmp_path) == 2
-    assert "needs rows of T5 and the vector of CLIP, and the layer 'text' has tokens only" in capsys.readouterr().out
+    assert "needs rows of T5 and the vector of CLIP, and the layer 't5' has tokens only" in capsys.readouterr().out
 
 
 def test_open_sora_has_a_table_of_paths(output_of_open_sora: Path, tmp_path: Path) -> None:
@@ -251,7 +243,7 @@ def test_what_is_not_exported_is_counted(output: Path, tmp_path: Path, capsys: p
     assert "not exported: 1 sample: no caption" in printed
     assert "not exported: 1 further caption (--caption each exports a sample once per caption)" in printed
     description = json.loads((tmp_path / "one" / "export.json").read_text())
-    assert description["left_out"] == {"no caption": 1} and description["samples"] == len(samples()) - 1
+    assert description["left_out"] == {"no caption": 1} and description["samples"] == len(SAMPLES) - 1
 
 
 def test_each_caption_is_exported_with_its_own_embedding(

@@ -25,8 +25,8 @@ from jobs.export_dataset import main as export_dataset
 from tests.bench.export_readers.catalog import READERS, Reader, how_to_get
 from tests.bench.export_readers.comparison import differences
 from tests.bench.export_readers.sets import BUCKETS, MAKERS
+from tests.support.export_set import LAYER, Expected
 from tests.support.paths import ROOT
-from tests.support.trainer_sets import LAYER, Expected
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.loader.text.reading import EmbeddedArray
-from tests.support.trainer_sets import Expected
+from tests.support.export_set import Expected
 
 Values = dict[str, Any]
 

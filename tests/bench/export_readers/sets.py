@@ -11,7 +11,7 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from pipeline.bucket import Bucket
 from tests.support import tiny_vaes
 from tests.support.captioned_set import Captions
-from tests.support.trainer_sets import make_set
+from tests.support.export_set import mixed_samples, write_mixed_set
 from tests.text.encoders import makers
 
 BUCKETS = Bucket(1, 64, 64), Bucket(17, 64, 96)
@@ -63,7 +63,7 @@ def ltx2(folder: Path, separate: bool = False, connected: bool = False) -> Path:
 
 def _make(folder: Path, vae: str, encoder: Sequence[str]) -> Path:
     checkpoint = tiny_vaes.save(vae, folder / "vae")
-    return make_set(folder / "output", encoder, checkpoint, BUCKETS, [UPRIGHT])
+    return write_mixed_set(folder / "output", [*mixed_samples(*BUCKETS), UPRIGHT], encoder, checkpoint)
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
