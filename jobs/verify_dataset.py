@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_listed_dataset
+from pipeline.output.edits.verify_edits import verify_edits
 from pipeline.output.layers.verify_layers import verify_layers
 from pipeline.output.verify import PATH, Verdict, verify
 from pipeline.progress.formatting import byte_size, number
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         store = Store(arguments.output)
         require_listed_dataset(store)
         verdict = verify(store, say=terminal.say)
+        verify_edits(store, verdict)
         verify_layers(store, verdict, say=terminal.say)
         if arguments.sample:
             _compare_samples(arguments, verdict, terminal)
@@ -107,6 +109,7 @@ def _verdict_lines(verdict: Verdict, url: str) -> Iterator[str]:
     num_problems = len(verdict.problems)
     yield (
         f"{url}: {number(verdict.units, 'unit')}, {number(verdict.shards, 'shard')}, {number(verdict.samples, 'sample')}, "
+        f"{number(verdict.removed) + ' of them removed, ' if verdict.removed else ''}"
         f"{number(verdict.strings, 'string') + ' in layers, ' if verdict.strings else ''}"
         f"{byte_size(verdict.size_bytes)} read; {number(num_problems, 'problem') if num_problems else 'no problems'}"
     )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import pyarrow.compute as pc
-
 from pipeline.edit.recording import time_now, user_name
 from pipeline.errors import ConfigError
-from pipeline.output.edits.edits import Edits
+from pipeline.output.edits.edits import Edits, count_removed
 from pipeline.output.edits.version import Tag, edits_of, find_version, read_tag, tag_path
 from pipeline.output.index import Index, read_index
-from pipeline.storage.parquet import parquet_batches
 from pipeline.storage.store import Store
-
-ROWS_AT_ONCE = 1 << 17
 
 
 def make_tag(store: Store, name: str, version: str | None = None) -> Tag:
@@ -50,10 +45,4 @@ def remove_tag(store: Store, name: str) -> Tag:
 
 def count_samples(store: Store, index: Index, edits: Edits) -> int:
     """Number of samples of an index that are not removed."""
-    if not len(edits.rows):
-        return index.num_samples
-    removed = 0
-    for path in index.samples:
-        for rows in parquet_batches(store.get(path), edits.columns, ROWS_AT_ONCE):
-            removed += pc.sum(edits.is_removed(rows)).as_py() or 0
-    return index.num_samples - removed
+    return index.num_samples - count_removed(store, index.samples, edits)

@@ -23,6 +23,7 @@ from pipeline.encode.utilization import Activity, UnitActivity
 from pipeline.environment import cpu_model, describe_environment, gpu_model, is_same_environment, item_memory_bytes
 from pipeline.errors import ConfigError
 from pipeline.output.dataset import PATH, read_dataset
+from pipeline.output.edits.edits import Edits, newest_edits
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint, shown_vae
@@ -68,7 +69,21 @@ class ShardEncoder(UnitEncoder):
         self._numerics.close()
 
     def encode_shard(self, unit: Unit, history: CrashHistory, activities: UnitActivity) -> UnitReport:
-        """Decode the unit's items, encode their clips and commit the shard."""
+        """Decode the unit's items, encode their clips and commit the shard.
+
+        If an edit meanwhile removes rows of the unit, the unit is made again, as if the edit had been there before.
+        """
+        edits = newest_edits(self.store)
+        while True:
+            outcome = self._encode_shard(unit, history, activities, edits)
+            if isinstance(outcome, UnitReport):
+                return outcome
+            edits = outcome
+
+    def _encode_shard(
+        self, unit: Unit, history: CrashHistory, activities: UnitActivity, edits: Edits
+    ) -> UnitReport | Edits:
+        """Make the unit without what ``edits`` removes. Returns newer edits instead of a report if they change its rows."""
         recipe, columns = self.settings.recipe, self.settings.columns[unit.generation]
         with (
             self.store.scratch() as scratch,
@@ -82,6 +97,7 @@ class ShardEncoder(UnitEncoder):
                     decoders=self.decoders,
                     batches=self.batches,
                     attempts=self.attempts,
+                    edits=edits,
                 ),
                 in_flight=in_flight,
                 shard=shard,
@@ -90,6 +106,9 @@ class ShardEncoder(UnitEncoder):
             )
             if attempt.fill(self.is_stopped):
                 activities.enter(Activity.COMMIT)
+                newer = newest_edits(self.store, edits)
+                if newer.changes(shard.rows(), edits):
+                    return newer
                 outcome = shard.commit(self.store, self.notes)
             else:
                 outcome = "stopped"

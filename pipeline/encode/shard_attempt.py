@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from pipeline.encode.settings import EncoderSettings
 from pipeline.encode.unit_text import UnitText, too_much_text, without_text
 from pipeline.encode.utilization import Activity, UnitActivity
 from pipeline.errors import Reject, Rejected
+from pipeline.output.edits.edits import REMOVED, Edits
 from pipeline.output.rows import sample_id
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.sources.fetch import fetch, share_facts
@@ -41,6 +43,8 @@ class AttemptContext:
     decoders: Decoders
     batches: MicroBatchEncoder
     attempts: Attempts
+    edits: Edits
+    """What is removed from the output."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,6 +105,9 @@ class ShardAttempt:
         else:
             assert facts is not None
             id = sample_id(self.in_flight.unit, item, outcome.window.index, outcome.window.group)
+            if id in self.context.edits.ids:
+                self.shard.add_reject(without_text(item), facts, RejectedWindow.of(outcome.window, REMOVED))
+                return
             self._add_clip(DecodedClip(item, facts, outcome, id))
 
     def _items(self) -> Iterator[Item]:
@@ -108,7 +115,13 @@ class ShardAttempt:
         unit, settings = self.in_flight.unit, self.context.settings
         url = settings.source_urls.get(unit.source, unit.source)
         found = items(unit, url, settings.recipe, settings.columns[unit.generation])
-        return (item for item in found if item.ordinal in self._retried) if self._retried else found
+        return (self._unless_removed(item) for item in found if not self._retried or item.ordinal in self._retried)
+
+    def _unless_removed(self, item: Item) -> Item:
+        """The item; one that cannot be opened and has no text if it is removed from the output."""
+        if not self.context.edits.removes_item(self.in_flight.unit.source, item.ordinal, item.key, item.uri):
+            return item
+        return dataclasses.replace(without_text(item), fault=REMOVED)
 
     def _outcomes_of_fault(self, items: list[Item]) -> list[tuple[Item, Decoded]] | None:
         """The outcomes of an item that cannot be opened, or of an empty one; None for others."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import Reject
+from pipeline.output.edits.edits import Edits, newest_edits
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
@@ -31,7 +32,7 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
     if index is None or not index.covers(plan):
         say("units that were planned earlier come first; rejects are tried again once an output is finished")
         return plan
-    rejects = _rejects(store, index)
+    rejects = _rejects(store, index, newest_edits(store))
     counts = Counter(row["name"] for row in rejects)
     final = {source_format.final_reject for source_format in FORMATS.values()}
     names = {full for full in counts if name in ("all", full, Reject.parse_name(full)[1])} - final
@@ -46,9 +47,10 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
     return read_plan(store)
 
 
-def _rejects(store: Store, index: Index) -> list[dict[str, Any]]:
-    columns = ["source", "ordinal", "window", "group", *REJECT_COLUMNS]
-    tables = (read_parquet(store.get(path), columns) for path in index.rejects)
+def _rejects(store: Store, index: Index, edits: Edits) -> list[dict[str, Any]]:
+    """The rejects of an index that are not removed."""
+    columns = list(dict.fromkeys(["source", "ordinal", "window", "group", *REJECT_COLUMNS, *edits.columns]))
+    tables = (edits.without_removed(read_parquet(store.get(path), columns)) for path in index.rejects)
     return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
 
 

@@ -78,6 +78,11 @@ class UnitWriter:
             store.delete(shard)
         return "lost"
 
+    def rows(self) -> pa.Table:
+        """The rows so far, in the order in which they were added, without the path of the shard."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, schema=self._schema)
+
     def __enter__(self: Writer) -> Writer:
         self._tar.__enter__()
         return self

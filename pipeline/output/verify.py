@@ -56,6 +56,8 @@ class Verdict:
     units: int = 0
     shards: int = 0
     samples: int = 0
+    removed: int = 0
+    """Number of these samples that the newest edits remove."""
     strings: int = 0
     """Number of embedded strings in layers."""
     size_bytes: int = 0
@@ -76,7 +78,7 @@ class Verdict:
 
 
 def verify(store: Store, say: Callable[[str], None]) -> Verdict:
-    """Read everything that is committed and compare it with what was recorded at its commit. Layers are not read.
+    """Read everything that is committed and compare it with what was recorded at its commit. Layers and edits are not read.
 
     Raises StoreError if the store fails.
     """

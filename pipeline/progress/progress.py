@@ -12,7 +12,7 @@ from pipeline.encode.unit_report import Heartbeat, Heartbeats, UnitHeartbeat, Un
 from pipeline.output.counts import Counts
 from pipeline.progress.activities import idle_advice
 from pipeline.progress.formatting import byte_size, elapsed, number
-from pipeline.progress.reject_limit import MIN_WINDOWS_IN_FLIGHT, too_many_rejects
+from pipeline.progress.reject_limit import MIN_WINDOWS_IN_FLIGHT, failed_windows, too_many_rejects
 from pipeline.progress.run_log import RunLog
 from pipeline.progress.work import CLIPS, Words, work_by_unit
 from pipeline.recipe import Run
@@ -113,7 +113,7 @@ class Progress:
             self._say_confinement(heartbeat["encoder"], heartbeat["confinement"])
         counts = self.counts_so_far()
         enough = counts.windows >= MIN_WINDOWS_IN_FLIGHT
-        if enough and too_many_rejects(counts.rejects.total(), counts.windows, self.max_rejects):
+        if enough and too_many_rejects(failed_windows(counts), counts.windows, self.max_rejects):
             self._is_stopped = True
             self.heartbeats.stop()
 
@@ -144,7 +144,7 @@ class Progress:
 
     def too_many_rejects(self) -> bool:
         """Return True if the share of rejected windows is so large that the job should stop."""
-        return self._is_stopped or too_many_rejects(self.counts.rejects.total(), self.counts.windows, self.max_rejects)
+        return self._is_stopped or too_many_rejects(failed_windows(self.counts), self.counts.windows, self.max_rejects)
 
     def counts_so_far(self) -> Counts:
         """Return the outcomes of windows in units that have ended, and in units in flight as of their last heartbeats."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pipeline.output.counts import Counts
+from pipeline.output.edits.edits import REMOVED
+
 MIN_WINDOWS_TO_STOP = 200
 """Number of windows before the share of rejects may stop the job."""
 MIN_WINDOWS_IN_FLIGHT = 1000
 """The same with the windows of units in flight, which may begin with their worst part."""
+
+
+def failed_windows(counts: Counts) -> int:
+    """Number of rejects that count for the limit: all but those of removed items and samples."""
+    return counts.rejects.total() - counts.rejects[REMOVED.name]
 
 
 def too_many_rejects(rejects: int, windows: int, max_rejects: float, *, final: bool = False) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.output.counts import Counts
 from pipeline.output.dataset import recorded_environment
+from pipeline.output.edits.edits import REMOVED, newest_edits
 from pipeline.output.index import Index
 from pipeline.output.layout.own_files import SHARD
 from pipeline.output.schema import REJECT_COLUMNS, bucket_names, reject_names
@@ -22,7 +23,7 @@ from pipeline.progress.advice import reject_advice, skip_meaning
 from pipeline.progress.captions import count_captions, metadata_hints, metadata_note, no_captions_note
 from pipeline.progress.formatting import byte_size, elapsed, number
 from pipeline.progress.progress import Progress
-from pipeline.progress.reject_limit import too_many_rejects
+from pipeline.progress.reject_limit import failed_windows, too_many_rejects
 from pipeline.recipe import Recipe, Run
 from pipeline.sources.units import Source
 from pipeline.storage.failpoints import Failpoint, failpoint
@@ -86,6 +87,13 @@ class Summary:
         for name, count in groups.items():
             self.groups.setdefault(name, Counter())[outcome] += count
 
+    def count_removed(self, samples: pa.Table, left: pa.Table) -> None:
+        """Count the rows of samples that are not ``left``, because they are removed, as rejects."""
+        removed = len(samples) - len(left)
+        if removed:
+            self.counts.samples -= removed
+            self.counts.rejects[REMOVED.name] += removed
+
     def save(self, store: Store) -> None:
         """Write ``summary.json``; replaces that of an earlier job. The fields of ``counts`` stand beside the others."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "counts"}
@@ -136,10 +144,14 @@ def summarize(
     summary = _run_summary(store, recipe, units, progress)
     summary.finished, summary.exit_code = True, 0
     counts = summary.counts = Counts(samples=index.num_samples, size_bytes=_shard_bytes(store))
+    edits = newest_edits(store)
     summary.devices = index.totals.samples_by_device(recorded_environment(store) or {})
     notes: Counter[str] = Counter()
-    for table in _read_tables(store, index.samples, ["bucket", "group", "num_frames", "caption", "note"]):
-        counts.frames += pc.sum(table["num_frames"]).as_py()
+    columns = ["bucket", "group", "num_frames", "caption", "note", *edits.columns]
+    for rows in _read_tables(store, index.samples, columns):
+        table = edits.without_removed(rows)
+        summary.count_removed(rows, table)
+        counts.frames += pc.sum(table["num_frames"]).as_py() or 0
         counts.captions += count_captions(table["caption"])
         summary.buckets.update(value_counts(bucket_names(table)))
         summary.count_groups(table, "samples")
@@ -155,7 +167,7 @@ def summarize(
         counts.rejects.update(value_counts(reject_names(table)))
         rows = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
         summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]
-    if too_many_rejects(index.num_rejects, counts.windows, run.max_rejects, final=True):
+    if too_many_rejects(failed_windows(counts), counts.windows, run.max_rejects, final=True):
         summary.exit_code = 3
     return summary
 

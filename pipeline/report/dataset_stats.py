@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.dataset import Dataset, require_dataset
+from pipeline.output.edits.edits import Edits, newest_edits
 from pipeline.output.index import Index, OutputTotals, newest_index
 from pipeline.output.plan import committed_units, read_plan
 from pipeline.output.schema import reject_names
@@ -163,27 +164,32 @@ def collect_stats(store: Store) -> DatasetStats:
     stats = DatasetStats(
         url=store.url, dataset=dataset, num_units=len(plan.units), num_committed=len(committed), totals=totals
     )
-    for table in _read_tables(store, newer, index, totals):
+    edits = newest_edits(store)
+    for table in _read_tables(store, newer, index, totals, edits):
         _add_rows(stats, table)
     stats.latents = latent_statistics(totals)
     return stats
 
 
-def _read_tables(store: Store, newer: list[Unit], index: Index | None, totals: OutputTotals) -> Iterator[pa.Table]:
+def _read_tables(
+    store: Store, newer: list[Unit], index: Index | None, totals: OutputTotals, edits: Edits
+) -> Iterator[pa.Table]:
     """Yield the rows of units that are newer than the index, newest unit first, then those of the index.
 
-    Rejects that a newer unit has tried again are left out. Adds the facts of the newer units' metadata to ``totals``.
+    Rejects that a newer unit has tried again are left out, and removed samples are rejects. Adds the facts of the newer
+    units' metadata to ``totals``.
     """
     retried_ids = pa.array([], pa.string())
+    columns = list(dict.fromkeys([*COLUMNS, *edits.columns]))
     for unit, metadata in read_unit_metadata(store, newer):
         totals.add(unit_metadata_facts(metadata))
-        table = _with_group(metadata).select(list(COLUMNS))
-        yield _drop_ids(table, retried_ids)
+        table = _with_group(metadata).select(columns)
+        yield edits.as_rejects(_drop_ids(table, retried_ids))
         if unit.retries:
             retried_ids = pa.concat_arrays([retried_ids, table["id"].combine_chunks()])
     for part in [] if index is None else [*index.samples, *index.skips, *index.rejects]:
-        for table in parquet_batches(store.get(part), list(COLUMNS), BATCH_ROWS):
-            yield _drop_ids(_with_group(table), retried_ids)
+        for table in parquet_batches(store.get(part), columns, BATCH_ROWS):
+            yield edits.as_rejects(_drop_ids(_with_group(table), retried_ids))
 
 
 def _with_group(table: pa.Table) -> pa.Table:

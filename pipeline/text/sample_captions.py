@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
 from pipeline.output.dataset import read_dataset
+from pipeline.output.edits.edits import newest_edits
 from pipeline.output.index import newest_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import read_plan
@@ -32,7 +33,7 @@ ID = "id"
 def read_samples(
     output: Store, columns: Sequence[str], joins: Sequence[str], scratch: Callable[[], Path]
 ) -> Iterator[pa.Table]:
-    """Yield the samples of an output in portions, sorted by id, with ``id`` and the given columns.
+    """Yield the samples of an output that are not removed in portions, sorted by id, with ``id`` and the given columns.
 
     joins: Parquet files with a column ``id``. Raises ConfigError for a column that is nowhere or in two places, and for a
     table with an id twice.
@@ -43,11 +44,13 @@ def read_samples(
     places = _find_columns(columns, own, tables)
     own = pa.schema([own.field(name) for name in (ID, *columns) if places.get(name, "") == ""])
     samples = SortedRows(own, 1, scratch)
+    edits = newest_edits(output)
     for path in _metadata_paths(output, plan):
         content = output.get(path)
         present = [name for name in own.names if name in parquet_schema(content).names]
-        for batch in parquet_batches(content, [*present, "shard"], 16 * ROWS_AT_ONCE):
-            samples.add(_with_columns(batch.filter(batch["shard"].is_valid()), own))
+        names = list(dict.fromkeys([*present, "shard", *edits.columns]))
+        for batch in parquet_batches(content, names, 16 * ROWS_AT_ONCE):
+            samples.add(_with_columns(edits.without_removed(batch.filter(batch["shard"].is_valid())), own))
     cursors = []
     for name, table in tables.items():
         wanted = [column for column in columns if places[column] == name]

@@ -8,7 +8,7 @@ video, since the loader uses it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.errors import IntegrityError, Reject
 from pipeline.output.layout.own_files import EDITS
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.named_files import newest_numbered
-from pipeline.storage.parquet import parquet_metadata, read_parquet
+from pipeline.storage.parquet import parquet_batches, parquet_metadata, read_parquet
 from pipeline.storage.store import Store
 
 REMOVED = Reject("read", "removed", "it was removed from this output before it was encoded")
@@ -41,6 +41,8 @@ SCHEMA = pa.schema(
 )
 """Columns of a generation: ``id`` (of one sample; null for whole items), the item, why, when (UTC), and in which
 generation."""
+ROWS_AT_ONCE = 1 << 17
+"""Rows of a part of an index that are in memory together while removed ones are counted."""
 ACTIONS = ("remove", "undo")
 """Kinds of changes that a generation makes to the one before it."""
 FACTS = ("format_version", "action", "selection", "reason", "by", "time", "count")
@@ -99,6 +101,24 @@ class Edits:
         """The rows of a table that are not removed."""
         return table.filter(pc.invert(self.is_removed(table))) if len(self.rows) and len(table) else table
 
+    def changes(self, table: pa.Table, earlier: Edits) -> bool:
+        """Tell if an earlier generation removes other rows of a table than this one."""
+        if self.generation == earlier.generation:
+            return False
+        return bool(self.is_removed(table) != earlier.is_removed(table))
+
+    def as_rejects(self, table: pa.Table) -> pa.Table:
+        """A table in which removed samples are rejects without captions. It needs ``columns`` and ``shard``."""
+        if not len(self.rows) or not len(table):
+            return table
+        removed = pc.and_(self.is_removed(table), table["shard"].is_valid())
+        values = {"reject_stage": REMOVED.stage, "reject_reason": REMOVED.reason, "reject_message": REMOVED.message}
+        for name, value in {"shard": None, "caption": None, "note": None, **values}.items():
+            field = table.schema.field(name)
+            column = pc.if_else(removed, pa.scalar(value, field.type), table[name])
+            table = table.set_column(table.schema.get_field_index(name), field, column)
+        return table
+
     def removes_item(self, source: str, ordinal: int, key: str, uri: str) -> bool:
         """Tell if an item is removed as a whole."""
         values = dict(zip(MATCHED, (source, ordinal, key, uri), strict=True))
@@ -148,6 +168,14 @@ def parse_edits(store: Store, generation: int, content: bytes) -> Edits:
             f"{where} has edits that this program does not understand: use the newer Latentmill that wrote it"
         )
     return Edits(generation=generation, rows=rows, facts=facts)
+
+
+def count_removed(store: Store, parts: Sequence[str], edits: Edits) -> int:
+    """Number of rows in parts of an index that are removed."""
+    if not len(edits.rows):
+        return 0
+    tables = (rows for path in parts for rows in parquet_batches(store.get(path), edits.columns, ROWS_AT_ONCE))
+    return sum(pc.sum(edits.is_removed(rows)).as_py() or 0 for rows in tables)
 
 
 def _looks_like_parquet(content: bytes) -> bool:

@@ -142,6 +142,14 @@ def read_tag(store: Store, name: str) -> Tag:
     return Tag.from_json(content, f"{store.url}/{path}")
 
 
+def edits_of_tag(store: Store, name: str) -> Edits:
+    """The edits of a tag. ConfigError if its index or its edits are gone."""
+    version = find_version(store, name)
+    if store.size(index_path(version.index or 0)) is None:
+        raise ConfigError(f"{store.url} has no {index_path(version.index or 0)}, as the tag '{name}' needs")
+    return edits_of(store, version)
+
+
 def tag_names(store: Store) -> list[str]:
     """Names of all tags, sorted; empty for a web server, whose files are not listed."""
     paths: dict[str, Any] = store.list_files("tags") if store.lists_files else {}
