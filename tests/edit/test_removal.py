@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from jobs.edit_dataset import main as edit
 from pipeline.errors import ConfigError
-from pipeline.loader import LatentDataset, MixedDataset
+from pipeline.loader import LatentDataset, MixedDataset, agreement
 from pipeline.output.edits.edits import newest_edits
+from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.store import Store
 from tests.support.captioned_set import Captions, add_unit, finish
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -146,6 +156,52 @@ def test_tags_and_versions_pin_an_index_and_its_edits(output: Path, capsys: pyte
     assert edit([str(output), "untag", "v1"]) == 0
     with pytest.raises(ConfigError, match="has no tag 'v1'; there are v0"):
         LatentDataset(output, version="v1")
+
+
+@pytest.mark.parametrize("step", ["file-written", "file-linked"])
+@pytest.mark.parametrize("command", [["remove", "--where", "meta_score < 3", "--reason", "ticket 12"], ["tag", "v1"]])
+def test_a_command_that_is_killed_may_be_run_again(output: Path, step: str, command: list[str]) -> None:
+    words = [sys.executable, "jobs/edit_dataset.py", "--single-writer", str(output), *command]
+    environment = os.environ | {VARIABLE: f"{step}:2"}  # the first file is a probe of the store
+    assert subprocess.run(words, cwd=ROOT, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    made = [path for name in ("edits", "tags") for path in output.glob(f"{name}/*")]
+    before = [path.read_bytes() for path in made]
+    assert len(made) == (step == "file-linked")
+    assert edit([str(output), *command]) == 0
+    assert [path.read_bytes() for path in made] == before
+    assert len([path for name in ("edits", "tags") for path in output.glob(f"{name}/*")]) == 1
+    assert len(LatentDataset(output)) == (7 if command[0] == "remove" else 10)
+
+
+def test_ranks_that_open_a_tag_take_the_version_that_rank_0_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, bytes] = {}
+    store = mock.Mock(set=lambda key, value: values.update({key: value.encode()}), get=values.get)
+    store.check = lambda keys: all(key in values for key in keys)
+    monkeypatch.setattr(agreement, "_shared_store", lambda: store)
+    monkeypatch.setattr(agreement, "WAIT_S", 0.1)
+    opened = [("v1", "one"), (None, "newest"), ("v1", "two")]
+    ranks = []
+    for rank in range(2):
+        agreement._opened.clear()
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        order = opened if rank == 0 else [opened[1], opened[0], opened[2]]
+        ranks.append([agreement.adopt_version("out", tag, found if rank == 0 else "other") for tag, found in order])
+    assert ranks == [["one", "newest", "two"], ["newest", "one", "two"]]
+
+
+def test_the_page_tells_readers_of_plain_shards_what_to_leave_out(output: Path, tmp_path: Path) -> None:
+    assert remove(output, "--where", "meta_score == 2") == 0
+    assert remove(output, "--items", write(tmp_path / "items", '{"source": "numbers", "ordinal": 3}', "7")) == 0
+    page = (ROOT / "pipeline" / "loader" / "README.md").read_text()
+    code = next(block for block in re.findall(r"```py\n(.*?)```", page, flags=re.S) if "remains" in block)
+    code = code.replace("latents/edits/0000", f"{output}/edits/0001")
+    samples = []
+    for shard in sorted(output.glob("shards/*.tar")):
+        with tarfile.open(shard) as tar:
+            samples += [{"json": json.load(tar.extractfile(m))} for m in tar if m.name.endswith(".json")]  # type: ignore[arg-type]
+    names = {"dataset": mock.Mock(select=lambda remains: [s["json"]["key"] for s in samples if remains(s)])}
+    exec(code, names)  # noqa: S102
+    assert names["dataset"] == keys(output) == ["0", "1", "4", "5", "6", "8", "9"]
 
 
 def test_mixed_sets_leave_removed_samples_out(output: Path, tmp_path: Path) -> None:

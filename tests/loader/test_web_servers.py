@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.edit_dataset import main as edit
 from jobs.report import main as report
 from jobs.verify_dataset import main as verify
 from pipeline.bucket import Bucket
@@ -110,6 +111,24 @@ def test_a_damaged_index_is_no_reason_to_read_an_older_one(site: Site) -> None:
     (output / "index" / "0011.json").write_text("<html>")
     with pytest.raises(IntegrityError, match=r"index/0011\.json is damaged"):
         LatentDataset(site.url("plain", "damaged"))
+
+
+@pytest.mark.parametrize("habit", ["plain", "forbidden", "fallback"])
+def test_edits_and_tags_are_found_without_a_listing(site: Site, habit: str) -> None:
+    output, url = site.copy(f"removed-{habit}"), site.url(habit, f"removed-{habit}")
+    for number in range(3):
+        where = f"key == '{number}'"
+        assert edit([str(output), "remove", "--where", where, "--reason", "ticket 12"]) == 0
+        assert len(LatentDataset(url)) == len(BUCKETS) - number - 1
+        assert edit([str(output), "tag", f"v{number}"]) == 0
+    assert (
+        LatentDataset(url, version="v0").columns["key"].to_pylist()
+        == LatentDataset(str(output), version="v0").columns["key"].to_pylist()
+    )
+    assert len(LatentDataset(url, version="v0")) == len(BUCKETS) - 1
+    with pytest.raises(ConfigError, match="has no tag 'v9'"):
+        LatentDataset(url, version="v9")
+    assert edit([url, "tag", "v9"]) == 2
 
 
 def test_edits_of_a_later_version_are_found_without_a_listing(site: Site) -> None:
