@@ -116,7 +116,8 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
 
 def _preview_lines(preview: PlanPreview) -> Iterator[str]:
     tokens = preview.new_characters // CHARACTERS_PER_TOKEN
-    yield f"{number(preview.strings, 'caption')} in the output, {number(preview.distinct, 'distinct string')}"
+    distinct = number(preview.distinct, "distinct string")
+    yield f"{number(preview.strings, 'caption')} in the output, {distinct} with those of the layer"
     yield f"{number(preview.new, 'string')} to embed in {number(preview.units, 'unit')}, about {number(tokens, 'token')}"
     yield f"one string takes at most {byte_size(preview.row_bytes)}, all new ones at most " + byte_size(
         preview.new * preview.row_bytes

@@ -40,6 +40,7 @@ from pipeline.storage.store import Store
 from pipeline.text.encoders.opening import open_renderer
 from pipeline.text.handling import text_handling
 from pipeline.text.planning import CaptionSource, PlanPreview, freeze_text_plan, preview_text_plan, special_ids
+from pipeline.text.sample_captions import check_captions
 from pipeline.text.settings import TextSettings, describe_text_environment
 from pipeline.text.statistics import collect_statistics
 from pipeline.text.string_encoder import StringEncoder
@@ -65,6 +66,7 @@ def encode_text(
         say(f"note: {note}")
     store = settings.open_layer()
     if _is_new(store):  # a new layer records device and data type, which follow from the resources
+        check_captions(output, captions, source.handling.columns, joins)
         settings = _with_resources(settings, None, say)
     settings = _resolve(settings, store, source.renderer.card)
     layer = open_text_layer(

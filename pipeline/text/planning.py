@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
 from pipeline.output.layers.text_layer import (
     MAP_SCHEMA,
     NULL_ROW_ID,
@@ -34,7 +33,7 @@ from pipeline.storage.parquet import parquet_writer, read_parquet, write_parquet
 from pipeline.storage.store import Store
 from pipeline.text.encoder import TextHandling, TextRenderer
 from pipeline.text.id_set import IdSet
-from pipeline.text.sample_captions import read_samples
+from pipeline.text.sample_captions import check_caption_types, read_samples
 from pipeline.text.sorted_rows import SortedRows
 from stvae.file_identity import sha256_digest
 
@@ -203,7 +202,7 @@ class _Draft:
         with contextlib.ExitStack() as open_part:
             rows_left = 0
             for samples in read_samples(source.output, columns, source.joins, self.scratch):
-                _check_captions(samples.schema, source.captions)
+                check_caption_types(samples.schema, source.captions)
                 forms = [(row["id"], form) for row in samples.to_pylist() for form in caption_forms(row, source)]
                 self._add_strings([(form.text_id, form.texts) for _, form in forms])
                 self.num_strings += len(forms)
@@ -279,15 +278,6 @@ def _read_ids(layer: Store, text_map: TextMap) -> Any:
     """The ids of a generation, which are sorted, as ``S10``."""
     column = read_parquet(layer.get(text_map.text_ids))["text_id"]
     return np.concatenate([np.frombuffer(bytes.fromhex("".join(c.to_pylist())), dtype="S10") for c in column.chunks])
-
-
-def _check_captions(schema: pa.Schema, captions: Sequence[str]) -> None:
-    """Raise ConfigError for a caption column that is neither text nor lists of text."""
-    for name in captions:
-        type_ = schema.field(name).type
-        inner = type_.value_type if pa.types.is_list(type_) or pa.types.is_large_list(type_) else type_
-        if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
-            raise ConfigError(f"the column '{name}' is {type_}; captions are text or lists of text")
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -42,14 +42,13 @@ def read_samples(
     tables = {_shown(url): read_table(url, beside=output) for url in joins}
     own = clip_rows(plan, read_dataset(output).recipe).schema
     places = _find_columns(columns, own, tables)
-    own = pa.schema([own.field(name) for name in (ID, *columns) if places.get(name, "") == ""])
+    own = pa.schema([own.field(name) for name in _distinct(ID, *columns) if places.get(name, "") == ""])
     samples = SortedRows(own, 1, scratch)
     edits = newest_edits(output)
     for path in _metadata_paths(output, plan):
         content = output.get(path)
         present = [name for name in own.names if name in parquet_schema(content).names]
-        names = list(dict.fromkeys([*present, "shard", *edits.columns]))
-        for batch in parquet_batches(content, names, 16 * ROWS_AT_ONCE):
+        for batch in parquet_batches(content, _distinct(*present, "shard", *edits.columns), 16 * ROWS_AT_ONCE):
             samples.add(_with_columns(edits.without_removed(batch.filter(batch["shard"].is_valid())), own))
     cursors = []
     for name, table in tables.items():
@@ -60,7 +59,33 @@ def read_samples(
     for portion in samples.portions():
         for cursor in cursors:
             portion = cursor.join(portion)
-        yield portion.select([ID, *columns])
+        yield portion.select(_distinct(ID, *columns))
+
+
+def check_captions(output: Store, captions: Sequence[str], others: Sequence[str], joins: Sequence[str]) -> None:
+    """Raise ConfigError for columns and tables that cannot be read, before anything is written.
+
+    captions: columns with captions. others: further columns that are needed.
+    """
+    tables = {_shown(url): read_table(url, beside=output) for url in joins}
+    own = clip_rows(read_plan(output), read_dataset(output).recipe).schema
+    places = _find_columns((*captions, *others), own, tables)
+    schemas = {"": own, **{name: table.schema for name, table in tables.items()}}
+    check_caption_types(pa.schema([schemas[place].field(column) for column, place in places.items()]), captions)
+
+
+def check_caption_types(schema: pa.Schema, captions: Sequence[str]) -> None:
+    """Raise ConfigError for a caption column that is neither text nor lists of text."""
+    for name in captions:
+        type_ = schema.field(name).type
+        inner = type_.value_type if pa.types.is_list(type_) or pa.types.is_large_list(type_) else type_
+        if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
+            raise ConfigError(f"the column '{name}' is {type_}; captions are text or lists of text")
+
+
+def _distinct(*columns: str) -> list[str]:
+    """The columns in their order, each one once: captions may come from any column, also from ``id``."""
+    return list(dict.fromkeys(columns))
 
 
 def _with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -89,7 +114,7 @@ def _find_columns(columns: Sequence[str], own: pa.Schema, tables: dict[str, pa.T
             raise ConfigError(f"{name} has no column 'id' to join by; its columns are {', '.join(table.column_names)}")
     places = {}
     for column in columns:
-        found = [name for name, known in names.items() if column in known]
+        found = [name for name, known in names.items() if column in known and (column != ID or not name)]
         if len(found) > 1:
             raise ConfigError(
                 f"the column '{column}' is in {' and in '.join(name or 'the output' for name in found)}; rename one of them"

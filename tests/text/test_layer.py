@@ -126,7 +126,7 @@ def test_every_distinct_string_is_embedded_once_trimmed_and_found_by_sample(outp
     assert summary["saved_by_deduplication_bytes"] == repeated - sum(sizes.values())
     assert "5 of all samples, 4 distinct, with the empty one; 4 embedded in this run" in capsys.readouterr().out
     page = (output / "report.html").read_text()
-    assert "4 distinct strings of 5 have an embedding" in page and f"<bdi>{LONG}</bdi>" in page
+    assert "5 strings in the map, 4 distinct strings embedded" in page and f"<bdi>{LONG}</bdi>" in page
     assert stray_files(Store(str(output))) == [] and layer_names(Store(str(output))) == ["t5"]
 
 
@@ -194,6 +194,24 @@ def test_another_recipe_is_refused_and_names_the_fields(output: Path, capsys: An
     assert "clean: none -> open-sora" in said and "dtype: bfloat16 -> float32" in said
     assert embed(output, "--dtype", "float32", layer="other") == 0
     assert embed(output, layer="../x") == 2 and embed(output, "--lengths", "16,32") == 2
+
+
+def test_columns_that_cannot_be_captions_begin_no_layer(output: Path, capsys: Any) -> None:
+    for captions, message in (("gone", "no column 'gone'"), ("meta_score", "the column 'meta_score' is double")):
+        assert embed(output, captions=captions) == 2
+        assert message in capsys.readouterr().out
+    assert embed(output, "--join", str(output / "gone.parquet")) == 2
+    assert not (output / "layers").exists() and verify([str(output)]) == 0
+
+
+def test_captions_may_be_any_column_of_text(output: Path) -> None:
+    assert embed(output, "--camera-column", "shard", captions="id,shard") == 0
+    assert {row["caption"] for row in map_of(layer_of(output))} == {"id", "shard"}
+
+
+def test_flags_that_the_demo_encoder_would_not_heed_are_refused(output: Path, capsys: Any) -> None:
+    assert embed(output, "--family", "wan", "--max-tokens", "5") == 2
+    assert "has no choice of --family or --max-tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("kind", "version"), [("audio", 2), ("text", 3), (None, 2)])
@@ -312,7 +330,8 @@ def test_a_dry_run_counts_and_writes_nothing(output: Path, capsys: Any) -> None:
     before = set(output.rglob("*"))
     assert embed(output, "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "5 captions in the output, 4 distinct strings" in said and "4 strings to embed in 1 unit" in said
+    assert "5 captions in the output, 4 distinct strings with those of the layer" in said
+    assert "4 strings to embed in 1 unit" in said
     assert set(output.rglob("*")) == before
 
 

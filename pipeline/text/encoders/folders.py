@@ -109,6 +109,7 @@ def open_folder(encoder: str, options: EncoderOptions) -> EncoderFolder:
     if "force_zeros_for_empty_prompt" in index or (family.zero_empty and index):
         family = replace(family, zero_empty=bool(index.get("force_zeros_for_empty_prompt")))
     if options.max_tokens is not None:
+        _check_max_tokens(options.max_tokens, family)
         main = replace(family.branches[0], max_tokens=options.max_tokens)
         family = replace(family, branches=(main, *family.branches[1:]))
     parts = tuple(_part(encoder, family, branch, found) for branch in family.branches)
@@ -252,6 +253,14 @@ def _connector_folder(connector: str | None, root: Path) -> Path | None:
         if (path / "config.json").is_file():
             return path
     raise ConfigError(f"no connector at '{shown_vae(connector)}': expected a folder with config.json and its weights")
+
+
+def _check_max_tokens(max_tokens: int, family: Family) -> None:
+    """Raise ConfigError for a longest string that no encoder takes. CLIP has a position for each of its tokens only."""
+    main = family.branches[0]
+    if max_tokens <= 0 or (main.is_vector and max_tokens > main.max_tokens):
+        most = f" and at most {main.max_tokens}" if main.is_vector else ""
+        raise ConfigError(f"--max-tokens must be positive{most}, got {max_tokens}")
 
 
 def _check_length(connector: Path, max_tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.errors import ConfigError
 from pipeline.text.encoder import EncoderOptions, TextEncoder, TextRenderer
 from pipeline.text.encoders.demo import DemoRenderer, load_demo
 from pipeline.text.encoders.folders import open_folder
@@ -17,6 +18,9 @@ def open_renderer(encoder: str, options: EncoderOptions) -> TextRenderer:
     ConfigError if the folder has no encoder, WeightsError if its files are damaged.
     """
     if encoder == DEMO:
+        given = {"--family": options.family, "--max-tokens": options.max_tokens, "--connector": options.connector}
+        if useless := [flag for flag, value in given.items() if value is not None]:
+            raise ConfigError(f"the encoder '{DEMO}' has no choice of {' or '.join(useless)}; leave the flag out")
         return DemoRenderer()
     return FamilyRenderer(open_folder(encoder, options), large=options.large)
 

@@ -77,6 +77,8 @@ def test_the_files_choose_the_family(
         ({".": "umt5"}, None, {"connector": "/x"}, "wan has no connector"),
         ({".": "gemma3"}, None, {"connector": "/x"}, "no connector at '/x'"),
         ({".": "gemma3"}, None, {}, "ltx-2 take .* MB for each caption"),
+        ({".": "umt5"}, None, {"max_tokens": 0}, "--max-tokens must be positive, got 0"),
+        ({".": "clip"}, None, {"max_tokens": 100}, "--max-tokens must be positive and at most 77, got 100"),
     ],
 )
 def test_folders_and_options_that_do_not_fit_are_refused(
