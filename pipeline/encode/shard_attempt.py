@@ -44,7 +44,7 @@ class AttemptContext:
     batches: MicroBatchEncoder
     attempts: Attempts
     edits: Edits
-    """What is removed from the output."""
+    """The newest edits of the output, which name what is removed."""
 
 
 @dataclass(kw_only=True, slots=True)
