@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     for note in target.notes(data):
         terminal.say(f"note: {note}")
     store = open_output(arguments.output, single_writer=arguments.single_writer)
-    execute = export_locally if arguments.local else partial(export_on_ray, arguments.ray_address)
+    execute = partial(export_locally, data=data) if arguments.local else partial(export_on_ray, arguments.ray_address)
     progress = ExportProgress(terminal, len(data))
     summary = export_dataset(data, target, settings, store, execute, progress.show)
     terminal.say_lines(summary.lines())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.export.summary import left_out_lines
-from pipeline.export.unit_export import ExportSettings, exporter_of
+from pipeline.export.unit_export import ExportSettings, UnitExporter
 from pipeline.loader import LatentDataset
 from pipeline.progress.formatting import byte_size, number
 
@@ -45,7 +45,7 @@ def estimate_export(data: LatentDataset, settings: ExportSettings, num_units: in
     elements = _latent_elements(data)
     numbers = np.unique(np.linspace(0, len(data) - 1, MAX_SAMPLES).astype(np.int64))
     with tempfile.TemporaryDirectory() as folder:
-        outcome = exporter_of(settings).write_sample_of(numbers, Path(folder))
+        outcome = UnitExporter.of(settings, data).write_sample_of(numbers, Path(folder))
     by_size, by_number = elements.sum() / elements[numbers].sum(), len(data) / len(numbers)
     return ExportEstimate(
         samples=len(data),

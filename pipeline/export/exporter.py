@@ -26,6 +26,7 @@ from pipeline.export.unit_export import (
     ExportSettings,
     Rows,
     UnitExport,
+    UnitExporter,
     exporter_of,
     open_samples,
     put_folder,
@@ -95,9 +96,11 @@ def open_export(url: str, target: str, options: ExportOptions) -> tuple[LatentDa
     return data, found
 
 
-def export_locally(settings: ExportSettings, units: list[tuple[str, Rows]]) -> Iterator[UnitExport]:
-    """Export the units in this process."""
-    exporter = exporter_of(settings)
+def export_locally(
+    settings: ExportSettings, units: list[tuple[str, Rows]], data: LatentDataset | None = None
+) -> Iterator[UnitExport]:
+    """Export the units in this process. data: the output, if it is open already."""
+    exporter = UnitExporter.of(settings, data)
     for unit, rows in units:
         yield exporter.export(unit, rows)
 

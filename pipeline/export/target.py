@@ -33,7 +33,7 @@ Parts = Iterable[tuple[str, bytes]]
 def user_columns(data: LatentDataset) -> list[str]:
     """Return the bucket group, if the output has groups, and the user's columns."""
     group = ["group"] if data.recipe.group_names else []
-    return [*group, *(name for name in data.columns.column_names if name.startswith("meta_"))]
+    return [*group, *(name for name in data.samples.column_names if name.startswith("meta_"))]
 
 
 def exported_columns(data: LatentDataset) -> list[str]:

@@ -80,9 +80,10 @@ class UnitExporter:
     options: ExportOptions
 
     @classmethod
-    def of(cls, settings: ExportSettings) -> UnitExporter:
-        """Open the output and the export."""
-        data = open_samples(settings.dataset, settings.options)
+    def of(cls, settings: ExportSettings, data: LatentDataset | None = None) -> UnitExporter:
+        """Open the export, and the output unless ``data`` has it open already, since its index takes memory."""
+        if data is None:
+            data = open_samples(settings.dataset, settings.options)
         if data.samples.digest != settings.samples:
             raise IntegrityError(
                 f"{settings.dataset} has grown since this export was begun; run the same command again"

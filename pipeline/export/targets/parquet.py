@@ -32,7 +32,7 @@ class ParquetTarget(ExportTarget):
 
     def check(self, data: LatentDataset, options: ExportOptions) -> None:
         """Take the types of the user's columns from ``data``; every dataset fits."""
-        schema = data.columns.schema
+        schema = data.samples.table.schema
         self._user_columns = [schema.field(name) for name in user_columns(data)]
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
