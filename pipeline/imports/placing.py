@@ -39,7 +39,10 @@ def raw_latent(sample: ImportedSample, card: Card, normalized: bool) -> Floats:
     if not normalized if sample.form is None else sample.form == "raw":
         return latent_Cthw.contiguous().numpy()
     shift, scale = (_per_cell(values, latent_Cthw.shape[1]) for values in card.statistics(latent_Cthw.shape[1]))
-    raw: Floats = (latent_Cthw.to(torch.float64).numpy() / scale + shift).astype(np.float32)
+    with np.errstate(over="ignore"):
+        raw: Floats = (latent_Cthw.to(torch.float64).numpy() / scale + shift).astype(np.float32)
+    if not np.isfinite(raw).all():
+        raise Rejected("import", "nonfinite", "its latent has values that float32 cannot hold")
     return raw
 
 

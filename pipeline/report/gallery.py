@@ -18,7 +18,7 @@ from pipeline.loader import LatentDataset
 from pipeline.output.schema import bucket_names
 from pipeline.recipe import Run
 from pipeline.report.pictures import Picture, write_pictures
-from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, source_frames
+from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, require_sources, source_frames
 from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
@@ -45,6 +45,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
     not the output's VAE.
     """
     data = LatentDataset(run.output)
+    require_sources(data)
     device = "cuda" if run.encoder_gpus else "cpu"
     vae = load_vae(
         local_checkpoint(run.vae),

@@ -103,6 +103,12 @@ def _source_changed(sample: dict[str, Any]) -> ConfigError:
     return ConfigError(f"the source of this sample has changed since it was encoded: {sample['uri']}")
 
 
+def require_sources(data: LatentDataset) -> None:
+    """Raise ConfigError for imported latents, whose videos and cuts are not known."""
+    if data.recipe.origin == "import":
+        raise ConfigError(f"the latents of {data.store.url} were imported, so they cannot be compared with their videos")
+
+
 def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
     """Decode the stored mean of a sample: frames uint8 [T,H,W,3]."""
     latent = torch.from_numpy(data.read(np.array([row]))[0].astype(np.float32))
@@ -124,6 +130,7 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
     ``run.vae`` is not the output's VAE, or if a source has changed.
     """
     data = LatentDataset(run.output)
+    require_sources(data)
     recipe = data.recipe
     vae = load_vae(
         local_checkpoint(run.vae),

@@ -22,6 +22,7 @@ from jobs.encode_dataset import main as encode
 from jobs.encode_text import main as encode_text
 from jobs.export_dataset import main as export
 from jobs.import_dataset import main
+from jobs.report import main as report
 from jobs.verify_dataset import main as verify
 from pipeline.errors import ConfigError
 from pipeline.loader import LatentDataset, MixedDataset
@@ -390,6 +391,9 @@ def test_encoding_and_importing_do_not_extend_each_other(
     assert "holds imported latents, which is another recipe" in capsys.readouterr().out
     assert import_from(tmp_path / "s", "automodel", output) == 2
     assert "holds encoded latents, which is another recipe" in capsys.readouterr().out
+    for program in (lambda *flags: verify([*flags, "--sample", "1"]), lambda *flags: report([*flags])):
+        assert program(str(tmp_path / "in"), "--vae", str(TINY)) == 2
+        assert "were imported" in capsys.readouterr().out
     assert import_from(tmp_path / "s", "automodel", tmp_path / "in", "--dtype", "float32") == 2
     assert "dtype: float16 -> float32" in capsys.readouterr().out
 
