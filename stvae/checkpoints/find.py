@@ -12,6 +12,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")
 """Ends of the names of files with weights."""
 ORIGINAL_CLASSES = {"AutoencoderKLCausal3D", "AutoencoderKLConv3D"}
 """Classes of a model's own code (HunyuanVideo and 1.5) whose folders have a ``config.json`` beside the original file."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -31,8 +32,14 @@ def find_local(path: Path, vae: str, bundled: list[str]) -> Path:
             return _original_file(found) or found
     raise WeightsError(
         f"no VAE at '{vae}': expected a folder with config.json and *.safetensors, a file with weights, or one of {bundled}"
-        f"{suggestion(path)}"
+        f"{suggestion(path)}{hub_hint(vae)}"
     )
+
+
+def hub_hint(name: str) -> str:
+    """Return the end of a message about a path that looks like the name of a model on a hub; else an empty text."""
+    is_hub_name = HUB_NAME.fullmatch(name) and not _exists(Path(name).parent)
+    return f"; for a model on the Hugging Face Hub give 'hf://{name}'" if is_hub_name else ""
 
 
 def suggestion(folder: Path) -> str:

@@ -371,6 +371,15 @@ def test_a_configuration_beside_a_file_that_lacks_the_class_is_named(tmp_path: P
         read_card(str(tmp_path / "vae.pth"))
 
 
+def test_the_name_of_a_model_on_the_hub_is_told_from_a_path(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"no VAE at 'acme/vae': .*; for a model on the Hugging .* give 'hf://acme/vae'$"
+    ):
+        read_card("acme/vae")
+    with pytest.raises(WeightsError, match=r"one of \['demo'\]$"):
+        read_card(str(tmp_path / "vae"))
+
+
 def test_a_configuration_without_latent_channels_is_one_sentence(tmp_path: Path) -> None:
     tiny_vaes.save("AutoencoderKL", tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')

@@ -20,7 +20,7 @@ from pipeline.text.encoders.family import Branch, Family
 from pipeline.text.encoders.table import FAMILIES
 from stvae.checkpoints.download import file_sha256
 from stvae.checkpoints.files import WeightsError, read_json
-from stvae.checkpoints.find import snapshot
+from stvae.checkpoints.find import hub_hint, snapshot
 from stvae.weights import weight_files
 
 INDEX_FILES = ("model_index.json", "modular_model_index.json")
@@ -102,6 +102,7 @@ def open_folder(encoder: str, options: EncoderOptions) -> EncoderFolder:
     if not root.is_dir():
         raise ConfigError(
             f"no text encoder at '{shown_vae(encoder)}': expected a folder with config.json or model_index.json"
+            f"{hub_hint(encoder)}"
         )
     found = list(_model_folders(root))
     index = _pipeline_index(root)

@@ -91,6 +91,8 @@ def test_folders_and_options_that_do_not_fit_are_refused(
 def test_a_folder_must_exist_and_have_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no text encoder at"):
         open_renderer(str(tmp_path / "nothing"), EncoderOptions())
+    with pytest.raises(ConfigError, match="for a model on the Hugging Face Hub give 'hf://acme/umt5'"):
+        open_renderer("acme/umt5", EncoderOptions())
     make_folder(tmp_path, {".": "umt5"})
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError, match="no tokenizer in"):
