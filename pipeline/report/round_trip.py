@@ -106,7 +106,9 @@ def _source_changed(sample: dict[str, Any]) -> ConfigError:
 def require_sources(data: LatentDataset) -> None:
     """Raise ConfigError for imported latents, whose videos and cuts are not known."""
     if data.recipe.origin == "import":
-        raise ConfigError(f"the latents of {data.store.url} were imported, so they cannot be compared with their videos")
+        raise ConfigError(
+            f"the latents of {data.store.url} were imported, so they cannot be compared with their videos"
+        )
 
 
 def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
