@@ -129,8 +129,9 @@ def read_veomni(export: Path) -> Iterator[Sample]:
     from veomni.data.dataset import build_mapping_dataset
     from veomni.data.multimodal.dit.data_transform import process_dit_offline_example
 
-    for row in build_mapping_dataset(str(export / "data"), transform=process_dit_offline_example):
-        yield from row
+    dataset = build_mapping_dataset(str(export / "data"), transform=process_dit_offline_example)
+    for number in range(len(dataset)):  # the dataset begins again after its end
+        yield from dataset[number]
 
 
 def read_open_sora(export: Path) -> Iterator[Sample]:
