@@ -44,7 +44,7 @@ class AttemptContext:
     batches: MicroBatchEncoder
     attempts: Attempts
     edits: Edits
-    """The newest edits of the output, which name what is removed."""
+    """Items and samples that are removed from the output."""
 
 
 @dataclass(kw_only=True, slots=True)
