@@ -66,8 +66,8 @@ class Recipe:
     """Interpolation of resized frames: bicubic; opensora, as its video reader (bilinear); ffmpeg, fast and in YUV (area)."""
     store: Annotated[Literal["moments", "mean", "sample"], Setting(computed_words=("sample",))] = "moments"
     """Part of the posterior to store: mean and log-variance, or the mean alone. Imported latents may be samples of it."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Data type of the stored latents."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """Data type of the stored latents; int8 has a scale for each channel and latent frame, and goes with --store mean."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type in which the VAE computes; auto is bfloat16 on GPUs and float32 on CPUs.
 
@@ -148,6 +148,10 @@ class Recipe:
         object.__setattr__(self, "micro_batch", micro_batch)
         if self.crop_seed and self.crop != "random":
             raise ConfigError("--crop-seed goes with --crop random")
+        if self.dtype == "int8" and self.store == "moments":
+            raise ConfigError(
+                "--dtype int8 goes with --store mean, because log-variances do not keep their meaning in 8 bits"
+            )
         if (self.windows == "stride") != (self.stride_frames is not None):
             raise ConfigError("--windows stride and --stride-frames go together")
         if self.scenes != "none" and self.scene_threshold is None:

@@ -239,6 +239,7 @@ def test_a_bucket_that_the_vae_cannot_encode_is_refused_with_the_nearest(recipe:
         ({"windows": "stride"}, "go together"),
         ({"fps": -1.0}, "fps must be positive"),
         ({"columns": ("score",)}, "name:type"),
+        ({"dtype": "int8"}, "int8 goes with --store mean"),
         ({"scene_threshold": 3.0}, "goes with --scenes"),
         ({"crop_seed": 1, "crop": "top"}, "goes with --crop random"),
         (

@@ -38,7 +38,7 @@ from pipeline.loader.workers.shared_samples import SampleSource
 from pipeline.output.dataset import require_dataset
 from pipeline.output.edits.version import OutputVersion, find_version
 from pipeline.output.members import LATENT, member_named
-from pipeline.output.serialization import unpack_latent
+from pipeline.output.serialization import ITEM_BYTES, dequantize, unpack_latent
 from pipeline.recipe import Recipe
 from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.store import Store
@@ -201,13 +201,13 @@ class LatentDataset:
     def read(self, rows: Indices, latent: Latent = "mean", member: str = LATENT.name) -> list[npt.NDArray[Any]]:
         """Read the raw latents [C,t,h,w] of some samples (``latent="mean"``), or their moments [2C,t,h,w] (``"sample"``).
 
+        They have the stored type; bfloat16 and int8 come as float32.
         rows: int64 [n], numbers of samples. member: for example ``first``, the first frame encoded alone.
         """
         check_latent(latent, self.recipe, self.card)
         wanted = member_named(member, self.recipe)
-        offset = wanted.column("tensor_offset")
         size_columns = ("latent_t", "latent_h", "latent_w") if wanted.is_clip else ("num_frames", "height", "width")
-        columns = self.samples.take(rows, ["shard", offset, *size_columns])
+        columns = self.samples.take(rows, ["shard", *size_columns])
         sizes_thw: list[tuple[int, int, int]] = list(
             zip(*(columns[name].tolist() for name in size_columns), strict=True)
         )
@@ -215,18 +215,33 @@ class LatentDataset:
             sizes_thw = [wanted.latent_thw(Bucket(*clip), self.card.geometry) for clip in sizes_thw]
         channels = self.card.latent_channels * (2 if latent == "sample" else 1)
         sizes = [(channels, *size) for size in sizes_thw]
+        shards = list(columns["shard"])
+        arrays = self._read_arrays(shards, self._offsets(rows, wanted.column), self.recipe.dtype, sizes)
+        if self.recipe.dtype == "int8":
+            scale_sizes = [(c, t, 1, 1) for c, t, *_ in sizes]
+            scales = self._read_arrays(shards, self._offsets(rows, wanted.scale_column), "float32", scale_sizes)
+            arrays = [dequantize(*pair) for pair in zip(arrays, scales, strict=True)]
+        return [self._window(array, row) for array, row in zip(arrays, rows.tolist(), strict=True)]
+
+    def _offsets(self, rows: Indices, column: Callable[[str], str]) -> list[int]:
+        """Return where the arrays of some samples begin in their shards."""
+        name = column("tensor_offset")
+        offsets: list[int] = self.samples.take(rows, [name])[name].tolist()
+        return offsets
+
+    def _read_arrays(
+        self, shards: list[str], offsets: list[int], dtype: str, sizes: Sequence[tuple[int, ...]]
+    ) -> list[npt.NDArray[Any]]:
+        """Read one array for each given shard, offset and size."""
         by_shard: dict[str, list[int]] = {}
-        for i, shard in enumerate(columns["shard"]):
+        for i, shard in enumerate(shards):
             by_shard.setdefault(shard, []).append(i)
         arrays: dict[int, npt.NDArray[Any]] = {}
-        itemsize = 4 if self.recipe.dtype == "float32" else 2
         for shard, numbers in by_shard.items():
-            ranges = [(int(columns[offset][i]), int(np.prod(sizes[i])) * itemsize) for i in numbers]
+            ranges = [(offsets[i], int(np.prod(sizes[i])) * ITEM_BYTES[dtype]) for i in numbers]
             parts = self.store.read_ranges(shard, ranges)
-            arrays |= {
-                i: unpack_latent(part, self.recipe.dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)
-            }
-        return [self._window(arrays[i], row) for i, row in enumerate(rows.tolist())]
+            arrays |= {i: unpack_latent(part, dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)}
+        return [arrays[i] for i in range(len(shards))]
 
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
         """Cut the latent frames of a sample's window out of its clip."""

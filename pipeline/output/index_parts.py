@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.output.members import members_of
+from pipeline.output.members import array_prefixes
 from pipeline.output.schema import schema
 from pipeline.recipe import Recipe
 from pipeline.sources.units import Plan
@@ -52,9 +52,7 @@ class RowFormat:
 def clip_rows(plan: Plan, recipe: Recipe) -> RowFormat:
     """The rows of clips, with the user columns of every generation of the plan."""
     columns = pa.unify_schemas([pa.schema([]), *plan.columns], promote_options="permissive")
-    members = members_of(recipe)
-    arrays = tuple(member.prefix for member in members)
-    return RowFormat(schema=schema(members, columns), split=_split_clips, arrays=arrays)
+    return RowFormat(schema=schema(recipe, columns), split=_split_clips, arrays=array_prefixes(recipe))
 
 
 def _split_clips(rows: pa.Table) -> Iterator[Portion]:

@@ -18,6 +18,8 @@ SPAN = ("offset", "nbytes", "tensor_offset", "tensor_nbytes")
 """Columns of each member that say where it is in its shard, and where the tensor in it is."""
 CHECKSUM = "crc32c"
 """Column of each member that holds the checksum of its tensor."""
+SCALE = "scale"
+"""Part of the names of the scales of an int8 member: ``ID.latent_scale.npy``, ``scale_offset``, ``first_scale_offset``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +51,18 @@ class Member:
         """Key of this member in the loader's batches."""
         return f"{self.prefix}latents"
 
+    @property
+    def scale_prefix(self) -> str:
+        """Start of the names of the columns of this member's scales, in outputs of type int8."""
+        return f"{self.prefix}{SCALE}_"
+
     def column(self, name: str) -> str:
         """This member's column for a name from ``SPAN``, or for ``CHECKSUM``."""
         return f"{self.prefix}{name}"
+
+    def scale_column(self, name: str) -> str:
+        """The column of this member's scales for a name from ``SPAN``, or for ``CHECKSUM``."""
+        return f"{self.scale_prefix}{name}"
 
     def bucket(self, clip: Bucket) -> Bucket:
         """Size in pixels of the frames that are encoded, for a clip of the given size."""
@@ -117,3 +128,13 @@ def member_named(name: str, recipe: Recipe) -> Member:
 def members_of(recipe: Recipe) -> tuple[Member, ...]:
     """The members of the recipe's samples, in their order in a shard."""
     return tuple(member for member in MEMBERS if member.in_recipe(recipe))
+
+
+def array_prefixes(recipe: Recipe) -> tuple[str, ...]:
+    """Starts of the names of the columns that say where an array is: for each member, and with int8 for its scales."""
+    has_scales = recipe.dtype == "int8"
+    return tuple(
+        prefix
+        for member in members_of(recipe)
+        for prefix in (member.prefix, *([member.scale_prefix] if has_scales else []))
+    )

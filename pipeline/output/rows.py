@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.output.members import CHECKSUM, members_of
-from pipeline.output.schema import schema, shard_columns
+from pipeline.output.members import CHECKSUM, SCALE, array_prefixes, members_of
+from pipeline.output.schema import INT8_ERRORS, schema, shard_columns
 from pipeline.output.serialization import payload_bytes
 from pipeline.output.tar_writer import member_bytes
 from pipeline.recipe import Recipe
@@ -40,13 +40,13 @@ class RowBuilder:
 
     def __init__(self, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
         self.members = members_of(recipe)
-        self.schema = schema(self.members, user_columns)
+        self.schema = schema(recipe, user_columns)
         self.recipe = recipe
         self.card = card
         self.unit = unit
         self._fingerprint = recipe.fingerprint
         self._first_group = next(iter(recipe.bucket_groups), "")
-        self._shard_columns = shard_columns(self.members)
+        self._shard_columns = shard_columns(recipe)
 
     def window(
         self, item: Item, index: int, facts: VideoFacts | None, scene: Scene | None = None, group: str = ""
@@ -102,10 +102,12 @@ class RowBuilder:
         }
 
     def sample_json(self, row: Row) -> bytes:
-        """JSON for a reader that has only the shard: the row without its position, and how to normalize the latent."""
+        """JSON for a reader that has only the shard: the row without its position, and how the latent becomes floats."""
         values = {name: value for name, value in row.items() if value is not None and name not in self._shard_columns}
         shift, scale = self.card.statistics(row["latent_t"])
         values["normalization"] = {"stored": "raw", "formula": "(raw - shift) * scale", "shift": shift, "scale": scale}
+        if self.recipe.dtype == "int8":
+            values["quantization"] = {"formula": "raw = int8 * scale", "scale": f"<member>_{SCALE}"}
         return json.dumps(_strict(values), allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -119,11 +121,13 @@ def sample_bytes(rows: RowBuilder, item: Item, facts: VideoFacts, window: Window
     decoder = "pyav" if facts.decord_refusal else recipe.decoder
     sizes = [member.latent_thw(window.bucket, card.geometry) for member in rows.members]
     row = rows.clip(item, window, facts, decoder) | rows.latent_columns(window.bucket.num_frames, sizes[0])
-    row |= {member.column(CHECKSUM): CRC32C_OF_10_DIGITS for member in rows.members}
+    row |= {f"{prefix}{CHECKSUM}": CRC32C_OF_10_DIGITS for prefix in array_prefixes(recipe)}
     row |= dict.fromkeys(("latent_mean", "latent_std"), STATISTIC_OF_16_DECIMALS)
+    if recipe.dtype == "int8":
+        row |= dict.fromkeys(INT8_ERRORS, STATISTIC_OF_16_DECIMALS)
     row |= {"latent_absmax": VALUE_OF_4_DECIMALS, "encode_path": "whole"}
     channels = card.latent_channels if recipe.store != "moments" else card.stored_channels
-    payloads = [payload_bytes((channels, *size), recipe.dtype) for size in sizes]
+    payloads = [num_bytes for size in sizes for num_bytes in payload_bytes((channels, *size), recipe.dtype)]
     return sum(map(member_bytes, [*payloads, len(rows.sample_json(row))]))
 
 

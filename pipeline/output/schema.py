@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NAME_SEPARATOR
-from pipeline.output.members import CHECKSUM, SPAN, Member
+from pipeline.output.members import CHECKSUM, SPAN, array_prefixes
+from pipeline.recipe import Recipe
 
 _TEXT, _INT, _LONG, _FLOAT = pa.string(), pa.int32(), pa.int64(), pa.float64()
 
@@ -83,6 +82,9 @@ GROUPS: dict[str, list[tuple[str, pa.DataType]]] = {
 }
 """Columns by topic. ``schema`` puts those of the recipe's members in their place, and user columns at the end."""
 
+INT8_ERRORS = ("int8_error_max", "int8_error_mean")
+"""Columns of int8 outputs: largest and mean difference of the stored latent from the encoder's, before normalization."""
+
 ROW_ORDER = tuple((name, "ascending") for name in ("ordinal", "window", "group"))
 """Order of the rows of a source."""
 
@@ -90,16 +92,17 @@ REJECT_COLUMNS = ("reject_stage", "reject_reason")
 """The columns that ``reject_names`` joins."""
 
 
-def schema(members: Sequence[Member], user_columns: pa.Schema) -> pa.Schema:
+def schema(recipe: Recipe, user_columns: pa.Schema) -> pa.Schema:
     """Every column of unit metadata and index, in order, with its type. User columns: ``meta`` and ``meta_<name>``."""
-    of_members = [column for member in members for column in _member_columns(member)]
-    groups = GROUPS | {"members": of_members}
+    of_members = [column for prefix in array_prefixes(recipe) for column in _array_columns(prefix)]
+    errors = [(name, _FLOAT) for name in INT8_ERRORS if recipe.dtype == "int8"]
+    groups = GROUPS | {"members": of_members, "numbers": GROUPS["numbers"] + errors}
     return pa.schema([*(column for group in groups.values() for column in group), *user_columns])
 
 
-def shard_columns(members: Sequence[Member]) -> set[str]:
+def shard_columns(recipe: Recipe) -> set[str]:
     """Columns that say in which shard a sample is and where. Inside the shard they have no use."""
-    return {"shard", *(member.column(name) for member in members for name in SPAN)}
+    return {"shard", *(f"{prefix}{name}" for prefix in array_prefixes(recipe) for name in SPAN)}
 
 
 def reject_names(table: pa.Table) -> pa.ChunkedArray:
@@ -115,5 +118,5 @@ def bucket_names(samples: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(pc.binary_join_element_wise(samples["group"], samples["bucket"], "="), samples["bucket"])
 
 
-def _member_columns(member: Member) -> list[tuple[str, pa.DataType]]:
-    return [*((member.column(name), _LONG) for name in SPAN), (member.column(CHECKSUM), pa.uint32())]
+def _array_columns(prefix: str) -> list[tuple[str, pa.DataType]]:
+    return [*((f"{prefix}{name}", _LONG) for name in SPAN), (f"{prefix}{CHECKSUM}", pa.uint32())]

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from pipeline.bucket import Bucket
 from pipeline.errors import Reject, Rejected
 from pipeline.output.counts import Counts
-from pipeline.output.members import CHECKSUM, SPAN
+from pipeline.output.members import CHECKSUM, SCALE, SPAN
 from pipeline.output.rows import Row, RowBuilder
-from pipeline.output.schema import ROW_ORDER
+from pipeline.output.schema import INT8_ERRORS, ROW_ORDER
 from pipeline.output.serialization import Array, Packed, pack_latent
 from pipeline.output.tar_writer import TarWriter
 from pipeline.output.unit_metadata import unit_metadata_facts, unit_metadata_path
@@ -95,12 +95,18 @@ class UnitWriter:
         return {}
 
     def _add_array(self, name: str, prefix: str, packed: Packed) -> Row:
-        """Append an array to the tar; its columns, which begin with ``prefix``. ``name``: the file's, without suffix."""
+        """Append an array to the tar, and its scales if it has some; returns their columns, which begin with ``prefix``.
+
+        ``name``: the file's, without suffix.
+        """
         offset = self._tar.add(f"{name}.{packed.suffix}", packed.payload)
         tensor = packed.payload[packed.header_bytes :]
         span = (offset, len(packed.payload), offset + packed.header_bytes, len(tensor))
         columns = {f"{prefix}{column}": value for column, value in zip(SPAN, span, strict=True)}
-        return columns | {f"{prefix}{CHECKSUM}": int(google_crc32c.value(tensor))}
+        columns |= {f"{prefix}{CHECKSUM}": int(google_crc32c.value(tensor))}
+        if packed.scales is not None:
+            columns |= self._add_array(f"{name}_{SCALE}", f"{prefix}{SCALE}_", packed.scales)
+        return columns
 
     def _reject(self, row: Row, reject: Reject) -> None:
         self._add(
@@ -191,6 +197,9 @@ class ShardWriter(UnitWriter):
         for member, part in zip(builder.members, packed, strict=True):
             row |= self._add_array(f"{row['id']}.{member.name}", member.prefix, part)
         row |= self._add_statistics(packed[0].stored) | columns
+        if packed[0].scales is not None:
+            error = np.abs(packed[0].stored.astype(np.float64) - latents[builder.members[0].name])
+            row |= dict(zip(INT8_ERRORS, (float(error.max()), float(error.mean())), strict=True))
         self._tar.add(f"{row['id']}.json", builder.sample_json(row))
         self._add(row)
         self.counts.samples += 1

@@ -105,14 +105,19 @@ def _check_shard(output: Path, facts: dict[str, str], rows: list[dict[str, Any]]
         tensor = data[row["tensor_offset"] : row["tensor_offset"] + row["tensor_nbytes"]]
         values = json.loads(data[text.offset_data : text.offset_data + text.size])
         assert values["key"] == row["key"] and values.get("caption") == row["caption"]
-        if row["dtype"] == "float16":
+        if row["dtype"] in ("float16", "int8"):
             array = np.load(io.BytesIO(data[row["offset"] : row["offset"] + row["nbytes"]]), allow_pickle=False)
             assert array.tobytes() == tensor and np.isfinite(array).all()
             channels = row["latent_c"] * (2 if row["store"] == "moments" else 1)
             assert array.shape == (channels, row["latent_t"], row["latent_h"], row["latent_w"])
+            if row["dtype"] == "int8":
+                scale_file = data[row["scale_offset"] :][: row["scale_nbytes"]]
+                scales = np.load(io.BytesIO(scale_file), allow_pickle=False)
+                assert scales.shape == (channels, row["latent_t"], 1, 1) and scales.dtype == np.float32
+                array = array * scales
             mean = array[: row["latent_c"]].astype(np.float64)
             sums += mean.sum(axis=(1, 2, 3)), (mean**2).sum(axis=(1, 2, 3))
-    if samples[0]["dtype"] == "float16":
+    if samples[0]["dtype"] in ("float16", "int8"):
         assert np.allclose(sums, [json.loads(facts["latent_sum"]), json.loads(facts["latent_sum_of_squares"])])
 
 

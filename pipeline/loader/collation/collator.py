@@ -5,8 +5,6 @@ B batch · C latent channels (twice as many for moments) · t, h, w latent grid
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,12 +17,12 @@ from pipeline.errors import IntegrityError
 from pipeline.loader.collation.batch import METADATA, SIZES, Batch, pack_tokens, pad_latents
 from pipeline.loader.collation.conversion import Conversion
 from pipeline.loader.collation.damage import find_damage
-from pipeline.loader.collation.member_plan import MemberPlan, plan_member, read_whole, spans_of
+from pipeline.loader.collation.member_plan import SpanPlanner, plan_member
 from pipeline.loader.collation.metadata import further_columns
-from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch, PendingTensor
+from pipeline.loader.collation.pending import BatchBuffer, MemberLayout, PendingBatch
 from pipeline.loader.options import BatchOptions
 from pipeline.loader.readers import Filled, Span
-from pipeline.loader.samples import Samples, latents_before
+from pipeline.loader.samples import Samples
 from pipeline.loader.schedule.epoch import BLANK
 from pipeline.loader.schedule.keys import Indices, derive_seed
 from pipeline.loader.text.captions import choose_caption
@@ -52,14 +50,13 @@ class Collator:
     ) -> None:
         """remote: the shards are in a store, where checking whole tensors costs next to nothing. text: a text layer."""
         self._samples = samples
-        self._card = card
         self._dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._options = options
         self._device = torch.device(options.device)
         self._conversion = Conversion(card, self._dtype, options)
         whole = samples.start_frames is None and (recipe.store != "moments" or options.latent == "sample")
-        self._verify = remote and whole if options.verify is None else options.verify
-        self._members = [plan_member(member, samples, card, options) for member in options.members(recipe)]
+        self._spans = SpanPlanner(card, remote and whole if options.verify is None else options.verify)
+        self._members = [plan_member(member, samples, card, recipe, options) for member in options.members(recipe)]
         self._texts = None if text is None else TextCollator(text, options, remote=remote)
         captions = [name for name in options.captions if name] if options.captions else ["caption"]
         captions += ["caption"] if "captions" in captions else []
@@ -81,7 +78,7 @@ class Collator:
         samples: int64 [B], this rank's. global_batch: the samples of the step on all ranks.
         """
         # Shapes: codes is [B]; each layout has one size (C, t, h, w) and one offset per sample.
-        # Invariant: the buffer holds member by member, sample by sample, without gaps; blanks are zero.
+        # Invariant: the buffer holds member by member, sample by sample; blanks are zero.
         # Example: 2 samples of 80 bytes with a first frame of 16 -> latents at 0 and 80, first_latents at 160 and 176.
         blank = samples == BLANK
         in_step = global_batch[global_batch != BLANK]
@@ -91,17 +88,13 @@ class Collator:
         codes_in_step = set(self._samples.codes[in_step].tolist())
         num_bytes = 0
         for plan in self._members:
-            sizes = [plan.sizes[code] for code in codes]
-            steps = [math.prod(size) * self._dtype.itemsize for size in sizes]
-            *offsets, end = itertools.accumulate(steps, initial=num_bytes)
-            pad_thw = tuple(map(max, zip(*(plan.sizes[code][1:] for code in codes_in_step), strict=True)))
-            pending.layouts.append(MemberLayout(plan.member, sizes, pad_thw, offsets, end))
-            num_bytes = end
+            pending.layouts.append(plan.lay_out(codes, codes_in_step, num_bytes))
+            num_bytes = pending.layouts[-1].scale_end
         content = buffer.reserve(num_bytes)
         is_blank = blank.tolist()
         starts = self._starts(filled)
         for plan, layout in zip(self._members, pending.layouts, strict=True):
-            self._add_tensors(pending, plan, layout, content, starts, is_blank)
+            self._spans.add_tensors(pending, plan, layout, content, starts, is_blank)
         pending.seeds = self._seeds(pending, epoch)
         self._begin_texts(pending)
         return pending
@@ -143,11 +136,11 @@ class Collator:
                 next(filled)
             if tensor.part is not None:
                 np.copyto(np.frombuffer(tensor.into, np.uint8), tensor.part.reshape(-1))
-            problem = find_damage(pending, tensor, self._dtype)
-            if problem is None:
-                self._conversion.convert(tensor.layout, pending.buffer, tensor.place)
-            else:
+            problem = find_damage(pending, tensor)
+            if problem is not None:
                 damaged.setdefault(tensor.place, problem)
+            elif not tensor.is_scales:  # they come before their values
+                self._conversion.convert(tensor.layout, pending.buffer, tensor.place)
         if self._texts is not None and pending.texts is not None:
             for place, problem in self._texts.receive(pending.texts, filled):
                 damaged.setdefault(place, problem)
@@ -177,6 +170,9 @@ class Collator:
         for ours, theirs in zip(pending.layouts, other.layouts, strict=True):
             content = other.buffer.bytes[theirs.offsets[0] : theirs.end]
             pending.buffer.bytes[ours.offsets[i] : ours.offsets[i] + len(content)] = content
+            scales, new_scales = ours.scales(pending.buffer, i), theirs.scales(other.buffer, 0)
+            if scales is not None and new_scales is not None:
+                scales.copy_(new_scales)
             self._conversion.convert(ours, pending.buffer, i)
 
     def _make(self, pending: PendingBatch) -> Batch:
@@ -238,39 +234,6 @@ class Collator:
         starts = self._samples.start_frames
         return [0] * len(samples) if starts is None else starts[samples].tolist()
 
-    def _add_tensors(
-        self,
-        pending: PendingBatch,
-        plan: MemberPlan,
-        layout: MemberLayout,
-        content: memoryview,
-        starts: list[int],
-        blank: list[bool],
-    ) -> None:
-        """Add the spans of a member's tensors: one per tensor, or one per channel if only some latent frames are wanted.
-
-        content: the buffer. starts: first frame of each sample in its clip.
-        """
-        rows = pending.rows
-        shards, offsets = rows["shard"], rows[plan.offset].tolist()
-        stored_bytes, stored_t = rows[plan.nbytes].tolist(), rows["latent_t"].tolist()
-        ends = [*layout.offsets[1:], layout.end]
-        for i, (size, start, end) in enumerate(zip(layout.sizes, layout.offsets, ends, strict=True)):
-            into = content[start:end]
-            if blank[i]:
-                into[:] = bytes(len(into))
-                continue
-            stored = (stored_t[i] if plan.member.is_clip else size[1]), latents_before(self._card, starts[i])
-            if self._verify:
-                tensor = read_whole(PendingTensor(i, layout, into, num_spans=1), stored, stored_bytes[i])
-                assert tensor.whole is not None
-                spans = [Span(shards[i], offsets[i], tensor.whole)]
-            else:
-                spans = spans_of(Span(shards[i], offsets[i], into), size, stored)
-                tensor = PendingTensor(i, layout, into, num_spans=len(spans))
-            pending.spans += spans
-            pending.tensors.append(tensor)
-
     def _member_tensors(
         self, layout: MemberLayout, pending: PendingBatch, seeds: list[int] | None, blank: npt.NDArray[np.bool_]
     ) -> dict[str, Tensor]:
@@ -283,15 +246,22 @@ class Collator:
             if layout.latents is not None:
                 return {key: layout.latents}
             stored = pending.buffer.bytes[layout.offsets[0] : layout.end].view(self._dtype)
-            x_BCthw = self._conversion.whole(stored.view(len(layout.sizes), *layout.sizes[0]), seeds)
+            stored_BCthw = stored.view(len(layout.sizes), *layout.sizes[0])
+            x_BCthw = self._conversion.whole(stored_BCthw, layout.all_scales(pending.buffer), seeds)
             if blank.any():
                 x_BCthw[torch.from_numpy(blank).to(x_BCthw.device)] = 0
             return {key: x_BCthw}
         each_Cthw = layout.converted
         if each_Cthw is None:
-            contents = (layout.content(pending.buffer, i, self._dtype) for i in range(len(layout.sizes)))
-            each_seeds = [None] * len(layout.sizes) if seeds is None else [[seed] for seed in seeds]
-            each_Cthw = [self._conversion.whole(x[None], seed)[0] for x, seed in zip(contents, each_seeds, strict=True)]
+            each_Cthw = []
+            for i in range(len(layout.sizes)):
+                scales_Ct11 = layout.scales(pending.buffer, i)
+                x_1Cthw = self._conversion.whole(
+                    layout.content(pending.buffer, i, self._dtype)[None],
+                    None if scales_Ct11 is None else scales_Ct11[None],
+                    None if seeds is None else [seeds[i]],
+                )
+                each_Cthw.append(x_1Cthw[0])
         if shapes == "pack":
             return pack_tokens(each_Cthw, self._options.patch)
         x_BCthw, mask_Bthw = pad_latents(each_Cthw, layout.pad_thw, blank.tolist())

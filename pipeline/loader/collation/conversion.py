@@ -33,12 +33,13 @@ class Conversion:
         self._stored_dtype = stored_dtype
         self._options = options
         self._device = torch.device(options.device)
-        self._dtype = options.dtype or (torch.float32 if options.normalized else stored_dtype)
+        is_float = stored_dtype.is_floating_point  # int8 becomes float32
+        self._dtype = options.dtype or (stored_dtype if is_float and not options.normalized else torch.float32)
         self._memory = RecycledMemory(max_free=2 * options.threads + 2)
         self._scratch = RecycledMemory(max_free=options.threads)
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
         """Shift and scale by number of latent frames."""
-        unchanged = options.dtype is None and not options.normalized and not options.copy
+        unchanged = options.dtype is None and not options.normalized and not options.copy and is_float
         self.lends_buffer = unchanged or self._device.type != "cpu"
         """True if batches, or copies to their device, use the buffer's memory after ``finish``."""
 
@@ -63,15 +64,20 @@ class Conversion:
         if layout.converted is None:
             return
         stored_Cthw, out_Cthw = layout.content(buffer, i, self._stored_dtype), layout.converted[i]
-        if not self._options.normalized:
+        scales_Ct11 = layout.scales(buffer, i)
+        if not self._options.normalized and scales_Ct11 is None:
             out_Cthw.copy_(stored_Cthw)
             return
         is_float32 = out_Cthw.dtype == torch.float32
         x_Cthw = out_Cthw if is_float32 else self._scratch.empty(layout.sizes[i], torch.float32)
-        latent_t = layout.sizes[i][1]
-        if latent_t not in self._statistics:
-            self._statistics[latent_t] = statistics(self._card, latent_t)
-        normalize_(x_Cthw.copy_(stored_Cthw), *self._statistics[latent_t])
+        x_Cthw.copy_(stored_Cthw)
+        if scales_Ct11 is not None:
+            x_Cthw.mul_(scales_Ct11)
+        if self._options.normalized:
+            latent_t = layout.sizes[i][1]
+            if latent_t not in self._statistics:
+                self._statistics[latent_t] = statistics(self._card, latent_t)
+            normalize_(x_Cthw, *self._statistics[latent_t])
         if not is_float32:
             out_Cthw.copy_(x_Cthw)
 
@@ -79,12 +85,14 @@ class Conversion:
         """Return whether a member's tensors are samples of the posterior."""
         return self._options.latent == "sample" and layout.member.is_clip
 
-    def whole(self, stored_BCthw: Tensor, seeds: list[int] | None) -> Tensor:
+    def whole(self, stored_BCthw: Tensor, scales_BCt11: Tensor | None, seeds: list[int] | None) -> Tensor:
         """Convert the samples of a batch together. The result may share the memory of the stored tensor.
 
-        seeds: one per sample, if the posterior is to be sampled.
+        scales_BCt11: those of int8. seeds: one per sample, if the posterior is to be sampled.
         """
         x_BCthw = stored_BCthw.to(self._device, non_blocking=True)
+        if scales_BCt11 is not None:
+            x_BCthw = x_BCthw * scales_BCt11.to(self._device, non_blocking=True)
         if seeds is not None:
             x_BCthw = sample_posterior(x_BCthw, seeds)
         if self._options.normalized:

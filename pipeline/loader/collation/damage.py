@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.loader.collation.pending import PendingBatch, PendingTensor
-from pipeline.output.members import CHECKSUM
+from pipeline.output.serialization import INT8_MAX
 
 _EXPONENTS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteger], int, int]] = {
     torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
@@ -18,19 +18,30 @@ _EXPONENTS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinte
 """Integers with the bits of a float, and the bits of plus and minus infinity. NaNs have larger bits of the same sign."""
 
 
-def find_damage(pending: PendingBatch, tensor: PendingTensor, dtype: torch.dtype) -> str | None:
+def find_damage(pending: PendingBatch, tensor: PendingTensor) -> str | None:
     """Return what is wrong with a tensor that has been read, or None.
 
     Its checksum is compared where the whole tensor was read for it. Its values are always checked.
     """
-    if tensor.whole is not None:
-        expected = pending.rows[tensor.layout.member.column(CHECKSUM)][tensor.place]
-        got = google_crc32c.value(bytes(tensor.whole))
-        if got != expected:
-            return _describe(pending, tensor, f"crc32c {got}, expected {expected}")
-    if has_non_finite(np.frombuffer(tensor.into, np.uint8), dtype):
-        return _describe(pending, tensor, "some values are not finite")
+    if problem := checksum_problem(pending, tensor):
+        return _describe(pending, tensor, problem)
+    stored = np.frombuffer(tensor.into, np.uint8)
+    if tensor.dtype == torch.int8:
+        if np.minimum.reduce(stored.view(np.int8)) < -INT8_MAX:
+            return _describe(pending, tensor, f"some values are below -{INT8_MAX}")
+    elif has_non_finite(stored, tensor.dtype):
+        return _describe(
+            pending, tensor, "some scales are not finite" if tensor.is_scales else "some values are not finite"
+        )
     return None
+
+
+def checksum_problem(pending: PendingBatch, tensor: PendingTensor) -> str | None:
+    """Return how the checksum of a tensor differs from the recorded one; None if it does not, or was not read whole."""
+    if tensor.whole is None:
+        return None
+    expected, got = pending.rows[tensor.columns.checksum][tensor.place], google_crc32c.value(bytes(tensor.whole))
+    return None if got == expected else f"crc32c {got}, expected {expected}"
 
 
 def has_non_finite(stored: npt.NDArray[np.uint8], dtype: torch.dtype) -> bool:
@@ -49,6 +60,6 @@ def _describe(pending: PendingBatch, tensor: PendingTensor, problem: str) -> str
     rows, i = pending.rows, tensor.place
     return (
         f"{rows['shard'][i]}: the tensor of {rows['id'][i]} ({rows['key'][i]}) at byte "
-        f"{rows[tensor.layout.member.column('tensor_offset')][i]} is damaged: {problem}; run jobs/verify_dataset.py to "
+        f"{rows[tensor.columns.offset][i]} is damaged: {problem}; run jobs/verify_dataset.py to "
         "find all damaged samples, or give on_damage='replace'"
     )

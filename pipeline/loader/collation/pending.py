@@ -60,6 +60,10 @@ class MemberLayout:
     """Byte offset of each sample in the buffer. Samples are adjacent."""
     end: int
     """Byte offset behind the last sample."""
+    scale_offsets: list[int]
+    """Byte offset of the scales of each int8 sample, [C,t,1,1] in float32, which are adjacent too; else empty."""
+    scale_end: int
+    """Byte offset behind the last scales, or behind the last sample if there are none."""
     latents: Tensor | None = None
     """[B,C,t,h,w], the tensor for training whose parts ``converted`` are, if all samples have one size."""
     converted: list[Tensor] | None = None
@@ -70,17 +74,45 @@ class MemberLayout:
         stop = self.offsets[i + 1] if i + 1 < len(self.offsets) else self.end
         return buffer.bytes[self.offsets[i] : stop].view(dtype).view(self.sizes[i])
 
+    def scales(self, buffer: BatchBuffer, i: int) -> Tensor | None:
+        """Return the scales of sample ``i``, float32 [C,t,1,1], in the buffer's memory; None unless it is stored as int8."""
+        if not self.scale_offsets:
+            return None
+        channels, latent_t, *_ = self.sizes[i]
+        start = self.scale_offsets[i]
+        return buffer.bytes[start : start + 4 * channels * latent_t].view(torch.float32).view(channels, latent_t, 1, 1)
+
+    def all_scales(self, buffer: BatchBuffer) -> Tensor | None:
+        """Return the scales of all samples, float32 [B,C,t,1,1], if the samples have one size; None if there are none."""
+        if not self.scale_offsets:
+            return None
+        channels, latent_t, *_ = self.sizes[0]
+        scales = buffer.bytes[self.scale_offsets[0] : self.scale_end].view(torch.float32)
+        return scales.view(len(self.sizes), channels, latent_t, 1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayColumns:
+    """Columns of the catalog that say where an array is, and its checksum."""
+
+    offset: str
+    nbytes: str
+    checksum: str
+
 
 @dataclass(slots=True)
 class PendingTensor:
-    """One tensor that is being read."""
+    """One tensor that is being read: the values of a member, or their scales."""
 
     place: int
     """Place of the sample in the batch."""
     layout: MemberLayout
+    columns: ArrayColumns
+    dtype: torch.dtype
+    is_scales: bool
     into: memoryview
     """Place in the buffer."""
-    num_spans: int
+    num_spans: int = 1
     """Number of spans that the tensor is read in."""
     whole: memoryview | None = None
     """The whole stored tensor, if its checksum is to be compared."""

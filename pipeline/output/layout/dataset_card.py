@@ -13,6 +13,9 @@ from pipeline.storage.store import Store
 
 PATH = "README.md"
 MARK = "# Latentmill updates this file when the output grows. Delete this line to keep your own text."
+INT8_NOTE = (
+    "Latents are int8: multiply `latent.npy` by `latent_scale.npy` of the same sample. The loader does so itself."
+)
 MAX_BYTES = 4 << 20
 """Size beyond which a file is not a card of ours. A path in a card has 50 bytes, and stands for a million rows."""
 
@@ -59,6 +62,7 @@ def render_card(recipe: Recipe, index: Index) -> bytes:
         f"Latents of a video VAE, {made} with recipe `{recipe.fingerprint}`.",
         f"Rows: {counts}. Buckets: {buckets}.",
         "`dataset.json` has the VAE and the whole recipe.",
+        *([INT8_NOTE] if recipe.dtype == "int8" else []),
         "",
         "The tables of this card are the index. A row of `samples` names the shard and the bytes of its latents:",
         "",
