@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare_samples(arguments: argparse.Namespace, verdict: Verdict, terminal: Terminal) -> None:
+    from pipeline.report.int8_loss import describe_loss, describe_psnr, mean_loss_db
     from pipeline.report.round_trip import compare_samples
 
     run = Run(
@@ -96,13 +97,16 @@ def _compare_samples(arguments: argparse.Namespace, verdict: Verdict, terminal: 
     for sample in compare_samples(run, arguments.sample, arguments.seed):
         verdict.compared.append(sample)
         terminal.say(
-            f"{sample.id}  max difference {sample.max_abs:.2g}  cosine {sample.cosine:.6f}  "
-            f"PSNR {sample.psnr_db:.1f} dB  {sample.key[:60]}"
+            f"{sample.id}  max difference {sample.max_abs:.2g}, mean {sample.mean_abs:.2g}  cosine {sample.cosine:.6f}  "
+            f"PSNR {describe_psnr(sample.psnr_db, sample.float16_psnr_db)}  {sample.key[:60]}"
         )
         if sample.cosine < arguments.min_cosine:
             verdict.problems.append(
                 (sample.id, f"encoded again, its cosine similarity to the stored latent is {sample.cosine:.4f}")
             )
+    loss_db = mean_loss_db((sample.psnr_db, sample.float16_psnr_db) for sample in verdict.compared)
+    if loss_db is not None:
+        terminal.say(describe_loss(loss_db))
 
 
 def _verdict_lines(verdict: Verdict, url: str) -> Iterator[str]:
@@ -113,6 +117,9 @@ def _verdict_lines(verdict: Verdict, url: str) -> Iterator[str]:
         f"{number(verdict.strings, 'string') + ' in layers, ' if verdict.strings else ''}"
         f"{byte_size(verdict.size_bytes)} read; {number(num_problems, 'problem') if num_problems else 'no problems'}"
     )
+    if verdict.int8_errors is not None:
+        errors = verdict.int8_errors
+        yield f"  int8 differs from what the encoder gave by {errors.mean:.2g} in the mean, {errors.largest:.2g} at most"
     for place, problem in verdict.problems[:MAX_LISTED_PROBLEMS]:
         yield f"  {place}: {problem}"
     if num_problems > MAX_LISTED_PROBLEMS:

@@ -1,10 +1,16 @@
-"""Counts of what windows became, for a unit, an encoder, a job or an output."""
+"""Counts of what windows became, for a unit, an encoder, a job or an output; and differences of stored latents."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.schema import INT8_ERRORS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,3 +69,45 @@ class Counts:
             rejects=Counter(values["rejects"]),
             size_bytes=values["size_bytes"],
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class Int8Errors:
+    """Differences of the latents of clips, stored as int8, from what the encoder gave. Latents are not normalized."""
+
+    largest: float = 0.0
+    total: float = 0.0
+    """Sum of all differences."""
+    num_values: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Mean difference."""
+        return self.total / self.num_values if self.num_values else 0.0
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows of unit metadata or of an index. Rows without these errors count nothing."""
+        if any(name not in rows.column_names for name in INT8_ERRORS):
+            return
+        samples = rows.filter(pc.field(INT8_ERRORS[0]).is_valid())
+        largest, mean = (samples[name].to_numpy() for name in INT8_ERRORS)
+        sizes = [samples[f"latent_{axis}"].to_numpy().astype(np.int64) for axis in "cthw"]
+        num_values = np.prod(sizes, axis=0)
+        self.largest = max(self.largest, float(largest.max(initial=0.0)))
+        self.total += float((mean * num_values).sum())
+        self.num_values += int(num_values.sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """How one sample that was encoded again from its source differs from what is stored."""
+
+    id: str
+    key: str
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    psnr_db: float
+    """Peak signal-to-noise ratio of the decoded latent against the source's frames."""
+    float16_psnr_db: float | None = None
+    """The same for the sample encoded again and rounded to float16; for outputs of type int8."""

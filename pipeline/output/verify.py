@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
+from pipeline.output.counts import Comparison, Int8Errors
 from pipeline.output.dataset import read_dataset
 from pipeline.output.index import newest_index
 from pipeline.output.index_builder import write_parts
@@ -37,18 +38,6 @@ BLOCK_BYTES = 64 << 20
 """Bytes of a shard that are in memory at once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """How one sample that was encoded again from its source differs from what is stored."""
-
-    id: str
-    key: str
-    max_abs: float
-    cosine: float
-    psnr_db: float
-    """Peak signal-to-noise ratio of the decoded latent against the source's frames."""
-
-
 @dataclass(kw_only=True, slots=True)
 class Verdict:
     """Result of a check: the amounts that were read, and the problems."""
@@ -61,6 +50,8 @@ class Verdict:
     strings: int = 0
     """Number of embedded strings in layers."""
     size_bytes: int = 0
+    int8_errors: Int8Errors | None = None
+    """Recorded errors of the samples, in outputs of type int8."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """Path and description of each problem."""
     strays: list[str] = field(default_factory=list)
@@ -82,8 +73,8 @@ def verify(store: Store, say: Callable[[str], None]) -> Verdict:
 
     Raises StoreError if the store fails.
     """
-    verdict = Verdict()
     recipe, plan = read_dataset(store).recipe, read_plan(store)
+    verdict = Verdict(int8_errors=Int8Errors() if recipe.dtype == "int8" else None)
     check_committed(store, plan, clip_rows(plan, recipe), verdict, say)
     verdict.strays = stray_files(store)
     return verdict
@@ -119,14 +110,15 @@ def _checked_units(
         if isinstance(metadata, str):
             verdict.problems.append((path, metadata))
             continue
+        if verdict.int8_errors is not None:
+            verdict.int8_errors.add(metadata)
         facts = unit_metadata_facts(metadata)
         counts: Counter[str] = Counter()
         for portion in row_format.split(metadata):
             counts[f"num_{portion.outcome}"] += portion.rows.num_rows
         for name in ("num_samples", "num_skips", "num_rejects"):
             if int(facts[name]) != counts[name]:
-                problem = f"its facts say {name} {facts[name]}, but it has {counts[name]}"
-                verdict.problems.append((path, problem))
+                verdict.problems.append((path, f"its facts say {name} {facts[name]}, but it has {counts[name]}"))
         if leads_out(facts.get("shard", "")):
             verdict.problems.append((path, f"the path of its shard leads out of the output: {facts['shard']!r}"))
         elif "shard" in facts:
@@ -189,9 +181,8 @@ def _check_shard(store: Store, facts: dict[str, str], tensors: list[_Tensor], ve
             piece = block[max(tensor.offset - start, 0) : max(tensor.offset + tensor.nbytes - start, 0)]
             sums[tensor] = google_crc32c.extend(sums[tensor], piece) if piece else sums[tensor]
     if digest.hexdigest() != facts["sha256"]:
-        verdict.problems.append(
-            (shard, f"its sha256 is {digest.hexdigest()[:16]}..., expected {facts['sha256'][:16]}...")
-        )
+        problem = f"its sha256 is {digest.hexdigest()[:16]}..., expected {facts['sha256'][:16]}..."
+        verdict.problems.append((shard, problem))
     for tensor, crc32c in sums.items():
         if crc32c != tensor.crc32c:
             problem = f"the tensor of {tensor.id} ({tensor.key}) at {tensor.offset} is damaged"

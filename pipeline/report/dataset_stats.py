@@ -16,11 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.output.counts import Int8Errors
 from pipeline.output.dataset import Dataset, require_dataset
 from pipeline.output.edits.edits import Edits, newest_edits
 from pipeline.output.index import Index, OutputTotals, newest_index
 from pipeline.output.plan import committed_units, read_plan
-from pipeline.output.schema import reject_names
+from pipeline.output.schema import INT8_ERRORS, reject_names
 from pipeline.output.unit_metadata import read_unit_metadata, unit_metadata_facts
 from pipeline.report.bucket_stats import BucketStats, GroupStats, add_buckets, add_groups, clip_lengths
 from pipeline.report.latent_stats import LatentStatistics, latent_statistics
@@ -101,6 +102,8 @@ class DatasetStats:
     rejects: defaultdict[str, ReasonStats] = field(default_factory=lambda: defaultdict(ReasonStats))
     """Rejects by ``stage/reason``."""
     scenes: SceneStats = field(default_factory=SceneStats)
+    int8_errors: Int8Errors | None = None
+    """Errors of the stored latents, in outputs of type int8."""
     codecs: Counter[str] = field(default_factory=Counter)
     """Number of items by the codec of their video."""
     notes: Counter[str] = field(default_factory=Counter)
@@ -165,14 +168,22 @@ def collect_stats(store: Store) -> DatasetStats:
         url=store.url, dataset=dataset, num_units=len(plan.units), num_committed=len(committed), totals=totals
     )
     edits = newest_edits(store)
-    for table in _read_tables(store, newer, index, totals, edits):
+    columns = list(COLUMNS)
+    if dataset.recipe.dtype == "int8":
+        stats.int8_errors, columns = Int8Errors(), [*columns, *INT8_ERRORS]
+    for table in _read_tables(store, newer, index, totals, edits, columns):
         _add_rows(stats, table)
     stats.latents = latent_statistics(totals)
     return stats
 
 
 def _read_tables(
-    store: Store, newer: list[Unit], index: Index | None, totals: OutputTotals, edits: Edits
+    store: Store,
+    newer: list[Unit],
+    index: Index | None,
+    totals: OutputTotals,
+    edits: Edits,
+    columns: list[str],
 ) -> Iterator[pa.Table]:
     """Yield the rows of units that are newer than the index, newest unit first, then those of the index.
 
@@ -228,6 +239,8 @@ def _add_rows(stats: DatasetStats, table: pa.Table) -> None:
         "name",
         lambda row: row["reject_message"],
     )
+    if stats.int8_errors is not None:
+        stats.int8_errors.add(samples)
     stats.codecs.update(value_counts(items["src_codec"]))
     stats.notes.update(value_counts(samples["note"].drop_null()))
     stats.encode_paths.update(value_counts(samples["encode_path"]))

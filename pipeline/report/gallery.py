@@ -18,7 +18,15 @@ from pipeline.loader import LatentDataset
 from pipeline.output.schema import bucket_names
 from pipeline.recipe import Run
 from pipeline.report.pictures import Picture, write_pictures
-from pipeline.report.round_trip import SourceFrameReader, decode_back, psnr_db, require_sources, source_frames
+from pipeline.report.round_trip import (
+    SourceFrameReader,
+    decode_back,
+    encode_again,
+    float16_psnr_db,
+    psnr_db,
+    require_sources,
+    source_frames,
+)
 from pipeline.storage.checkpoint import local_checkpoint
 from pipeline.storage.parquet import value_counts
 from pipeline.storage.store import Store
@@ -51,7 +59,7 @@ def make_gallery(run: Run, per_bucket: int, say: Callable[[str], None]) -> None:
         local_checkpoint(run.vae),
         device=device,
         dtype=data.recipe.compute_dtype,
-        only="decoder",
+        only=None if data.recipe.dtype == "int8" else "decoder",  # of int8, what float16 would show is computed too
         unlisted=bool(data.card.assumed),
     )
     if vae.card.sha256 != data.recipe.vae:
@@ -89,6 +97,7 @@ def _make_picture(reader: SourceFrameReader, vae: VAE, data: LatentDataset, row:
     except (LatentmillError, Rejected) as error:
         return Picture(**facts, error=str(error))
     decoded = decode_back(vae, data, row)
+    is_int8 = data.recipe.dtype == "int8"
     picture = Image.fromarray(side_by_side(frames, decoded))
     picture.thumbnail((MAX_WIDTH, MAX_WIDTH))
     buffer = io.BytesIO()
@@ -96,6 +105,7 @@ def _make_picture(reader: SourceFrameReader, vae: VAE, data: LatentDataset, row:
     return Picture(
         **facts,
         psnr_db=psnr_db(frames, decoded),
+        float16_psnr_db=float16_psnr_db(vae, encode_again(vae, data, row, frames), frames) if is_int8 else None,
         webp=base64.b64encode(buffer.getvalue()).decode(),
         width=picture.width,
         height=picture.height,

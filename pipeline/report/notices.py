@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.progress.captions import metadata_note
 from pipeline.progress.formatting import percent
 from pipeline.report.dataset_stats import DatasetStats
+from pipeline.report.int8_loss import MAX_LOSS_DB, describe_loss, mean_loss_db
+from pipeline.report.pictures import Picture
 
 MAX_REJECT_SHARE = 0.05
 """Share of rejected windows above which the report has a notice."""
 
 
-def list_notices(stats: DatasetStats) -> list[str]:
+def list_notices(stats: DatasetStats, pictures: Sequence[Picture] = ()) -> list[str]:
     """Return one sentence or two for every reason to look closer."""
     notices = []
     if not stats.finished:
@@ -36,6 +40,9 @@ def list_notices(stats: DatasetStats) -> list[str]:
             f"The latents were imported. Nothing verifies that they were made by {stats.dataset.card.class_name}, or that "
             f"they were {stats.dataset.recipe.imported_latents} in their source, but for the statistics of channels below."
         )
+    loss_db = mean_loss_db((picture.psnr_db, picture.float16_psnr_db) for picture in pictures)
+    if loss_db is not None and loss_db > MAX_LOSS_DB:
+        notices.append(f"In the gallery, {describe_loss(loss_db)}.")
     channels = stats.latents.odd_channels(stats.dataset.card) if stats.latents else []
     if channels:
         notices.append(

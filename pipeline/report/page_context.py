@@ -25,6 +25,7 @@ from pipeline.report.dataset_stats import (
 )
 from pipeline.report.display_text import format_time
 from pipeline.report.history import MAX_SLOWEST, Job
+from pipeline.report.int8_loss import describe_loss, mean_loss_db
 from pipeline.report.latent_stats import MIN_CLIPS_TO_JUDGE, LatentStatistics
 from pipeline.report.notices import list_notices
 from pipeline.report.pictures import Picture
@@ -80,7 +81,7 @@ class PageContext:
     @cached_property
     def notices(self) -> list[str]:
         """Sentences on what to look at first."""
-        return list_notices(self.stats)
+        return list_notices(self.stats, self.pictures)
 
     @cached_property
     def buckets(self) -> list[tuple[str, BucketStats]]:
@@ -138,6 +139,12 @@ class PageContext:
     def latents(self) -> LatentSection | None:
         """The section on latents; None without a sample."""
         return _latent_section(self.stats.latents, self.stats.dataset.card) if self.stats.latents else None
+
+    @property
+    def int8_loss(self) -> str:
+        """Sentence on the cost of int8 in the clips of the gallery; empty if that is not known."""
+        loss_db = mean_loss_db((picture.psnr_db, picture.float16_psnr_db) for picture in self.pictures)
+        return "" if loss_db is None else describe_loss(loss_db)
 
     @cached_property
     def gallery(self) -> list[tuple[str, list[Picture]]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.report.int8_loss import describe_psnr
 from pipeline.storage.store import Store
 
 PATH = "previews/gallery.json"
@@ -28,6 +28,8 @@ class Picture:
     group: str | None = None
     """Group of buckets, if there are groups."""
     psnr_db: float = 0.0
+    float16_psnr_db: float | None = None
+    """PSNR of the same clip if it were stored as float16; for outputs of type int8."""
     webp: str = ""
     """The picture as WebP in base64."""
     width: int = 0
@@ -42,7 +44,7 @@ class Picture:
     @property
     def psnr_text(self) -> str:
         """PSNR for people; a picture without any difference has none."""
-        return "identical" if math.isinf(self.psnr_db) else f"{self.psnr_db:.1f} dB"
+        return describe_psnr(self.psnr_db, self.float16_psnr_db)
 
 
 def write_pictures(store: Store, pictures: Sequence[Picture]) -> None:

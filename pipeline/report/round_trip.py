@@ -15,9 +15,9 @@ import torch
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import LatentDataset
+from pipeline.output.counts import Comparison
 from pipeline.output.plan import read_plan
 from pipeline.output.unit_metadata import unit_of
-from pipeline.output.verify import Comparison
 from pipeline.recipe import Run
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.fetch import fetch
@@ -113,8 +113,29 @@ def require_sources(data: LatentDataset) -> None:
 
 def decode_back(vae: VAE, data: LatentDataset, row: int) -> Frames:
     """Decode the stored mean of a sample: frames uint8 [T,H,W,3]."""
-    latent = torch.from_numpy(data.read(np.array([row]))[0].astype(np.float32))
-    pixels = vae.decode(latent[None], data.columns["num_frames"][row].as_py())
+    stored_Cthw = data.read(np.array([row]))[0].astype(np.float32)
+    return _decode(vae, stored_Cthw, data.columns["num_frames"][row].as_py())
+
+
+def encode_again(vae: VAE, data: LatentDataset, row: int, frames_THWC: Frames) -> Array:
+    """Encode the frames of a sample as the job did, in the recipe's micro-batch. Returns the mean [C,t,h,w]."""
+    group = data.columns["group"][row].as_py() or ""
+    bucket = dataclasses.replace(Bucket.parse(data.columns["bucket"][row].as_py()), group=group)
+    pixels = np.zeros((data.recipe.clips_per_call.get(bucket, 1), *frames_THWC.shape), dtype=np.uint8)
+    pixels[0] = frames_THWC
+    moments = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0]
+    mean_Cthw: Array = moments[: vae.card.latent_channels].cpu().numpy()
+    return mean_Cthw
+
+
+def float16_psnr_db(vae: VAE, mean_Cthw: Array, frames_THWC: Frames) -> float:
+    """Return the PSNR in decibels that a clip would have if its latent were stored as float16."""
+    rounded_Cthw = mean_Cthw.astype(np.float16).astype(np.float32)
+    return psnr_db(frames_THWC, _decode(vae, rounded_Cthw, len(frames_THWC)))
+
+
+def _decode(vae: VAE, latent_Cthw: Array, num_frames: int) -> Frames:
+    pixels = vae.decode(torch.from_numpy(latent_Cthw)[None], num_frames)
     frames: Frames = pixels[0].permute(1, 2, 3, 0).cpu().numpy()
     return frames
 
@@ -146,19 +167,17 @@ def compare_samples(run: Run, count: int, seed: int) -> Iterator[Comparison]:
         torch.set_num_threads(run.encoder_cpus)
     rows = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     for row, frames in zip(rows, source_frames(run, data, rows), strict=True):
-        group = data.columns["group"][row].as_py() or ""
-        bucket = dataclasses.replace(Bucket.parse(data.columns["bucket"][row].as_py()), group=group)
-        pixels = np.zeros((recipe.clips_per_call.get(bucket, 1), *frames.shape), dtype=np.uint8)
-        pixels[0] = frames
-        moments = vae.encode(torch.from_numpy(pixels).permute(0, 4, 1, 2, 3))[0]
-        mean = moments[: vae.card.latent_channels].cpu().numpy()
+        mean = encode_again(vae, data, row, frames)
         stored = data.read(np.array([row]))[0].astype(np.float32)
+        difference = np.abs(mean - stored)
         yield Comparison(
             id=data.columns["id"][row].as_py(),
             key=data.columns["key"][row].as_py(),
-            max_abs=float(np.abs(mean - stored).max()),
+            max_abs=float(difference.max()),
+            mean_abs=float(difference.mean()),
             cosine=_cosine(mean, stored),
             psnr_db=psnr_db(frames, decode_back(vae, data, row)),
+            float16_psnr_db=float16_psnr_db(vae, mean, frames) if recipe.dtype == "int8" else None,
         )
 
 
