@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from pipeline.loader import LatentDataset, MixedDataset, agreement
 from pipeline.output.edits.edits import newest_edits
 from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.store import Store
+from pipeline.text.sample_captions import read_samples
 from tests.support.captioned_set import Captions, add_unit, finish
 from tests.support.paths import ROOT
 
@@ -202,6 +204,13 @@ def test_the_page_tells_readers_of_plain_shards_what_to_leave_out(output: Path, 
     names = {"dataset": mock.Mock(select=lambda remains: [s["json"]["key"] for s in samples if remains(s)])}
     exec(code, names)  # noqa: S102
     assert names["dataset"] == keys(output) == ["0", "1", "4", "5", "6", "8", "9"]
+
+
+def test_captions_of_removed_samples_are_not_embedded(output: Path, tmp_path: Path) -> None:
+    assert remove(output, "--where", "meta_score > 1", "--whole-items") == 0
+    files = (tmp_path / f"scratch{n}" for n in itertools.count())
+    portions = read_samples(Store(str(output)), ["caption"], (), lambda: next(files))
+    assert sorted(text for table in portions for text in table["caption"].to_pylist()) == ["number 0", "number 1"]
 
 
 def test_mixed_sets_leave_removed_samples_out(output: Path, tmp_path: Path) -> None:
