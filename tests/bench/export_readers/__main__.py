@@ -98,18 +98,18 @@ def main() -> int:
     if arguments.how:
         print("\n".join(how_to_get(names, str(arguments.readers or "readers"))))
         return 0
-    print("| reader | version | samples | result | notes |\n|---|---|---|---|---|", flush=True)
-    results = []
+    rows = [("reader", "version", "samples", "result", "notes"), ("---",) * 5]
     with tempfile.TemporaryDirectory() as temporary:
         outputs: dict[str, Path] = {}
         for name in names:
             outcome = _prove(name, arguments, Path(temporary), outputs)
-            results.append(outcome.result)
             reader = READERS[name]
             version = version_of(arguments.readers / reader.folder) if outcome.result != "not run" else ""
-            cells = (reader.title, version, str(outcome.samples), outcome.result, outcome.details)
-            print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
-    return int("failed" in results)
+            rows.append((reader.title, version, str(outcome.samples), outcome.result, outcome.details))
+            print(f"{name}: {outcome.result}", file=sys.stderr, flush=True)
+    for row in rows:
+        print(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |")
+    return int(any(row[3] == "failed" for row in rows))
 
 
 def _prove(name: str, arguments: argparse.Namespace, temporary: Path, outputs: dict[str, Path]) -> Outcome:
