@@ -38,9 +38,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 def whole(output: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an export that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert (
-        main([output, "--to", "open-sora", "--text", "t5", "--local", "--root", "/data", "--output", str(folder)]) == 0
-    )
+    assert main([output, "--to", "ltx", "--text", "t5", "--local", "--output", str(folder)]) == 0
     return files(folder)
 
 
@@ -53,7 +51,7 @@ def test_an_export_into_a_bucket_resumes_and_puts_many_files_at_a_time(
     output: str, whole: dict[str, bytes], s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"{s3}/e")
-    arguments = [output, "--to", "open-sora", "--text", "t5", "--local", "--root", "/data", "--output", store.url]
+    arguments = [output, "--to", "ltx", "--text", "t5", "--local", "--output", store.url]
     put_new, lock, active, most, puts = Store.put_new, threading.Lock(), 0, 0, 0
 
     def counted(self: Store, path: str, content: bytes | Path) -> bool:
@@ -82,7 +80,7 @@ def test_an_export_into_a_bucket_resumes_and_puts_many_files_at_a_time(
 def test_a_killed_export_on_ray_finishes_with_the_same_files(
     output: str, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    arguments = [output, "--to", "open-sora", "--text", "t5", "--root", "/data", "--output", str(tmp_path)]
+    arguments = [output, "--to", "ltx", "--text", "t5", "--output", str(tmp_path)]
     command = [sys.executable, "jobs/export_dataset.py", *arguments]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL) as job:
         records = tmp_path / ".latentmill" / "units"
