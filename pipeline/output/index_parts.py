@@ -60,7 +60,8 @@ def _split_clips(rows: pa.Table) -> Iterator[Portion]:
     yield Portion("rejects", "", "", rows.filter(pc.invert(pc.or_(is_sample, is_skip))))
     yield Portion("skips", "", "", rows.filter(is_skip))
     samples = rows.filter(is_sample)
-    groups = samples["group"].fill_null("")
+    has_groups = "group" in samples.column_names  # not in the rows of a program without groups
+    groups = (samples["group"] if has_groups else pa.chunked_array([pa.nulls(len(samples), pa.string())])).fill_null("")
     for group in groups.unique().to_pylist():
         of_group = samples.filter(pc.equal(groups, group))
         for bucket in of_group["bucket"].unique().to_pylist():
