@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--uncaptioned", action="store_true", help="export samples without a caption too, with the empty string")
     add("--where", metavar="EXPR", help="export only the samples that pass this filter")
+    add("--version", metavar="TAG", help="tag or version of the output (default: the newest version)")
     add("--root", metavar="FOLDER", help="where the trainer will find the export, for indexes with absolute paths")
     add(
         "--dry-run", action="store_true", help="write some samples into a temporary folder and estimate files and bytes"
@@ -97,6 +98,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
         text=arguments.text,
         where=arguments.where,
         uncaptioned=arguments.uncaptioned,
+        version=arguments.version,
         root=arguments.root,
     )
     try:

@@ -22,6 +22,8 @@ class ExportOptions:
     """Filter of the samples, as the loader takes it."""
     uncaptioned: bool = False
     """True if samples without a caption are exported with the empty string; otherwise they are left out and counted."""
+    version: str | None = None
+    """Tag or version of the output that is exported, as the loader takes it; the newest one by default."""
     root: str | None = None
     """Folder under which the trainer will find the export, for formats whose indexes hold absolute paths."""
 

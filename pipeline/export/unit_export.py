@@ -225,7 +225,7 @@ def _part_path(unit: str) -> str:
 def open_samples(url: str, options: ExportOptions) -> LatentDataset:
     """The samples that an export selects. Their index lies in a file without a name, mapped into memory as it is used."""
     with tempfile.TemporaryDirectory() as cache:
-        return LatentDataset(url, where=options.where, text=options.text, cache=cache)
+        return LatentDataset(url, where=options.where, text=options.text, version=options.version, cache=cache)
 
 
 @lru_cache(maxsize=1)

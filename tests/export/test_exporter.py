@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.edit_dataset import main as edit_dataset
 from jobs.export_dataset import main
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
@@ -68,6 +70,18 @@ def test_a_dry_run_estimates_what_the_export_takes(
     assert main([output, "--to", "parquet", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "in 6 files, 21 rows; estimated from 21 samples of 21" in printed
+
+
+def test_removed_samples_are_not_exported_but_with_an_earlier_version(output: str, tmp_path: Path) -> None:
+    edited = tmp_path / "out"
+    shutil.copytree(output, edited)
+    assert edit_dataset([str(edited), "tag", "v1"]) == 0
+    assert edit_dataset([str(edited), "remove", "--where", "num_frames == 1", "--reason", "a test"]) == 0
+    for name, flags in {"newest": [], "v1": ["--version", "v1"]}.items():
+        assert main([str(edited), "--to", "parquet", "--local", "--output", str(tmp_path / name), *flags]) == 0
+    newest, tagged = (pq.read_table(tmp_path / name / "data").to_pylist() for name in ("newest", "v1"))
+    assert len(newest) == len(BUCKETS) * 2 // 3 and all(row["num_frames"] == 17 for row in newest)
+    assert len(tagged) == len(BUCKETS)
 
 
 def test_a_filter_exports_only_what_passes(output: str, tmp_path: Path) -> None:
