@@ -37,6 +37,7 @@ SETS = {f"s3://bucket/{name}": f"FOLDER/{name}" for name in ("scenic", "faces")}
 RECIPES = {
     "start": Block("and meta_aesthetic > 5", {"meta_aesthetic": "meta_score", "batch_size=8": "batch_size=2"}),
     "selection": Block("recaptioned", {"s3://bucket/recaptioned.parquet": "FOLDER/recaptioned.parquet"}),
+    "text": Block("text_dropout=0.1", {"batch_size=8": "batch_size=2"}),
     "groups": Block('groups={"240p"', {"s3://bucket/two-sizes": "FOLDER/two-sizes", "batch_size=8": "batch_size=2"}),
     "open_sora": Block("open_sora_batch", {"batch_size=8": "batch_size=2"}),
     "filters": Block("a change that was not planned", {"meta_aesthetic": "meta_score", ", 3: ": ", 2: "}),

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.encode_text import main as encode_text
 from pipeline.bucket import Bucket
 from pipeline.loader import LatentDataset
 from tests.loader.page_recipes import BLOCKS, EPOCHS, RECIPES, block_of
@@ -24,7 +25,7 @@ BUCKETS = [Bucket(51, 32, 32), Bucket(51, 32, 56)] * 12
 """Buckets of 24 samples. Sample n has the score n / 2."""
 GROUPS = [Bucket(1, 32, 32, "240p")] * 12 + [Bucket(1, 64, 112, "480p")] * 24
 ON_TWO_RANKS = (
-    *("start", "selection", "filters", "groups", "sets", "sets_loader"),
+    *("start", "selection", "text", "filters", "groups", "sets", "sets_loader"),
     *("open_sora", "data_loader", "webdataset", "accelerate", "lightning"),
 )
 CHECKED_ALONE = ("groups", "sets", "sets_loader", "webdataset")
@@ -43,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outputs that the page speaks of."""
     folder = tmp_path_factory.mktemp("page")
     output = write_latents(folder / "latents", BUCKETS)
+    layer = ["--encoder", "demo", "--layer", "t5", "--captions", "caption", "--local", "--cpus", "1"]
+    assert encode_text([str(output), *layer]) == 0
     write_latents(folder / "two-sizes", GROUPS)
     write_latents(folder / "scenic", BUCKETS, first_key=100)
     write_latents(folder / "faces", BUCKETS[:16], first_key=200)
