@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check audit pytest format
+.PHONY: demo test test-long check audit pytest format
 
 demo: .venv/installed
 	$(BIN)/python jobs/demo.py
@@ -13,6 +13,10 @@ test: .venv/installed
 
 pytest: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# jobs on real Ray clusters that take a minute each
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long
 
 check: .venv/installed
 	$(BIN)/ruff check .

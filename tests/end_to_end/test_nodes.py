@@ -146,6 +146,7 @@ def encoders(node: Any) -> set[int]:
     return found
 
 
+@pytest.mark.long
 def test_a_job_says_who_holds_the_node_that_it_waits_for_and_ctrl_c_frees_it(
     cluster: Cluster, held: Path, tmp_path: Path
 ) -> None:

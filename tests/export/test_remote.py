@@ -77,6 +77,7 @@ def test_an_export_into_a_bucket_resumes_and_puts_many_files_at_a_time(
     assert json.loads(store.get(COMPLETE))["samples"] == 2 * UNITS
 
 
+@pytest.mark.long
 def test_a_killed_export_on_ray_finishes_with_the_same_files(
     output: str, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

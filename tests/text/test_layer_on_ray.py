@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.captioned_set import Captions, add_unit, finish
 from tests.support.oracle import tree
 from tests.support.paths import ROOT
 
 
+@pytest.mark.long
 def test_two_actors_give_the_bytes_of_one_process(tmp_path: Path) -> None:
     flags = ["--encoder", "demo", "--layer", "t5", "--captions", "caption", "--cpus", "1", "--unit-strings", "4"]
     trees = []
