@@ -133,7 +133,13 @@ def test_a_node_that_joins_is_used_and_a_lost_node_costs_only_time(
     assert job.process.wait(timeout=200) == 0, job.said
     assert not [row for row in assert_sound(job.output) if row["reject_reason"]]
     assert tree(job.output) == undisturbed
-    cluster.remove_node(second, allow_graceful=False)  # or a job of the next test would not have to wait
+    remove(cluster, second)
+
+
+def remove(cluster: Cluster, node: Any) -> None:
+    """Remove a node, and wait until no job takes it for one of the cluster's."""
+    cluster.remove_node(node)
+    cluster.wait_for_nodes()
 
 
 def encoders(node: Any) -> set[int]:
@@ -167,7 +173,7 @@ def test_a_job_says_who_holds_the_node_that_it_waits_for_and_ctrl_c_frees_it(
         time.sleep(0.1)
     held.unlink()
     assert second.process.wait(timeout=200) == 0, second.said
-    cluster.remove_node(node, allow_graceful=False)
+    remove(cluster, node)
     assert interrupted and "interrupted; run the same command again to go on" in first.said, first.said
     assert "waiting" not in first.said and "Traceback" not in first.said, first.said
     name = rf"node {re.escape(os.uname().nodename)} \({node.node_id[:12]}\)"
@@ -198,7 +204,7 @@ def test_a_node_without_credentials_leaves_its_units_to_the_others(
         held.unlink()
         assert job.process.wait(timeout=200) == 0, job.said
         for node in (broken, good):
-            cluster.remove_node(node, allow_graceful=False)
+            remove(cluster, node)
         named = rf"the encoder on node {re.escape(os.uname().nodename)} \(\w{{12}}\) cannot start: s3://bucket/both/"
         assert re.search(named, job.said) and "its units go to" in job.said, job.said
         fsspec.filesystem("s3").get(f"{bucket}/both/", f"{tmp_path}/copy/", recursive=True)
