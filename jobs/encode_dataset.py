@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,22 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs import arguments as command_line
 from jobs.arguments import Arguments
 from jobs.config import print_config
+from jobs.program import run_job, run_program, start
 from pipeline.dry_run.calibrate import calibrate, measure_speed
 from pipeline.dry_run.estimate import EncoderSpeeds, estimate, parse_speeds
 from pipeline.dry_run.table import format_estimate
-from pipeline.errors import USER_ERRORS, exit_code
-from pipeline.executor.ray_cluster import disconnect_from_ray
 from pipeline.progress.terminal import Terminal
-from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Recipe, Run
 from pipeline.report import page
 from pipeline.run import encode
 from pipeline.storage.checkpoint import local_checkpoint
-from pipeline.visible import make_foreign_text_visible
 from stvae.card import Card, read_card
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
@@ -44,16 +37,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; its exit code is 0 done, 1 failed, 2 wrong arguments or recipe, 3 too many rejects or 130 interrupted."""
-    terminal = Terminal(sys.stdout)
-    try:
-        return _run_command(parse_arguments(argv), terminal)
-    except USER_ERRORS as error:
-        disconnect_from_ray()
-        terminal.say_error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        terminal.say("interrupted; run the same command again to go on")
-        return INTERRUPTED
+    return run_program(lambda terminal: _run_command(parse_arguments(argv), terminal))
 
 
 def _run_command(arguments: Arguments, terminal: Terminal) -> int:
@@ -75,13 +59,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
 
 
 def _encode(recipe: Recipe, run: Run, card: Card, terminal: Terminal) -> int:
-    show = terminal.show if terminal.rewrites else None
-    try:
-        with report_waits(terminal.say):
-            summary = encode(recipe, run, card, say=terminal.say, show=show)
-    except SystemExit:  # Ray's reaction to SIGTERM while it is connected
-        raise KeyboardInterrupt from None
-    disconnect_from_ray()
+    summary = run_job(partial(encode, recipe, run, card), terminal)
     terminal.say_lines([*summary.lines(), f"  report   {summary.output}/{page.PATH}"])
     return summary.exit_code
 
@@ -100,17 +78,5 @@ def _dry_run(arguments: Arguments, recipe: Recipe, run: Run, card: Card, termina
     terminal.say_lines(format_estimate(result, speeds, speeds_origin).split("\n"))
 
 
-def interrupt(*_: object) -> None:
-    """Handle SIGTERM like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    make_foreign_text_visible()
-    signal.signal(signal.SIGTERM, interrupt)  # the signal with which `ray job stop` and schedulers end a job
-    code = main()
-    if code == INTERRUPTED:  # without waiting for threads that a store keeps
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    start(main)

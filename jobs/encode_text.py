@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.arguments import Parser, add_flag, parse_given
-from jobs.encode_dataset import INTERRUPTED, interrupt
 from jobs.flags import FLAGS, Flag, derive_flags
-from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.executor.ray_cluster import disconnect_from_ray, report_missing_nodes
+from jobs.program import run_job, run_program, start
+from pipeline.errors import ConfigError
 from pipeline.output.layers.text_recipe import TextRecipe
 from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.terminal import Terminal
-from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Run
 from pipeline.report import page
 from pipeline.run_text import encode_text, new_job_name, preview_text
@@ -37,7 +35,6 @@ from pipeline.storage.store import Store
 from pipeline.text.encoder import EncoderOptions
 from pipeline.text.planning import PlanPreview
 from pipeline.text.settings import TextSettings
-from pipeline.visible import make_foreign_text_visible
 
 COMPUTED = ("encoder",)
 """Fields of ``TextRecipe`` that the job fills in."""
@@ -86,16 +83,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
-    terminal = Terminal(sys.stdout)
-    try:
-        return _run_command(parse_arguments(argv), terminal)
-    except USER_ERRORS as error:
-        disconnect_from_ray()
-        terminal.say_error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        terminal.say("interrupted; run the same command again to go on")
-        return INTERRUPTED
+    return run_program(lambda terminal: _run_command(parse_arguments(argv), terminal))
 
 
 def _run_command(arguments: Arguments, terminal: Terminal) -> int:
@@ -103,13 +91,7 @@ def _run_command(arguments: Arguments, terminal: Terminal) -> int:
     if arguments.dry_run:
         terminal.say_lines(_preview_lines(preview_text(settings, arguments.captions, arguments.joins)))
         return 0
-    show = terminal.show if terminal.rewrites else None
-    try:
-        with report_missing_nodes(run, say=terminal.say), report_waits(terminal.say):
-            summary = encode_text(settings, arguments.captions, arguments.joins, say=terminal.say, show=show)
-    except SystemExit:  # Ray's reaction to SIGTERM while it is connected
-        raise KeyboardInterrupt from None
-    disconnect_from_ray()
+    summary = run_job(partial(encode_text, settings, arguments.captions, arguments.joins), terminal)
     terminal.say_lines([*summary.lines(), f"  report   {Store(run.output).url}/{page.PATH}"])
     return summary.exit_code
 
@@ -163,11 +145,4 @@ def _fields(parsed: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    make_foreign_text_visible()
-    signal.signal(signal.SIGTERM, interrupt)  # the signal with which `ray job stop` and schedulers end a job
-    code = main()
-    if code == INTERRUPTED:  # without waiting for threads that a store keeps
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    start(main)

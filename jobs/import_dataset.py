@@ -11,28 +11,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.arguments import Parser
-from jobs.encode_dataset import INTERRUPTED, interrupt
-from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.executor.ray_cluster import disconnect_from_ray
+from jobs.program import run_job, run_program, start
+from pipeline.errors import ConfigError
 from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.imports.settings import ImportOptions
 from pipeline.progress.terminal import Terminal
-from pipeline.progress.wait_lines import report_waits
 from pipeline.recipe import Run
 from pipeline.report import page
 from pipeline.run_import import import_latents
 from pipeline.storage.checkpoint import local_checkpoint
-from pipeline.visible import make_foreign_text_visible
 from stvae.card import read_card
 
 
@@ -75,28 +72,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code."""
-    terminal = Terminal(sys.stdout)
-    try:
-        return _run_command(parse_arguments(argv), terminal)
-    except USER_ERRORS as error:
-        disconnect_from_ray()
-        terminal.say_error(error)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        terminal.say("interrupted; run the same command again to go on")
-        return INTERRUPTED
+    return run_program(lambda terminal: _run_command(parse_arguments(argv), terminal))
 
 
 def _run_command(arguments: Arguments, terminal: Terminal) -> int:
     run = arguments.run
     card = read_card(local_checkpoint(run.vae), unlisted=run.unlisted_vae)
-    show = terminal.show if terminal.rewrites else None
-    try:
-        with report_waits(terminal.say):
-            summary = import_latents(arguments.options, run, card, say=terminal.say, show=show)
-    except SystemExit:  # Ray's reaction to SIGTERM while it is connected
-        raise KeyboardInterrupt from None
-    disconnect_from_ray()
+    summary = run_job(partial(import_latents, arguments.options, run, card), terminal)
     terminal.say_lines([*summary.lines(), f"  report   {summary.output}/{page.PATH}"])
     return summary.exit_code
 
@@ -153,11 +135,4 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    make_foreign_text_visible()
-    signal.signal(signal.SIGTERM, interrupt)  # the signal with which `ray job stop` and schedulers end a job
-    code = main()
-    if code == INTERRUPTED:  # without waiting for threads that a store keeps
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    start(main)

@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs.encode_dataset import INTERRUPTED
+from jobs.program import INTERRUPTED
 from pipeline.errors import ConfigError
 from pipeline.executor.ray_cluster import check_encoder_fits
 from pipeline.recipe import Run
