@@ -10,12 +10,9 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError
 from pipeline.export.options import EACH, ExportOptions
 from pipeline.loader import LatentDataset
-from pipeline.loader.text.captions import ChosenCaption
+from pipeline.loader.text.captions import CAPTION, ChosenCaption
+from pipeline.loader.text.captions import LIST as CAPTIONS
 from pipeline.loader.text.layer import check_text
-
-CAPTION = "caption"
-CAPTIONS = "captions"
-"""Column with the list of an item's captions, null where it has one or none."""
 
 
 def check_caption(data: LatentDataset, options: ExportOptions) -> None:

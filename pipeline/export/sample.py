@@ -31,8 +31,6 @@ class ExportedSample:
     """Values of ``exported_columns``; None where a value is missing."""
     text: Mapping[str, EmbeddedArray] = field(default_factory=dict)
     """The caption's embedding by the names of its arrays. Empty if no text layer is exported."""
-    first_Cthw: Floats | None = None
-    """Raw latents of the first frame, encoded alone, if the output and the target have it."""
 
     def raw_mean(self) -> Floats:
         """Return the raw posterior mean ``[C,t,h,w]``."""
@@ -41,11 +39,6 @@ class ExportedSample:
     def normalized_mean(self) -> Floats:
         """Return the posterior mean as the transformer takes it, ``(raw - shift) * scale``, as the loader gives it."""
         return self._normalized(self.raw_mean())
-
-    def normalized_first(self) -> Floats:
-        """Return the normalized latents of the first frame."""
-        assert self.first_Cthw is not None, "targets ask for first frames in their check"
-        return self._normalized(self.first_Cthw[: self.card.latent_channels])
 
     def main_text(self) -> EmbeddedArray:
         """Return the main array of the embedding."""

@@ -57,8 +57,6 @@ class ExportTarget(ABC):
     """``must`` if the reader needs embeddings of captions, ``none`` if it takes none."""
     vae_classes: ClassVar[tuple[str, ...]] = ()
     """Classes of the VAEs that the trainer knows; none if it takes any latents."""
-    first_frame: ClassVar[bool] = False
-    """True if the target uses the latents of the first frame where the output has them."""
 
     def check(self, data: LatentDataset, options: ExportOptions) -> None:  # noqa: B027 (most targets take every dataset)
         """Raise ConfigError if this format cannot hold ``data``; the message says why and what would help."""
@@ -78,7 +76,7 @@ class ExportTarget(ABC):
 
     @abstractmethod
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write the files of one unit below ``folder``, which is empty.
+        """Write the files of one unit below ``folder``, which is empty. A unit has at least one sample.
 
         Paths relative to ``folder`` are the paths below the export, so they must contain ``unit``. Returns what
         ``write_indexes`` needs to know of the unit, or no bytes.
@@ -87,5 +85,5 @@ class ExportTarget(ABC):
     def write_indexes(self, parts: Parts, folder: Path, url: str) -> None:  # noqa: B027 (not every format has an index)
         """Write the files that list all units below ``folder``, once every unit is there.
 
-        url: that of the export, or its path if it is local.
+        parts: no bytes for a unit without samples. url: that of the export, or its path if it is local.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -102,7 +103,7 @@ class UnitExporter:
 
         def write(folder: Path) -> None:
             nonlocal part
-            part = self.target.write_unit(unit, self._samples(rows, outcome), folder)
+            part = self._write(rows, outcome, folder)
 
         outcome.files, outcome.size_bytes = put_folder(self.store, write)
         self.store.put_new(_part_path(unit), part)
@@ -112,10 +113,18 @@ class UnitExporter:
     def write_sample_of(self, rows: Rows, folder: Path) -> UnitExport:
         """Write some samples below a folder, for an estimate."""
         outcome = UnitExport(unit="estimate")
-        self.target.write_unit(outcome.unit, self._samples(rows, outcome), folder)
+        self._write(rows, outcome, folder)
         files = [path for path in folder.rglob("*") if path.is_file()]
         outcome.files, outcome.size_bytes = len(files), sum(path.stat().st_size for path in files)
         return outcome
+
+    def _write(self, rows: Rows, outcome: UnitExport, folder: Path) -> bytes:
+        """Let the target write a unit, unless all of its samples are left out."""
+        samples = self._samples(rows, outcome)
+        first = next(samples, None)
+        if first is None:
+            return b""
+        return self.target.write_unit(outcome.unit, itertools.chain([first], samples), folder)
 
     def _samples(self, rows: Rows, outcome: UnitExport) -> Iterator[ExportedSample]:
         """Yield the exported samples of a unit, and count them and those that are left out in ``outcome``."""
@@ -145,11 +154,9 @@ class UnitExporter:
             return
         card = self.data.card
         stored = self.data.read(numbers, latent="sample" if self.target.latents == "moments" else "mean")
-        has_first = self.target.first_frame and self.data.recipe.conditioning != "none"
-        first = self.data.read(numbers, member="first") if has_first else [None] * len(numbers)
         all_captions = [captions_of(values, self.options) for values in columns]
         texts = self._texts(numbers, all_captions)
-        for values, captions, raw_Cthw, first_Cthw in zip(columns, all_captions, stored, first, strict=True):
+        for values, captions, raw_Cthw in zip(columns, all_captions, stored, strict=True):
             outcome.samples += 1
             outcome.captions_left += captions_left(values, self.options)
             for position, caption in enumerate(captions):
@@ -161,7 +168,6 @@ class UnitExporter:
                     caption=caption.text,
                     columns={name: values[name] for name in exported_columns(self.data)},
                     text=next(texts),
-                    first_Cthw=None if first_Cthw is None else first_Cthw.astype(np.float32),
                 )
 
     def _texts(self, numbers: Rows, captions: list[list[ChosenCaption]]) -> Iterator[dict[str, EmbeddedArray]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ def write_parquet(table: pa.Table) -> bytes:
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer of such a file at ``path``. Each table written to it becomes a row group."""
     return pq.ParquetWriter(path, schema, **_FORMAT)
+
+
+def write_rows(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], rows_per_group: int) -> None:
+    """Write rows to a file. The rows of one row group are in memory at a time."""
+    with parquet_writer(path, schema) as writer:
+        while group := list(itertools.islice(rows, rows_per_group)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def _parquet(content: bytes) -> pq.ParquetFile:

@@ -69,7 +69,7 @@ class AutomodelTarget(ExportTarget):
         root = (self._root or url).rstrip("/")
         shards, total = [], 0
         for unit, part in parts:
-            entries = json.loads(part)
+            entries = json.loads(part) if part else []
             if not entries:
                 continue
             for entry in entries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,7 +16,7 @@ from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget
 from pipeline.export.targets.shapes import require_one_shape
 from pipeline.loader import LatentDataset
-from pipeline.storage.parquet import parquet_writer
+from pipeline.storage.parquet import write_rows
 
 ROWS_PER_GROUP = 32
 """Samples in memory at once, and in a row group."""
@@ -57,14 +56,8 @@ class FastVideoTarget(ExportTarget):
         require_one_shape(data, self.name)
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``<unit>.parquet``, unless the unit has no samples: the reader cannot open a file without rows."""
-        first = next(samples, None)
-        if first is None:
-            return b""
-        samples = itertools.chain([first], samples)
-        with parquet_writer(folder / f"{unit}.parquet", SCHEMA) as writer:
-            while group := list(itertools.islice(samples, ROWS_PER_GROUP)):
-                writer.write_table(pa.Table.from_pylist([_row(sample) for sample in group], schema=SCHEMA))
+        """Write ``<unit>.parquet``."""
+        write_rows(folder / f"{unit}.parquet", SCHEMA, map(_row, samples), ROWS_PER_GROUP)
         return b""
 
 

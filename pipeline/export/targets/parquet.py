@@ -14,7 +14,7 @@ from pipeline.export.options import ExportOptions
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget, user_columns
 from pipeline.loader import LatentDataset
-from pipeline.storage.parquet import parquet_writer
+from pipeline.storage.parquet import write_rows
 
 ROWS_PER_GROUP = 32
 """Samples in memory at once, and in a row group."""
@@ -36,16 +36,12 @@ class ParquetTarget(ExportTarget):
         self._user_columns = [schema.field(name) for name in user_columns(data)]
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``data/<unit>.parquet``, unless the unit has no samples."""
-        first = next(samples, None)
-        if first is None:
-            return b""
-        samples = itertools.chain([first], samples)
+        """Write ``data/<unit>.parquet``."""
+        first = next(samples)
         (folder / "data").mkdir()
         schema = self._schema(list(first.text))
-        with parquet_writer(folder / "data" / f"{unit}.parquet", schema) as writer:
-            while group := list(itertools.islice(samples, ROWS_PER_GROUP)):
-                writer.write_table(pa.Table.from_pylist([self._row(sample) for sample in group], schema=schema))
+        rows = map(self._row, itertools.chain([first], samples))
+        write_rows(folder / "data" / f"{unit}.parquet", schema, rows, ROWS_PER_GROUP)
         return b""
 
     def _schema(self, arrays: list[str]) -> pa.Schema:

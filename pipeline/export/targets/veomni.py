@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,7 @@ import torch
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget
 from pipeline.export.targets.pickles import pickle_tensor
-from pipeline.storage.parquet import parquet_writer
+from pipeline.storage.parquet import write_rows
 
 ROWS_PER_GROUP = 16
 """Samples in memory at once, and in a row group."""
@@ -36,15 +35,9 @@ class VeOmniTarget(ExportTarget):
     vae_classes: ClassVar[tuple[str, ...]] = ("AutoencoderKLWan",)
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``data/<unit>.parquet``, unless the unit has no samples."""
-        first = next(samples, None)
-        if first is None:
-            return b""
-        samples = itertools.chain([first], samples)
+        """Write ``data/<unit>.parquet``."""
         (folder / "data").mkdir()
-        with parquet_writer(folder / "data" / f"{unit}.parquet", SCHEMA) as writer:
-            while group := list(itertools.islice(samples, ROWS_PER_GROUP)):
-                writer.write_table(pa.Table.from_pylist([_row(sample) for sample in group], schema=SCHEMA))
+        write_rows(folder / "data" / f"{unit}.parquet", SCHEMA, map(_row, samples), ROWS_PER_GROUP)
         return b""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,11 +34,8 @@ class LitdataTarget(ExportTarget):
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
         """Write the chunks of a unit, unless it has no samples. Returns litdata's index of the unit."""
-        first = next(samples, None)
-        if first is None:
-            return b""
         writer = _writer_class()(str(folder), chunk_bytes=CHUNK_BYTES)
-        for n, sample in enumerate(itertools.chain([first], samples)):
+        for n, sample in enumerate(samples):
             writer.add_item(n, plain_fields(sample) | dict(tensor_fields(sample)))
         writer.done()
         (path,) = folder.glob(f"*.{INDEX}")

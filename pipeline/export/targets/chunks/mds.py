@@ -29,10 +29,8 @@ class MdsTarget(ExportTarget):
         _writer_class()
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``<unit>/shard.NNNNN.mds``, unless the unit has no samples. Returns the index of the unit."""
-        first = next(samples, None)
-        if first is None:
-            return b""
+        """Write ``<unit>/shard.NNNNN.mds``. Returns the index of the unit."""
+        first = next(samples)
         columns = _encodings(first)
         with _writer_class()(columns=columns, out=str(folder / unit), size_limit=CHUNK_BYTES) as writer:
             for sample in itertools.chain([first], samples):

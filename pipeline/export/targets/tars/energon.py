@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,13 +49,10 @@ class EnergonTarget(ExportTarget):
         return notes
 
     def write_unit(self, unit: str, samples: Iterator[ExportedSample], folder: Path) -> bytes:
-        """Write ``<unit>.tar`` and its index of offsets, unless the unit has no samples. Returns the places of members."""
-        first = next(samples, None)
-        if first is None:
-            return b""
+        """Write ``<unit>.tar`` and its index of offsets. Returns the places of members."""
         indexed = IndexedTar()
         with SampleTar(folder / f"{unit}.tar") as tar:
-            for sample in itertools.chain([first], samples):
+            for sample in samples:
                 start = tar.end
                 members = tar.add(
                     sample.id,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+
+from pipeline.output.tar_writer import TarWriter, member_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +24,17 @@ class SampleTar:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by __exit__)
+        self._tar = TarWriter(path)
+        self.end = 0
+        """Offset in bytes where the next sample begins."""
 
     def __enter__(self) -> SampleTar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tar.close()
-
-    @property
-    def end(self) -> int:
-        """Offset in bytes where the next sample begins."""
-        return int(self._tar.offset)
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        with self._tar:  # closes the file in any case
+            if error_type is None:
+                self._tar.close()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> list[TarMember]:
         """Add a sample, and return where its members lie. The key must hold no dot.
@@ -47,8 +43,6 @@ class SampleTar:
         """
         places = []
         for suffix, content in members.items():
-            info = tarfile.TarInfo(f"{key}.{suffix}")
-            info.size = len(content)
-            places.append(TarMember(suffix, self.end + tarfile.BLOCKSIZE, len(content)))
-            self._tar.addfile(info, io.BytesIO(content))
+            places.append(TarMember(suffix, self._tar.add(f"{key}.{suffix}", content), len(content)))
+            self.end += member_bytes(len(content))
         return places
