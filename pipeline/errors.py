@@ -10,9 +10,10 @@ Rejected            one item or window is bad: becomes a row, the job goes on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stvae.card import UnknownVAE
 from stvae.weights import WeightsError
@@ -119,3 +120,20 @@ def refuse_unknown_fields(what: str, values: Mapping[str, Any], known: Collectio
             f"{what} has fields that this program does not know: {', '.join(unknown)}; "
             "use the newer Latentmill that wrote it"
         )
+
+
+def refuse_unknown_words(what: str, values: Mapping[str, Any], record_type: type) -> None:
+    """Raise IntegrityError if a field that takes one of several words (``Literal``) has another one in ``values``."""
+    for name, hint in get_type_hints(record_type).items():
+        if get_origin(hint) is Literal and name in values and values[name] not in get_args(hint):
+            raise IntegrityError(f"{what} has {name} '{values[name]}', which this program does not know")
+
+
+def check_recorded(what: str, values: Mapping[str, Any], record_type: Any) -> None:
+    """Raise IntegrityError unless ``values`` make a record of this dataclass: no unknown fields or words, none missing."""
+    fields = {field.name: field for field in dataclasses.fields(record_type)}
+    refuse_unknown_fields(what, values, fields)
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise IntegrityError(f"{what} lacks {', '.join(missing)}")
+    refuse_unknown_words(what, values, record_type)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pipeline.bucket import Bucket, check_buckets, check_sizes, group_buckets, numbers_needed, one_per_bucket
-from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
+from pipeline.errors import ConfigError, check_recorded
 from pipeline.setting import Setting, available_cpus, check_columns, check_places, check_positive, gigabytes
 from stvae.card import OPEN_SORA_CLASS, Card
 
@@ -202,14 +202,7 @@ class Recipe:
         IntegrityError names fields that this program does not know, settings it does not know, and fields that are
         missing and have no default.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        refuse_unknown_fields("the recipe", values, fields)
-        missing = [name for name, field in fields.items() if field.default is MISSING and name not in values]
-        if missing:
-            raise IntegrityError(f"the recipe lacks {', '.join(missing)}")
-        for name, type_ in get_type_hints(cls).items():
-            if get_origin(type_) is Literal and name in values and values[name] not in get_args(type_):
-                raise IntegrityError(f"the recipe has {name} '{values[name]}', which this program does not know")
+        check_recorded("the recipe", values, cls)
         tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values | tuples | {"buckets": tuple(Bucket.parse(text) for text in values["buckets"])})
 

@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
-from pipeline.errors import IntegrityError, refuse_unknown_fields
+from pipeline.errors import refuse_unknown_fields, refuse_unknown_words
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 """Size of a value by the data type of stored embeddings."""
@@ -98,10 +98,7 @@ class TextCard:
 
 def _known(record_type: Any, values: dict[str, Any]) -> Any:
     """The record with these values. IntegrityError for a field, or for one of several words, that is not known."""
-    name = record_type.__name__
-    refuse_unknown_fields(f"the layer's {name}", values, [field.name for field in dataclasses.fields(record_type)])
-    for field, hint in get_type_hints(record_type).items():
-        words = get_args(hint)
-        if words and all(isinstance(word, str) for word in words) and field in values and values[field] not in words:
-            raise IntegrityError(f"the layer's {name} has {field} '{values[field]}', which this program does not know")
+    what = f"the layer's {record_type.__name__}"
+    refuse_unknown_fields(what, values, [field.name for field in dataclasses.fields(record_type)])
+    refuse_unknown_words(what, values, record_type)
     return record_type(**values)

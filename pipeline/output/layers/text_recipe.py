@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
+from pipeline.errors import ConfigError, check_recorded
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.setting import Setting, check_positive
 
@@ -61,16 +61,7 @@ class TextRecipe:
 
         IntegrityError names fields and words that this program does not know, and fields that are missing.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        refuse_unknown_fields("the layer's recipe", values, fields)
-        missing = [name for name, field in fields.items() if field.default is MISSING and name not in values]
-        if missing:
-            raise IntegrityError(f"the layer's recipe lacks {', '.join(missing)}")
-        for name, type_ in get_type_hints(cls).items():
-            if get_origin(type_) is Literal and name in values and values[name] not in get_args(type_):
-                raise IntegrityError(
-                    f"the layer's recipe has {name} '{values[name]}', which this program does not know"
-                )
+        check_recorded("the layer's recipe", values, cls)
         return cls(**values | {"lengths": tuple(values.get("lengths", ()))})
 
     @property
