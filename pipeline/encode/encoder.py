@@ -8,9 +8,7 @@ nothing of Ray. Torch is imported when an encoder is made, since the driver only
 from __future__ import annotations
 
 import gc
-import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pipeline.encode.attempts import CrashHistory
@@ -20,7 +18,7 @@ from pipeline.encode.shard_attempt import AttemptContext, ShardAttempt
 from pipeline.encode.unit_encoder import UnitEncoder
 from pipeline.encode.unit_report import UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity
-from pipeline.environment import cpu_model, describe_environment, gpu_model, is_same_environment, item_memory_bytes
+from pipeline.environment import cpu_model, describe_environment, gpu_model, item_memory_bytes
 from pipeline.errors import ConfigError
 from pipeline.output.dataset import PATH, read_dataset
 from pipeline.output.edits.edits import Edits, newest_edits
@@ -59,7 +57,7 @@ class ShardEncoder(UnitEncoder):
         self.card = vae.card
         self.decoders = starting.result()
         self.batches = MicroBatchEncoder(vae, settings.recipe)
-        self._numerics = self._fix_numerics()
+        self._numerics = self.fix_numerics(autotune=self.settings.run.autotune)
         self.become_ready(str(self.decoders.confinement))
 
     def close(self) -> None:
@@ -139,14 +137,6 @@ class ShardEncoder(UnitEncoder):
         gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
         return vae
 
-    def _fix_numerics(self) -> ExitStack:
-        """Set PyTorch for exact and repeatable results in this process, until the stack is closed."""
-        from stvae.numerics import exact_numerics
-
-        stack = ExitStack()
-        stack.enter_context(exact_numerics(autotune=self.settings.run.autotune))
-        return stack
-
     def _check_dataset(self) -> dict[str, str]:
         """Check that the output is the driver's. Returns what to note in unit metadata: the environment, if it is not
         the one in which the output was begun."""
@@ -163,6 +153,4 @@ class ShardEncoder(UnitEncoder):
             )
         device = gpu_model() if self.settings.run.encoder_gpus else cpu_model()
         environment = describe_environment(self.settings.run, device)
-        if is_same_environment(dataset.environment, environment):
-            return {}
-        return {"environment": json.dumps(environment, sort_keys=True)}
+        return self.environment_note(dataset.environment, environment)

@@ -6,11 +6,13 @@ Up to ``UNITS_IN_FLIGHT`` threads call ``encode_unit``, so that one unit fills i
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pipeline.encode.attempts import Attempts, CrashHistory, current_node, is_node_alive
@@ -18,6 +20,7 @@ from pipeline.encode.counters import EncoderCounters
 from pipeline.encode.device_queue import Slots
 from pipeline.encode.unit_report import Heartbeat, UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity, Utilization
+from pipeline.environment import is_same_environment
 from pipeline.errors import LatentmillError
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.recipe import Run
@@ -47,6 +50,22 @@ class UnitEncoder(ABC):
         """Begin to count and to measure. The last step of a constructor. ``confinement``: that of its decoders, as text."""
         self.counters = EncoderCounters(f"{self.node[:12] or 'local'}-{os.getpid()}", confinement)
         self.utilization = Utilization()
+
+    @staticmethod
+    def fix_numerics(*, autotune: bool) -> ExitStack:
+        """Set PyTorch for exact and repeatable results in this process, until the stack is closed."""
+        from stvae.numerics import exact_numerics
+
+        stack = ExitStack()
+        stack.enter_context(exact_numerics(autotune=autotune))
+        return stack
+
+    @staticmethod
+    def environment_note(recorded: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+        """Return what unit metadata notes: the encoder's environment, if it is not the one in which the output was begun."""
+        if is_same_environment(recorded, environment):
+            return {}
+        return {"environment": json.dumps(environment, sort_keys=True)}
 
     @abstractmethod
     def close(self) -> None:

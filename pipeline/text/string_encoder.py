@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ from pipeline.encode.device_queue import DeviceQueue
 from pipeline.encode.unit_encoder import UnitEncoder
 from pipeline.encode.unit_report import UnitReport
 from pipeline.encode.utilization import Activity, UnitActivity
-from pipeline.environment import cpu_model, gpu_model, is_same_environment
+from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, Reject
 from pipeline.output.layers.text_layer import NULL_ROW_ID, PATH, TextLayer, read_text_layer, strings_path
 from pipeline.sources.units import Unit
@@ -54,7 +52,7 @@ class StringEncoder(UnitEncoder):
         self.layer = self._check_layer()
         self.encoder = self._load()
         self.queue = DeviceQueue()
-        self._numerics = self._fix_numerics()
+        self._numerics = self.fix_numerics(autotune=self.settings.run.autotune)
         self.become_ready()
 
     def close(self) -> None:
@@ -147,14 +145,6 @@ class StringEncoder(UnitEncoder):
         gc.freeze()  # what was imported is never garbage; a search through it at the end would take a second
         return encoder
 
-    def _fix_numerics(self) -> ExitStack:
-        """Set PyTorch for exact and repeatable results in this process, until the stack is closed."""
-        from stvae.numerics import exact_numerics
-
-        stack = ExitStack()
-        stack.enter_context(exact_numerics(autotune=self.settings.run.autotune))
-        return stack
-
     def _check_layer(self) -> TextLayer:
         """Check that the layer is the driver's, and note the environment if it is not the one in which it was begun."""
         run = self.settings.run
@@ -170,8 +160,7 @@ class StringEncoder(UnitEncoder):
                 "share this path"
             )
         environment = describe_text_environment(run, gpu_model() if run.encoder_gpus else cpu_model())
-        same = is_same_environment(layer.environment, environment)
-        self.notes = {} if same else {"environment": json.dumps(environment, sort_keys=True)}
+        self.notes = self.environment_note(layer.environment, environment)
         return layer
 
 

@@ -66,8 +66,8 @@ class RandomEncoder:
         return [{"t5": EmbeddedArray(values=rows[: text.length], length=text.length)} for text in batch]
 
     def encode_null(self) -> EmbeddedText:
-        """Not called: the null is the embedding of the empty string."""
-        raise NotImplementedError
+        """The embedding of the empty string."""
+        return self.encode(self.tokenize([("",)]), LENGTHS[-1])[0]
 
 
 def write_output(folder: Path, samples: int) -> None:

@@ -95,8 +95,8 @@ class DemoEncoder(DemoRenderer):
         ]
 
     def encode_null(self) -> EmbeddedText:
-        """Not called: the null is the embedding of the empty string."""
-        raise NotImplementedError
+        """The embedding of the empty string."""
+        return self.encode(self.tokenize([("",)]), LENGTHS[0])[0]
 
     def _tokenize(self, text: str) -> TokenizedText:
         content = text.encode("utf-8", "replace")
