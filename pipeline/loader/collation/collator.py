@@ -162,7 +162,8 @@ class Collator:
                 break
         else:
             raise IntegrityError(f"{message} (so are {MAX_REPLACEMENTS} samples that were to replace it)")
-        pending.samples[i], pending.seeds[i], pending.captions[i] = row[0], other.seeds[0], other.captions[0]
+        pending.samples[i], pending.captions[i] = row[0], other.captions[0]
+        pending.seeds[i : i + 1] = other.seeds
         if pending.texts is not None and other.texts is not None:
             pending.texts.chosen[i] = other.texts.chosen[0]
         for name, values in other.rows.items():
@@ -203,7 +204,10 @@ class Collator:
         return cast(Batch, values | {name: tensor.to(self._device) for name, tensor in numbers.items()})
 
     def _seeds(self, pending: PendingBatch, epoch: int) -> list[int]:
-        """Return a seed per sample, from which its posterior sample and its caption follow."""
+        """Return a seed per sample, from which its posterior sample and its caption follow; none if neither is drawn."""
+        options = self._options
+        if options.latent != "sample" and options.captions is None and self._texts is None:
+            return []
         names = zip(pending.rows["id"], self._starts(pending.samples), strict=True)
         return [int(derive_seed(self._options.seed, epoch, name, *([start] if start else []))) for name, start in names]
 

@@ -135,7 +135,7 @@ class PendingBatch:
     tensors: list[PendingTensor] = field(default_factory=list)
     """The tensors that the spans belong to, in the order of the spans. Blanks have none."""
     seeds: list[int] = field(default_factory=list)
-    """A seed per sample, which follows from the options' seed, the epoch and the sample."""
+    """A seed per sample, which follows from the options' seed, the epoch and the sample. Empty if nothing is drawn."""
     captions: list[str | None] = field(default_factory=list)
     """The chosen caption of each sample."""
     texts: PendingTexts | None = None
