@@ -17,6 +17,7 @@ from pipeline.errors import LatentmillError
 from pipeline.executor.all_units import encode_units
 from pipeline.executor.resources.automatic import resolve_resources
 from pipeline.imports.captions import read_captions
+from pipeline.imports.import_format import FileFormat
 from pipeline.imports.importer import UnitImporter
 from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.imports.settings import PACKAGES, ImportOptions, ImportSettings, declared, import_recipe
@@ -53,7 +54,7 @@ def import_latents(
     """
     import_format, card = IMPORT_FORMATS[options.source_format], declared(card)
     source, source_notes = open_source(run.sources[0], import_format)
-    recipe = import_recipe(options, card, form_said(source) if import_format.rows else None)
+    recipe = import_recipe(options, card, None if isinstance(import_format, FileFormat) else form_said(source))
     store = open_output(run.output, single_writer=run.single_writer)
     for note in [*source_notes, *sorted(store.notes)]:
         say(f"note: {note}")

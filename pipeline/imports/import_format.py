@@ -40,8 +40,6 @@ class ImportFormat(ABC):
     """Suffix of the files with samples."""
     dtype: ClassVar[Literal["float16", "float32"]] = "float16"
     """Type to store, unless another one is given: one that holds the source's values."""
-    rows: ClassVar[bool] = False
-    """True if a file has many samples, in rows."""
 
     def choose(self, files: Files) -> SourceFiles:
         """Select the files with samples among all files below the source."""
@@ -54,6 +52,10 @@ class ImportFormat(ABC):
     def holds_samples(self, card: Card) -> bool:
         """Return True if latents of this VAE are samples of the posterior in this format."""
         return False
+
+
+class FileFormat(ImportFormat):
+    """A format with one sample in each file. In the others, a file has many samples, in rows."""
 
     @abstractmethod
     def read(self, content: bytes, name: str) -> ImportedSample:

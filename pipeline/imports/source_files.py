@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, Reject, Rejected, SourceChanged
 from pipeline.imports.formats.fastvideo import count_rows, form_of_file, read_rows
-from pipeline.imports.import_format import ImportFormat
+from pipeline.imports.import_format import FileFormat, ImportFormat
 from pipeline.imports.imported_sample import Form, ImportedSample, text_of
 from pipeline.imports.registry import IMPORT_FORMATS
 from pipeline.recipe import Recipe
@@ -76,7 +76,7 @@ def plan_units(
     details = json.dumps({"format": import_format.name} | ({"captions": captions} if captions else {}))
     make = partial(new_unit, source, generation, details=details, header=source.header)
     units = []
-    if not import_format.rows:
+    if isinstance(import_format, FileFormat):
         for first in range(0, len(new), recipe.unit_clips):
             files = new.slice(first, min(first + recipe.unit_clips, len(new)))
             units.append(make(start=start + first, stop=start + first + len(files), files=files))
@@ -118,12 +118,12 @@ def read_unit(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe)
     SourceChanged if a file is not as planned.
     """
     url = url.rstrip("/") or "/"
-    if import_format.rows:
-        return _read_rows(unit, url, next(iter(unit.files)))
-    return _read_files(unit, url, import_format, recipe)
+    if isinstance(import_format, FileFormat):
+        return _read_files(unit, url, import_format, recipe)
+    return _read_rows(unit, url, next(iter(unit.files)))
 
 
-def _read_files(unit: Unit, url: str, import_format: ImportFormat, recipe: Recipe) -> Generator[ReadItem, None, None]:
+def _read_files(unit: Unit, url: str, import_format: FileFormat, recipe: Recipe) -> Generator[ReadItem, None, None]:
     def read(numbered: tuple[int, File]) -> ReadItem:
         ordinal, file = numbered
         location = f"{url}/{file.path}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pipeline.imports.import_format import ImportFormat, load_dictionary
+from pipeline.imports.import_format import FileFormat, load_dictionary
 from pipeline.imports.imported_sample import (
     Form,
     ImportedSample,
@@ -18,7 +18,7 @@ from pipeline.imports.imported_sample import (
 from stvae.card import Card
 
 
-class AutomodelFormat(ImportFormat):
+class AutomodelFormat(FileFormat):
     """A file ``<W>x<H>/<name>.meta`` per clip, with normalized latents ``[1,C,t,h,w]``, the caption and sizes."""
 
     name: ClassVar[str] = "automodel"

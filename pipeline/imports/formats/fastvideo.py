@@ -42,7 +42,6 @@ class FastVideoFormat(ImportFormat):
     writer: ClassVar[str] = "FastVideo's preprocessing (Parquet)"
     suffix: ClassVar[str] = ".parquet"
     dtype: ClassVar[Literal["float16", "float32"]] = "float32"
-    rows: ClassVar[bool] = True
 
     def form(self, card: Card) -> Form | None:
         """Raw or normalized, by the model; None for models that FastVideo does not train."""
@@ -51,10 +50,6 @@ class FastVideoFormat(ImportFormat):
     def holds_samples(self, card: Card) -> bool:
         """Return True for MiniMax-H3, whose rows are samples with a fixed seed."""
         return card.class_name in SAMPLED
-
-    def read(self, content: bytes, name: str) -> ImportedSample:
-        """Files with rows are read by ``read_rows``."""
-        raise NotImplementedError
 
 
 def count_rows(file: IO[bytes]) -> int:

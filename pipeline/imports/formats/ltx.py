@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pipeline.errors import ConfigError, Rejected
-from pipeline.imports.import_format import ImportFormat, SourceFiles, load_dictionary, select
+from pipeline.imports.import_format import FileFormat, SourceFiles, load_dictionary, select
 from pipeline.imports.imported_sample import Form, ImportedSample, number_of, require_latent, size_of
 from pipeline.sources.file_table import Files
 from stvae.card import Card
@@ -18,7 +18,7 @@ SIZES = ("num_frames", "height", "width")
 """Names of the latent's sizes in a file."""
 
 
-class LtxFormat(ImportFormat):
+class LtxFormat(FileFormat):
     """A file ``latents/<path>.pt`` per clip, with normalized latents ``[C,t,h,w]``, or ``[t*h*w,C]`` from before LTX-2."""
 
     name: ClassVar[str] = "ltx"
