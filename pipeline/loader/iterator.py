@@ -141,6 +141,10 @@ class _ReadAhead:
             future.cancel()
         self._reader.close()
         self._pool.shutdown()
+        while self._pending:
+            _, future = self._pending.popleft()
+            if not future.cancelled() and (error := future.exception()) is not None:
+                error.__traceback__ = None  # its frames hold the error and the samples: a cycle
 
     def _begin(self, count: int) -> None:
         """Start to read up to ``count`` batches."""

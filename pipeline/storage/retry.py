@@ -110,14 +110,20 @@ def retried(call: Callable[[], T], *, also: tuple[type[Exception], ...] = (), lo
         note_tries(_error(state), state.attempt_number, state.seconds_since_start or 0.0)
         return True
 
-    return tenacity.Retrying(
+    retrying = tenacity.Retrying(
         sleep=sleep_through_pause,
         stop=stop,
         wait=pause,
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, also) or is_transient(error)),
         before_sleep=lambda state: note_pause(state, limit_s),
         reraise=True,
-    )(call)
+    )
+    try:
+        return retrying(call)
+    except FileNotFoundError as error:
+        # Often an expected answer. Frames of tenacity and fsspec in its traceback hold the error itself: such a cycle would
+        # keep the variables of all callers, for example a whole dataset, until the next garbage collection.
+        raise error.with_traceback(None) from error.__cause__
 
 
 def _waited_s(state: tenacity.RetryCallState, requested_s: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -9,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import torch
 
 from pipeline.bucket import Bucket
@@ -44,6 +49,15 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Leaves cycles of references as they are, which the garbage collector would free at any time, or much later."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def opened_with_everything(output: Path, **more: object) -> LatentDataset:
     ids = LatentDataset(output).columns["id"]
     joined = pa.table({"id": ids, "score": range(NUMBER)})
@@ -52,7 +66,7 @@ def opened_with_everything(output: Path, **more: object) -> LatentDataset:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_pickles_hold_a_path_and_restore_every_column(
-    output: Path, tmp_path: Path, cached: bool, temporary: Path
+    output: Path, tmp_path: Path, cached: bool, temporary: Path, no_collector: None
 ) -> None:
     data = opened_with_everything(output, cache=tmp_path / "cache" if cached else None)
     dataset = SampleDataset(data, columns=["score"])
@@ -68,6 +82,23 @@ def test_pickles_hold_a_path_and_restore_every_column(
     assert ("caption" in str([pa.ipc.open_file(str(path)).schema for path in folder.glob("*.arrow")])) != cached
     del dataset, data, again
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+@pytest.mark.parametrize("steps", [0, 1, 100])
+def test_a_dropped_dataset_is_freed_with_its_files(
+    output: Path, s3: str, temporary: Path, no_collector: None, place: str, steps: int
+) -> None:
+    """The reads that a loop had begun when it was left fail, and files that may be missing were looked for."""
+    if place == "store":
+        s3fs.S3FileSystem(skip_instance_cache=True).put(str(output), f"{s3}/out", recursive=True)
+    data = LatentDataset(output if place == "disk" else f"{s3}/out")
+    for _ in itertools.islice(data.batches(4), steps):
+        pass
+    pickle.dumps(data)
+    freed = weakref.ref(data)
+    del data
+    assert freed() is None and not list(temporary.iterdir())
 
 
 def test_a_pickle_whose_files_are_gone_opens_the_same_version(output: Path, tmp_path: Path, temporary: Path) -> None:
