@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import fsspec
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
@@ -17,9 +18,11 @@ from pipeline.storage.drivers.clients import DRIVERS
 from pipeline.storage.drivers.errors import without_secrets
 from pipeline.storage.drivers.waits import WAITS
 from pipeline.storage.probe import probe
+from pipeline.storage.range_client import open_ranges
 from pipeline.storage.retry import LONGEST_PAUSE_S, VARIABLE
 from pipeline.storage.store import PARTIAL, Store
 from pipeline.storage.urls import FileFacts, canonical, open_filesystem, scheme_of
+from tests.support.s3_server import s3_bucket
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -228,6 +231,16 @@ def test_clients_of_remote_stores_are_shared_until_their_settings_change(
     assert open_filesystem(f"{s3}/b")[0] is first and path == "bucket/a"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     assert open_filesystem(f"{s3}/a")[0] is not first
+
+
+def test_servers_that_follow_one_another_in_a_process_are_told_apart() -> None:
+    """The address of a store may come from the environment, which a notebook or a test changes."""
+    for content in (b"0", b"1"):
+        with s3_bucket() as url:
+            store = Store(f"{url}/out")
+            assert store.put_new("file", content)
+            assert store.get("file") == open_ranges(store)("file", 0, 1) == content
+            assert fsspec.filesystem("s3").cat("bucket/out/file") == content
 
 
 ARN = "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name"

@@ -17,6 +17,8 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from tests.support.client_settings import client_settings
+
 START_S = 60.0
 """Longest time that a server may take to answer its first request."""
 
@@ -46,16 +48,8 @@ class StoreServer:
     @contextmanager
     def in_environment(self) -> Iterator[StoreServer]:
         """Set the server's variables in this process, and restore the old ones at the end."""
-        before = {name: os.environ.get(name) for name in self.settings}
-        os.environ.update(self.settings)
-        try:
+        with client_settings(self.settings):
             yield self
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
 
 def program(name: str, variable: str, install: str) -> str:
