@@ -60,6 +60,7 @@ def faulty_proxy(target: str, share: float, seed: int) -> Iterator[tuple[str, Fa
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def handle_one_request(self) -> None:
             try:

@@ -40,6 +40,7 @@ class Proxy(BaseHTTPRequestHandler):
     """Passes every request on to ``target``."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body, sent after its headers, would wait 40 ms for an acknowledgement of these
     target = ""
 
     def do_GET(self) -> None:

@@ -41,6 +41,7 @@ HABITS = {
 class Handler(BaseHTTPRequestHandler):
     """Serves files below ``folder``."""
 
+    disable_nagle_algorithm = True
     folder = Path()
     log: Path | None = None
     habits: frozenset[str] = frozenset()
