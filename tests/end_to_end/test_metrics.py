@@ -23,7 +23,7 @@ from tests.support.ray_head import free_port, ray_head
 
 DASHBOARD = json.loads((ROOT / "jobs" / "grafana.json").read_text())
 NUM_VIDEOS = 16
-DEEDS = dict.fromkeys(range(NUM_VIDEOS), "slow") | {3: "nan"}
+DEEDS = dict.fromkeys(range(NUM_VIDEOS), "slow") | {3: "nan", "slow_s": 0.2}
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 """Value by metric, then by tags."""
 

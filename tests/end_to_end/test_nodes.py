@@ -49,7 +49,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(held: Path) -> Iterator[Cluster]:
-    deeds = json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow"))
+    deeds = json.dumps(dict.fromkeys(range(NUM_VIDEOS), "slow") | {"slow_s": 0.2})
     variables = {VARIABLE: deeds, HELD: str(held), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():

@@ -165,9 +165,9 @@ def test_an_output_without_groups_says_so(tmp_path: Path) -> None:
 
 def test_an_export_has_the_group_where_there_are_groups(output: str, tmp_path: Path) -> None:
     where = ["--where", "group = '480p'"]
-    assert export([output, "--to", "parquet", "--output", str(tmp_path / "e"), *where]) == 0
+    assert export([output, "--to", "parquet", "--local", "--output", str(tmp_path / "e"), *where]) == 0
     table = pq.read_table(tmp_path / "e" / "data")
     assert table["group"].to_pylist() == ["480p"] * 80 and np.isfinite(table["latents"][0].as_py()).all()
     write_latents(tmp_path / "plain", [Bucket(1, 32, 32)])
-    assert export([str(tmp_path / "plain"), "--to", "parquet", "--output", str(tmp_path / "p")]) == 0
+    assert export([str(tmp_path / "plain"), "--to", "parquet", "--local", "--output", str(tmp_path / "p")]) == 0
     assert "group" not in pq.read_table(tmp_path / "p" / "data").column_names

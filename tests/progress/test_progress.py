@@ -194,20 +194,27 @@ def test_what_confines_decoders_is_said_once_for_all_machines_where_it_is_the_sa
 def test_a_log_gets_a_line_first_and_last_and_every_ten_seconds_and_a_terminal_one_a_second(
     run: Run, tmp_path: Path, recipe: Recipe, tiny_card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PAINTED", json.dumps(dict.fromkeys(range(12), "slow")))
-    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 1.0)
+    monkeypatch.setenv("PAINTED", json.dumps(dict.fromkeys(range(12), "slow") | {"slow_s": 0.2}))
+    for name in ("LOG_INTERVAL_S", "TERMINAL_INTERVAL_S"):
+        monkeypatch.setattr(progress, name, 0.4)
     log_lines: list[str] = []
+    took_s: list[float] = []
     shown_lines: list[str] = []
     for number in range(12):
         write_video(tmp_path / "videos" / f"{number}.mp4", number)
     for show in (None, shown_lines.append):
         run = dataclasses.replace(run, sources=(str(tmp_path / "videos"),), output=str(tmp_path / f"out{show is None}"))
+        began_s = time.monotonic()
         with painted():
             encode(recipe, run, tiny_card, log_lines.append, show)
+        took_s.append(time.monotonic() - began_s)
     second = next(n for n, line in enumerate(log_lines) if n and "planned" in line)
     plain, terminal = log_lines[:second], log_lines[second:]
-    assert any("1/3 units" in line for line in plain) and "3/3 units" in plain[-1] and 4 <= len(plain) <= 20
-    assert len(shown_lines) >= 4 and all(re.match(r"\d/3 units  \d+ clips? \(", line) for line in shown_lines)
+    assert any("1/3 units" in line for line in plain) and "3/3 units" in plain[-1]
+    assert 4 <= len(plain) <= 4 + took_s[0] / 0.4, "no more than one line in an interval"
+    assert 4 <= len(shown_lines) <= 4 + took_s[1] / 0.4 and all(
+        re.match(r"\d/3 units  \d+ clips? \(", line) for line in shown_lines
+    )
     progress_lines = [line[:9] for line in terminal[1:] if not line.startswith("fetched videos may take")]
     assert progress_lines == ["3/3 units"], "only the last line stays"
 

@@ -3,7 +3,7 @@
 Everything between the two is the product's own code. A "video" is a JSON file with a number and a number of frames.
 The environment variable PAINTED maps numbers to what their clip does to the VAE (``segfault``, ``killed``, ``nan``,
 ``inf``, ``huge``, ``slow``) as JSON, so that Ray's workers see it too; its ``noise`` is added to log-variances. Slow clips
-wait while the file exists that PAINTED_HELD names.
+take its ``slow_s`` (default: half a second), and then wait while the file exists that PAINTED_HELD names.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class PaintedVAE:
 
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.deeds: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+        self.deeds: dict[str, Any] = json.loads(os.environ.get(VARIABLE, "{}"))
 
     def upload(self, pixels: Any) -> Any:
         return pixels
@@ -145,7 +145,7 @@ class PaintedVAE:
         elif deed == "killed":  # as the kernel does when memory runs out
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "slow":
-            time.sleep(0.5)
+            time.sleep(float(self.deeds.get("slow_s", 0.5)))
             while HELD in os.environ and Path(os.environ[HELD]).exists():
                 time.sleep(0.05)
         elif deed in ("nan", "inf", "huge"):
