@@ -20,6 +20,7 @@ from stvae.card import Card, UnknownVAE
 from stvae.checkpoints.bounded_build import build_bounded
 from stvae.classes.convention import Config
 from stvae.classes.decoding import DECODERS
+from stvae.classes.hunyuan_mask import replace_slow_masks
 
 PICTURES_PER_CALL = 8
 """Number of frames that an image VAE takes at once; bounds memory."""
@@ -93,6 +94,8 @@ class Autoencoder(nn.Module):
         self.decode_clip = DECODERS.get(card.class_name)
         if self.convention.tiling == "always":
             model.enable_tiling()
+        if card.class_name == "AutoencoderKLHunyuanVideo15":
+            replace_slow_masks(model)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the model to the precision of its computations, without the parts that always compute in float32."""

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ def load_vae(
     else:
         model.to(dtype=getattr(torch, dtype))
     model = model.to(device=device).eval().requires_grad_(False)
-    use_channels_last(model)
+    arrange_convolutions(model)
     if compiled:
         compile_encoders(model)
     return VAE(card, model, autotune=autotune)
@@ -178,12 +179,27 @@ class VAE:
 def compile_encoders(model: nn.Module) -> None:
     """Run the encoders of a model through torch.compile. Each new shape is compiled when it first comes."""
     for name, module in model.named_modules():
+        _replace_numpy_numbers(module)
         if name.rpartition(".")[2] == "encoder":
             module.compile(dynamic=False)
 
 
-def use_channels_last(model: nn.Module) -> None:
-    """Store the weights of convolutions in channels-last order, which is fastest on CPUs and on GPUs."""
+def _replace_numpy_numbers(module: nn.Module) -> None:
+    """Turn a module's own attributes that are NumPy numbers into Python's. torch.compile fails on a NumPy bool."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, np.generic):
+            setattr(module, name, value.item())
+
+
+def arrange_convolutions(model: Model) -> None:
+    """Store the weights of convolutions in the order that is fastest on the model's device.
+
+    On CPUs that is channels-last. On GPUs it is PyTorch's own order for most models: convolutions are faster with
+    channels-last weights, but group norms then copy every tensor to the other order and back.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if not on_cpu and not (isinstance(model, Autoencoder) and model.convention.channels_last_on_gpus):
+        return
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):

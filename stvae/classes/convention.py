@@ -77,6 +77,8 @@ class Convention:
     """True if it decodes to [B,T,3,H,W]."""
     tiling: Literal["optional", "always", "never"] = "optional"
     """Use of tiles in encoding: ``always`` if its published latents are tiled ones, ``never`` if its tiles are broken."""
+    channels_last_on_gpus: bool = False
+    """True if it was measured to encode faster on GPUs with the weights of its convolutions in channels-last order."""
     float32_modules: tuple[str, ...] = ()
     """Names of submodules that compute in float32 whatever the type of the others is."""
 

@@ -55,6 +55,7 @@ def _kandinsky6_temporal(config: Config) -> int:
 
 
 _WAN = Convention(
+    channels_last_on_gpus=True,
     spatial_stride=wan.spatial_stride,
     temporal_stride=wan.temporal_stride,
     frame_rule=wan.frame_rule,

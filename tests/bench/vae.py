@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stvae import read_card
 from stvae.model import SpatioTemporalVAE
 from stvae.spatial import SCALING_FACTOR
-from stvae.vae import VAE, build_open_sora, use_channels_last
+from stvae.vae import VAE, arrange_convolutions, build_open_sora
 from tests.support.golden import TINY
 
 PUBLISHED = {
@@ -53,7 +53,7 @@ def sides(dtype: torch.dtype) -> tuple[VAE, SpatioTemporalVAE]:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     plain = copy.deepcopy(model)
-    use_channels_last(model)
+    arrange_convolutions(model)
     return VAE(read_card(str(TINY)), model), plain
 
 

@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     sections = arguments.section or SECTIONS
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    if arguments.device == "cpu":
-        _import_torch()
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that looking for a GPU does not start CUDA
+    started_s = time.monotonic()
+    _import_torch()
     rows = []
     for row in _run_all([part for part in PARTS if part.section in sections], arguments.device):
-        print(row, flush=True)
+        print(f"[{time.monotonic() - started_s:4.0f} s] {row}", flush=True)
         rows.append(row)
     table = format_table(rows)
     print(f"\n{table}")

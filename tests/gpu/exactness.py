@@ -1,10 +1,12 @@
 """Section ``exactness``: every VAE in float32 on the device against the CPU, and in bfloat16 within a bound.
 
-float32: the largest difference is at most 1e-4, and the switches for TF32 are off while the VAE computes. bfloat16: the
-error (root mean square of the difference to float32 on the CPU) is at most twice the error that the CPU itself makes in
-bfloat16. Both errors come from rounding to 8 bits after each layer, so they are about equal where the device computes what
-the CPU does, whatever the size of the model's values. Twice leaves room for another order of additions and for rounding at
-other places.
+float32: the largest difference is at most 1e-4, and the switches for TF32 are off while the VAE computes. Random weights
+can make a VAE that magnifies rounding (Mochi here). The bound is then twice what rounding its pixels alone can change.
+
+bfloat16: the error (root mean square of the difference to float32 on the CPU) is at most twice the error that the CPU
+itself makes in bfloat16. Both errors come from rounding to 8 bits after each layer, so they are about equal where the
+device computes what the CPU does, whatever the size of the model's values. Twice leaves room for another order of additions
+and for rounding at other places.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stvae import load_vae
+from stvae.classes.pixels import to_model_range
 from stvae.vae import VAE
 from tests.gpu import tiny
 from tests.gpu.full_size import FULL_SIZE, SMALL, build
@@ -26,6 +29,10 @@ from tests.gpu.report import Report
 from tests.support.golden import GOLDEN, TINY
 
 EXACT = 1e-4
+ROUNDING_FACTOR = 2.0
+"""Factor between what rounding the pixels to float32 can change and the difference that is allowed."""
+ROUNDINGS = 3
+"""Number of times that pixels are rounded at random to measure this."""
 BFLOAT16_FACTOR = 2.0
 MIN_BFLOAT16_ERROR = 1e-3
 """Error in bfloat16 that is never too large, for models whose error on the CPU happens to be tiny."""
@@ -81,9 +88,23 @@ def _check_vae(report: Report, name: str, folder: Path) -> None:
     pixels = tiny.random_clips(size, count=2 if report.on_gpu else 1)
     expected = on_cpu.encode(pixels)
     moments = load_vae(folder, device=report.device, only="encoder").encode(pixels)
-    error = _largest(moments, expected)
-    report.check(f"{name} {_shown(size)} float32", error <= EXACT, f"{error:.1e}, bound {EXACT:.0e}")
+    error, bound = _largest(moments, expected), EXACT
+    if error > bound:
+        bound = max(bound, ROUNDING_FACTOR * _change_by_rounding(folder, pixels))
+    report.check(f"{name} {_shown(size)} float32", error <= bound, f"{error:.1e}, bound {bound:.1e}")
     _check_bfloat16(report, f"{name} {_shown(size)} bfloat16", folder, pixels, expected)
+
+
+def _change_by_rounding(folder: Path, pixels: Tensor) -> float:
+    """Largest change of the moments, in float64, when each pixel changes by about half a unit in float32's last place."""
+    vae = load_vae(folder, dtype="float64", only="encoder")
+    x_BCTHW = to_model_range(pixels, vae.model.convention.pixels).double()  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        expected = vae.model.encode(x_BCTHW)
+        noises = [torch.randn(x_BCTHW.shape, generator=generator, dtype=torch.float64) for _ in range(ROUNDINGS)]
+        changed = [vae.model.encode(x_BCTHW * (1 + 2**-24 * noise)) for noise in noises]
+    return max(float((moments - expected).abs().max()) for moments in changed)
 
 
 def _check_bfloat16(report: Report, subject: str, folder: Path, pixels: Tensor, expected: Tensor) -> None:

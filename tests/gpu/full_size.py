@@ -15,7 +15,7 @@ from stvae.autoencoder import Autoencoder, build_untrained, mean_and_logvar
 from stvae.card import OPEN_SORA_CLASS, Card, open_sora_geometry
 from stvae.model import SpatioTemporalVAE
 from stvae.spatial import SCALING_FACTOR
-from stvae.vae import VAE, build_open_sora, compile_encoders, use_channels_last
+from stvae.vae import VAE, arrange_convolutions, build_open_sora
 
 REFERENCE_FRAMES = 4
 """Number of frames that Open-Sora's own code encodes at once."""
@@ -140,7 +140,7 @@ SMALL = {
 """Small models of the same classes, for a CPU."""
 
 
-def build(model: Model, device: str, dtype: str, *, compiled: bool = False) -> tuple[VAE, PlainLoop]:
+def build(model: Model, device: str, dtype: str) -> tuple[VAE, PlainLoop]:
     """Make a VAE with random weights as ``load_vae`` makes it, without its decoder, and the plain loop of its own code.
 
     The loop has its own copy of the weights, in torch's usual memory layout.
@@ -157,9 +157,7 @@ def build(model: Model, device: str, dtype: str, *, compiled: bool = False) -> t
     config = model.config if model.is_open_sora else conventions.with_defaults(dict(network.config))
     card = _card(model, config)
     ours = network if model.is_open_sora else Autoencoder(network, card, config)
-    use_channels_last(ours)
-    if compiled:
-        compile_encoders(ours)
+    arrange_convolutions(ours)
     return VAE(card, ours), _open_sora_loop(plain, device) if model.is_open_sora else _diffusers_loop(plain, device)
 
 

@@ -40,12 +40,8 @@ MACHINE = Part(section="machine", module="machine", budget_s=60, imports=("torch
 PARTS = [
     Part(section="exactness", module="exactness", budget_s=60, imports=VAES),
     Part(section="same-bytes", module="same_bytes", budget_s=60, imports=VAES),
-    Part(section="memory", module="memory_ladder", budget_s=30, imports=(*VAES, "fsspec")),
+    Part(section="memory", module="memory_ladder", budget_s=20, imports=(*VAES, "fsspec")),
     Part(section="device-fault", module="device_fault", budget_s=30, imports=(*VAES, *STORES, "yarl")),
-    *(
-        Part(section="throughput", module="throughput", arguments=(name, False), budget_s=seconds, imports=VAES)
-        for name, seconds in zip(MODELS, (35, 35, 25, 45), strict=True)
-    ),
     Part(
         section="job",
         module="whole_job",
@@ -54,7 +50,7 @@ PARTS = [
     ),
     Part(section="loader", module="loader_copies", budget_s=30, imports=(*VAES, *STORES)),
     # last, since compiling takes the time that is left
-    *(Part(section="throughput", module="throughput", arguments=(name, True), imports=VAES) for name in MODELS),
+    *(Part(section="throughput", module="throughput", arguments=(name,), imports=VAES) for name in MODELS),
 ]
 """All parts in the order in which they run."""
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))

@@ -1,16 +1,18 @@
 """Processes of their own for parts of sections, and for what a part must not do to itself.
 
-On a CPU they are forked from a process that has imported torch but has not computed yet, which saves the imports. CUDA
-does not survive a fork, so on a GPU each is a new interpreter.
+They are forked from a process that has imported torch, which saves the imports, but has not computed with it: neither
+torch's threads nor CUDA survive a fork. Where an import has already started CUDA, each is a new interpreter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -77,7 +79,7 @@ def run_part(module: str, arguments: tuple[Any, ...], section: str, device: str,
 def call_in_new_process(device: str, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0) -> Ended:
     """Call a function of a module in a new process and wait for it.
 
-    On a CPU, the caller must not have computed with torch, whose threads do not survive a fork.
+    The caller must not have computed with torch.
     """
     context = _context(device)
     receiver, sender = context.Pipe(duplex=False)
@@ -98,8 +100,21 @@ def call_in_new_process(device: str, function: Callable[..., Any], *arguments: A
     return Ended(value, exit_code, error)
 
 
+@functools.cache
 def _context(device: str) -> Any:
-    return multiprocessing.get_context("spawn" if device == "cuda" else "fork")
+    """The way to start processes that can use the device."""
+    fork = multiprocessing.get_context("fork")
+    if device == "cpu" or "torch" not in sys.modules:
+        return fork
+    process = fork.Process(target=_exit_with_bad_fork)
+    process.start()
+    process.join()
+    return multiprocessing.get_context("spawn") if process.exitcode else fork
+
+
+def _exit_with_bad_fork() -> None:
+    """End this process with exit code 1 if it cannot use CUDA because it was forked."""
+    sys.exit(int(sys.modules["torch"].cuda._is_in_bad_fork()))
 
 
 def _work(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -129,3 +130,15 @@ def test_only_encoders_are_compiled(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(type(module).__name__))
     load_vae(TINY if folder == "TINY" else tiny_vaes.save(folder, tmp_path), compiled=True)
     assert len(compiled) == encoders and all("Encoder" in name for name in compiled)
+
+
+def test_a_compiled_model_has_no_numpy_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile fails on the NumPy bool that HunyuanVideo 1.5's blocks have."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
+    folder = tiny_vaes.save("AutoencoderKLHunyuanVideo15", tmp_path)
+    plain, compiled = (load_vae(folder, only="encoder", compiled=on) for on in (False, True))
+    assert _numpy_numbers(plain.model) and not _numpy_numbers(compiled.model)
+
+
+def _numpy_numbers(model: torch.nn.Module) -> list[str]:
+    return [name for module in model.modules() for name, value in vars(module).items() if isinstance(value, np.generic)]

@@ -17,8 +17,8 @@ MAX_CPUS_PER_GPU = 16
 """Largest number of CPUs that ``auto`` gives to an encoder with one GPU.
 
 16 cores decode 1,400 frames per second of 1080p H.264 into 480x848, at the 90 frames per second and core that
-``python -m tests.bench.decode`` measured. An Open-Sora encoder would take 400 on an H100 at 40 % of its peak, so that only
-VAEs that are three times as fast could need more.
+``python -m tests.bench.decode`` measured. An H200 takes 80 with Open-Sora 1.2, and 1,309 with LTX-Video and ``--compile``,
+the fastest of the VAEs that ``python -m tests.gpu`` measures.
 """
 
 
