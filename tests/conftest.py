@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +27,29 @@ from tests.support.s3_server import s3_bucket
 settings.register_profile("untimed", deadline=None)  # no test asserts speed
 settings.load_profile("untimed")
 
-LONGEST = ("tests/end_to_end/", "tests/project/test_demo.py", "tests/stvae/test_vaes.py", "tests/video/")
+# A shell that starts the tests in the background lets them ignore Ctrl-C, which children would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+WAITING = ("tests/end_to_end/", "tests/project/test_demo.py", "tests/executor/test_ray_connection.py")
+"""Files that wait for processes, most of all for Ray, and take longest."""
+LONGEST = ("tests/stvae/test_vaes.py", "tests/video/")
+"""Files that compute for longest."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files that take longest first, so that no process has a long file left when the others are done."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    """Spread the files that wait among those that compute, so that processors are busy while tests wait.
+
+    The longest files start first, and the last file that waits when a quarter of the others is left, so that no process
+    has a long file left when the others are done.
+    """
+    file_of = {item: item.nodeid.partition("::")[0] for item in items}
+    files = list(dict.fromkeys(file_of.values()))
+    waiting = [file for file in files if file.startswith(WAITING)]
+    computing = sorted(set(files) - set(waiting), key=lambda file: (not file.startswith(LONGEST), files.index(file)))
+    place = {file: 0.75 * number / len(waiting) for number, file in enumerate(waiting)}
+    place |= {file: number / len(computing) for number, file in enumerate(computing)}
+    items.sort(key=lambda item: place[file_of[item]])
 
 
 @pytest.fixture(scope="session")
