@@ -2,6 +2,7 @@
 
 LatentmillError
   ConfigError       the command is wrong, or the output was made with another recipe: nothing has started (exit 2)
+    Purged          what is to be read was removed for good (exit 2)
   StoreError        the output's store failed after retries: run the command again (exit 1)
   SourceChanged     a planned source is not what it was when it was planned (exit 1)
   IntegrityError    committed data is not what its metadata says (exit 1)
@@ -34,6 +35,10 @@ class ConfigError(LatentmillError):
     """The arguments cannot be used as they are."""
 
     exit_code = 2
+
+
+class Purged(ConfigError):
+    """A purge has removed what is to be read. Its message names the purge."""
 
 
 class StoreError(LatentmillError):

@@ -8,9 +8,10 @@ from datetime import datetime, timezone
 
 from pipeline.edit.tags import count_samples
 from pipeline.output.edits.edits import Edits, newest_edits, read_edits
-from pipeline.output.edits.version import read_tag, tag_names
-from pipeline.output.index import newest_index, read_index
+from pipeline.output.edits.version import edits_of, read_tag, tag_names
+from pipeline.output.index import Index, PurgedIndex, last_index_number, newest_index, read_index_entry
 from pipeline.output.plan import committed_units, read_plan
+from pipeline.output.purges.record import is_finished, newest_purge, read_proof, read_purge
 from pipeline.progress.formatting import number
 from pipeline.report.history import read_history
 from pipeline.storage.store import Store
@@ -23,6 +24,7 @@ def log_lines(store: Store) -> Iterator[str]:
     yield from _job_lines(store)
     yield from _index_lines(store, edits)
     yield from _edit_lines(store, edits)
+    yield from _purge_lines(store)
     yield from _tag_lines(store)
 
 
@@ -47,11 +49,12 @@ def _job_lines(store: Store) -> Iterator[str]:
 
 
 def _index_lines(store: Store, edits: Edits) -> Iterator[str]:
-    newest = newest_index(store)
-    if newest is None:
-        return
-    for generation in range(newest.generation + 1):
-        index = read_index(store, generation)
+    newest, last = newest_index(store), last_index_number(store)
+    for generation in range(0 if last is None else last + 1):
+        index = read_index_entry(store, generation)
+        if isinstance(index, PurgedIndex):
+            yield f"index  {generation:>4}  {'removed' if index.parts else 'taken'} by purge {index.purge}"
+            continue
         covers = number(index.plan_generations, "generation")
         outcomes = (("sample", index.num_samples), ("skip", index.num_skips), ("reject", index.num_rejects))
         counts = ", ".join(number(count, noun) for noun, count in outcomes)
@@ -71,8 +74,22 @@ def _edit_lines(store: Store, edits: Edits) -> Iterator[str]:
         )
 
 
+def _purge_lines(store: Store) -> Iterator[str]:
+    newest = newest_purge(store)
+    for n in range(0 if newest is None else newest.number + 1):
+        purge = read_purge(store, n)
+        done = "not finished: run purge again"
+        if is_finished(store, purge):
+            proof = read_proof(store, purge)
+            done = f"{number(proof['samples'], 'sample')} in {number(proof['units'], 'unit')}, finished {proof['finished']}"
+        yield f"purge  {n:>4}  {purge.time}  {purge.by}  edits {purge.edits}: {done}"
+
+
 def _tag_lines(store: Store) -> Iterator[str]:
     for name in tag_names(store):
         tag = read_tag(store, name)
         edits = "no edits" if tag.edits is None else f"edits {tag.edits}"
-        yield f"tag    {name}  {tag.time}  {tag.by}  index {tag.index}, {edits}, {number(tag.samples, 'sample')}"
+        entry = read_index_entry(store, tag.index)
+        left = count_samples(store, entry, edits_of(store, tag.version)) if isinstance(entry, Index) else 0
+        lost = f", {tag.samples - left} of them purged" if left < tag.samples else ""
+        yield f"tag    {name}  {tag.time}  {tag.by}  index {tag.index}, {edits}, {number(tag.samples, 'sample')}{lost}"

@@ -15,6 +15,7 @@ from pipeline.edit.request import Request
 from pipeline.edit.selection import Row, select
 from pipeline.errors import ConfigError
 from pipeline.output.edits.edits import MATCHED, SCHEMA, Edits, edits_path, newest_edits
+from pipeline.output.purges.record import newest_purge
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.store import Store
@@ -67,7 +68,7 @@ def remove(store: Store, request: Request) -> Change:
 def undo(store: Store, generation: int | None) -> Change:
     """Record a generation of edits without what an earlier one removed; None for the newest one that still counts.
 
-    ConfigError if nothing of that generation is removed any more.
+    ConfigError if nothing of that generation is removed any more, or if it was purged.
     """
     numbers = newest_edits(store).rows["generation"]
     if generation is None:
@@ -78,6 +79,13 @@ def undo(store: Store, generation: int | None) -> Change:
         known = ", ".join(map(str, sorted(set(numbers.to_pylist())))) or "none"
         raise ConfigError(
             f"generation {generation} removed nothing that is still removed; generations that did: {known}"
+        )
+
+    purge = newest_purge(store)
+    if purge is not None and generation <= purge.edits:
+        raise ConfigError(
+            f"what generation {generation} removed cannot come back: {purge.name} has deleted the data of everything that "
+            f"was removed up to generation {purge.edits}"
         )
 
     def take_back(edits: Edits) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.edit.recording import time_now, user_name
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Purged
 from pipeline.output.edits.edits import Edits, count_removed
 from pipeline.output.edits.version import Tag, edits_of, find_version, read_tag, tag_path
 from pipeline.output.index import Index, read_index
@@ -26,6 +26,11 @@ def make_tag(store: Store, name: str, version: str | None = None) -> Tag:
     samples = count_samples(store, index, edits_of(store, found))
     tag = Tag(index=found.index, edits=found.edits, samples=samples, by=user_name(), time=time_now())
     if store.put_new(path, tag.to_json()):
+        try:
+            read_index(store, found.index)
+        except Purged:  # a purge that began before the tag was there
+            store.delete(path)
+            raise
         return tag
     recorded = read_tag(store, name)
     if (recorded.index, recorded.edits) != (tag.index, tag.edits):

@@ -22,6 +22,7 @@ from pipeline.environment import cpu_model, describe_environment, gpu_model, ite
 from pipeline.errors import ConfigError
 from pipeline.output.dataset import PATH, read_dataset
 from pipeline.output.edits.edits import Edits, newest_edits
+from pipeline.output.purges.unit_purge import settle_committed_unit
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import local_checkpoint, shown_vae
@@ -108,6 +109,8 @@ class ShardEncoder(UnitEncoder):
                 if newer.changes(shard.rows(), edits):
                     return newer
                 outcome = shard.commit(self.store, self.notes)
+                if outcome == "committed":
+                    settle_committed_unit(self.store, unit.name, newer)
             else:
                 outcome = "stopped"
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)

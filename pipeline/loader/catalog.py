@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Purged
 from pipeline.loader.schedule.keys import BucketCodes, Indices, Keys, digest_of
 from pipeline.loader.workers.column_files import large_type, map_columns, one_chunk, write_columns
 from pipeline.output.edits.edits import Edits
-from pipeline.output.edits.version import OutputVersion, edits_of
+from pipeline.output.edits.version import OutputVersion, edits_of, read_tag
 from pipeline.output.index import read_index
+from pipeline.output.purges.record import newest_purge
 from pipeline.storage.local.cache import make_once, warn_of_cache
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -99,11 +101,37 @@ def open_catalog(store: Store, version: OutputVersion, cache: Path | None) -> Ca
 
     The table has removed samples too, because a mapped one is not copied; ``Catalog.kept`` leaves them out.
     """
-    catalog = _apply_edits(_open(store, version, cache), edits_of(store, version))
+    try:
+        catalog = _apply_edits(_open(store, version, cache), edits_of(store, version))
+    except FileNotFoundError as error:
+        raise _purged_while_opened(store, version) or error from error
+    _warn_of_lost_samples(store, version, len(catalog.table if catalog.kept is None else catalog.kept))
     if "group" in catalog.table.column_names:
         return catalog
     table = catalog.table.append_column("group", pa.nulls(len(catalog.table), pa.string()))  # of an earlier program
     return dataclasses.replace(catalog, table=table)
+
+
+def _purged_while_opened(store: Store, version: OutputVersion) -> Exception | None:
+    """The error for files that a purge has deleted since the version was found; None if nothing was purged."""
+    if version.index is not None:
+        read_index(store, version.index)
+    purge = newest_purge(store)
+    return (
+        None if purge is None else Purged(f"{store.url} was changed by {purge.name} while it was opened: open it again")
+    )
+
+
+def _warn_of_lost_samples(store: Store, version: OutputVersion, samples: int) -> None:
+    """Warn if a tag has fewer samples than when it was made."""
+    tag = None if version.tag is None else read_tag(store, version.tag)
+    if tag is not None and samples < tag.samples:
+        purge = newest_purge(store)
+        warnings.warn(
+            f"{tag.samples - samples} of the {tag.samples} samples of the tag '{version.tag}' are missing: they were purged"
+            f"{'' if purge is None else f', last by {purge.name}'}",
+            stacklevel=4,
+        )
 
 
 def _apply_edits(catalog: Catalog, edits: Edits) -> Catalog:

@@ -38,6 +38,7 @@ from pipeline.loader.workers.shared_samples import SampleSource
 from pipeline.output.dataset import require_dataset
 from pipeline.output.edits.version import OutputVersion, find_version
 from pipeline.output.members import LATENT, member_named
+from pipeline.output.purges.deleted_shards import read_shard
 from pipeline.output.serialization import ITEM_BYTES, dequantize, unpack_latent
 from pipeline.recipe import Recipe
 from pipeline.storage.drivers.waits import WAITS
@@ -239,7 +240,7 @@ class LatentDataset:
         arrays: dict[int, npt.NDArray[Any]] = {}
         for shard, numbers in by_shard.items():
             ranges = [(offsets[i], int(np.prod(sizes[i])) * ITEM_BYTES[dtype]) for i in numbers]
-            parts = self.store.read_ranges(shard, ranges)
+            parts = read_shard(self.store, shard, ranges)
             arrays |= {i: unpack_latent(part, dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)}
         return [arrays[i] for i in range(len(shards))]
 

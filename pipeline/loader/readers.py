@@ -10,7 +10,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.loader.range_cache import RangeCache
+from pipeline.output.purges.deleted_shards import purge_error
 from pipeline.storage.concurrency import DaemonPool
 from pipeline.storage.drivers.errors import describe_error
 from pipeline.storage.local.reads import open_to_read, read_into
@@ -35,6 +36,9 @@ MAX_GAP_BYTES = 1 << 20
 """Largest gap between two tensors that one request reads."""
 MAX_REQUEST_BYTES = 16 << 20
 """Largest size of one request."""
+
+Explain = Callable[[str], Exception | None]
+"""Finds the error that says why a shard is gone; None if that is not known."""
 
 Filled = Iterator[None]
 """Yields once for each span of a batch, in their order, when its bytes are in place."""
@@ -66,9 +70,10 @@ class Reader(Protocol):
 
 def open_reader(store: Store, *, mapped: bool, cache: RangeCache | None) -> Reader:
     """Return the reader for the place where the shards are, a local folder or a store."""
+    explain = partial(purge_error, store)
     if store.folder is None:
-        return RemoteReader(store, cache)
-    return MappedReader(store.folder) if mapped else LocalReader(store.folder)
+        return RemoteReader(store, cache, explain)
+    return MappedReader(store.folder, explain) if mapped else LocalReader(store.folder, explain)
 
 
 def begin_one(reader: Reader, spans: list[Span]) -> Filled:
@@ -80,8 +85,9 @@ def begin_one(reader: Reader, spans: list[Span]) -> Filled:
 class _OpenShards:
     """The shards that were used last, open. A shard that is dropped is closed when its last reader is done with it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, explain: Explain) -> None:
         self._folder = folder
+        self._explain = explain
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -90,7 +96,10 @@ class _OpenShards:
             file = self._files.get(shard)
             if file is None:
                 check_inside(shard, self._folder)
-                file = _File(self.path(shard))
+                try:
+                    file = _File(self.path(shard))
+                except StoreError as error:
+                    raise self._explain(shard) or error from error
             self._files[shard] = file
             self._files.move_to_end(shard)
             if len(self._files) > MAX_OPEN_SHARDS:
@@ -137,14 +146,15 @@ class LocalReader:
 
     samples_at_once = 1
 
-    def __init__(self, folder: str) -> None:
-        self._shards = _OpenShards(folder)
+    def __init__(self, folder: str, explain: Explain) -> None:
+        self._explain = explain
+        self._shards = _OpenShards(folder, explain)
 
     def begin(self, batches: Sequence[list[Span]]) -> list[Filled]:
         return [self._fill(spans) for spans in batches]
 
     def close(self) -> None:
-        self._shards = _OpenShards("")
+        self._shards = _OpenShards("", self._explain)
 
     def _fill(self, spans: list[Span]) -> Filled:
         for span in spans:
@@ -193,8 +203,9 @@ class RemoteReader:
 
     samples_at_once = 64
 
-    def __init__(self, store: Store, cache: RangeCache | None) -> None:
+    def __init__(self, store: Store, cache: RangeCache | None, explain: Explain) -> None:
         self._read_range = open_ranges(store)
+        self._explain = explain
         self._cache = cache
         self._pool = DaemonPool(REQUESTS_IN_FLIGHT)
 
@@ -225,7 +236,12 @@ class RemoteReader:
         for pieces in merge_spans(request):
             shard, start = pieces[0].shard, pieces[0].offset
             length = max(piece.offset + len(piece.into) for piece in pieces) - start
-            content = self._read_range(shard, start, length)
+            try:
+                content = self._read_range(shard, start, length)
+            except StoreError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                raise self._explain(shard) or error from error
             for piece in pieces:
                 skipped = piece.offset - start
                 piece.into[:] = content[skipped : skipped + len(piece.into)]

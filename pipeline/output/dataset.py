@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError, refuse_unknown_fields
 from pipeline.output.layers import known_layers as layers
-from pipeline.output.layout.own_files import EDITS
+from pipeline.output.layout.own_files import is_own
 from pipeline.recipe import FORMAT_VERSION, Recipe, Run
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
@@ -21,8 +21,9 @@ from stvae.geometry import Geometry, SizeRule
 
 PATH = "dataset.json"
 FIELDS = ("format_version", "recipe", "vae", "environment")
-LATER_EDITS = re.compile(r"\d{4}.*")
-"""Names in ``edits/`` that only this program writes. Edits change what an output holds, so unknown ones are refused."""
+NUMBERED = re.compile(r"\d{4}.*")
+"""Names in ``edits/`` and ``purges/`` that only this program writes. Both change what an output holds, so unknown ones are
+refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,16 +190,16 @@ def _refuse_unknown_card_fields(values: dict[str, Any]) -> None:
 
 
 def _refuse_unknown_files(store: Store) -> None:
-    """Raise IntegrityError if an output has edits or layers that this program does not understand.
+    """Raise IntegrityError if an output has edits, purges or layers that this program does not understand.
 
     The files of a web server are not listed. The loader reads the newest edits there, and refuses unknown ones.
     """
     names = store.top_level() if store.lists_files else set()
-    edits = store.below("edits").top_level() if "edits" in names else set()
-    for name in sorted(edits):
-        if LATER_EDITS.fullmatch(name) and not EDITS.fullmatch(f"edits/{name}"):
-            raise IntegrityError(
-                f"{store.url} has edits/{name}, which this program does not understand: use a newer Latentmill"
-            )
+    for folder in ("edits", "purges"):
+        for name in sorted(store.below(folder).top_level()) if folder in names else ():
+            if NUMBERED.fullmatch(name) and not is_own(f"{folder}/{name}"):
+                raise IntegrityError(
+                    f"{store.url} has {folder}/{name}, which this program does not understand: use a newer Latentmill"
+                )
     if layers.FOLDER in names:
         layers.refuse_unknown_layers(store)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import Purged
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.layout.own_files import INDEX
 from pipeline.recipe import FORMAT_VERSION
@@ -115,18 +116,51 @@ class Index:
             raise damaged(where, error) from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PurgedIndex:
+    """A record in the place of an index that a purge has removed, so that the numbers of indexes have no gaps."""
+
+    purge: int
+    """Number of the purge."""
+    parts: list[str]
+    """Paths of the files that the index had. None for a number that the purge has only taken, so that no job whose rows
+    are those from before the purge can record an index after it."""
+
+    def to_json(self) -> bytes:
+        """The content of the file at the index's path."""
+        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        return json.dumps(values, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> PurgedIndex:
+        """The record that ``to_json`` wrote. IntegrityError, which begins with ``where``, if it cannot be understood."""
+        values = parse_record(content, where, ["format_version", *(f.name for f in dataclasses.fields(cls))])
+        return cls(purge=int(values["purge"]), parts=list(values["parts"]))
+
+
 def index_path(generation: int) -> str:
     """Path of the JSON file that describes an index."""
     return f"index/{generation:04d}.json"
 
 
 def newest_index(store: Store) -> Index | None:
-    """The newest index, or None while the first job is still running."""
+    """The newest index that was not purged; None while the first job is still running."""
+    number = last_index_number(store)
+    while number is not None and number >= 0:
+        entry = read_index_entry(store, number)
+        if isinstance(entry, Index):
+            return entry
+        number -= 1
+    return None
+
+
+def last_index_number(store: Store) -> int | None:
+    """The highest number that an index, or a purge in its place, has taken; None if there is none."""
     if not store.lists_files:  # numbers have no gaps: a job takes one only after it has read the index before it
         found = newest_numbered(store, index_path, _looks_like_json)
-        return None if found is None else Index.from_json(found[1], f"{store.url}/{index_path(found[0])}")
-    generations = [int(match[1]) for path in store.list_files("index") if (match := INDEX.fullmatch(path))]
-    return read_index(store, max(generations)) if generations else None
+        return None if found is None else found[0]
+    numbers = [int(match[1]) for path in store.list_files("index") if (match := INDEX.fullmatch(path))]
+    return max(numbers, default=None)
 
 
 def _looks_like_json(content: bytes) -> bool:
@@ -134,9 +168,29 @@ def _looks_like_json(content: bytes) -> bool:
 
 
 def read_index(store: Store, generation: int) -> Index:
-    """The index of a generation. FileNotFoundError if there is none."""
+    """The index of a generation. FileNotFoundError if there is none, Purged if a purge has removed it."""
+    entry = read_index_entry(store, generation)
+    if isinstance(entry, PurgedIndex):
+        raise Purged(
+            f"{store.url}/{index_path(generation)} was removed by purge {entry.purge}, because it named samples whose data "
+            "is gone: open the newest version, or a tag"
+        )
+    return entry
+
+
+def read_index_entry(store: Store, generation: int) -> Index | PurgedIndex:
+    """The index of a generation, or the record in its place. FileNotFoundError if there is neither."""
     path = index_path(generation)
-    return Index.from_json(store.get(path), f"{store.url}/{path}")
+    content, where = store.get(path), f"{store.url}/{path}"
+    return PurgedIndex.from_json(content, where) if _is_purged(content) else Index.from_json(content, where)
+
+
+def _is_purged(content: bytes) -> bool:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "purge" in values and "samples" not in values
 
 
 def _added(total: list[float], more: list[float]) -> list[float]:

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError, StoreError
-from pipeline.output.index import Index, OutputTotals, newest_index, read_index
+from pipeline.output.index import Index, OutputTotals, last_index_number, newest_index, read_index_entry
 from pipeline.output.index_parts import OUTCOMES, PartWriter, RowFormat
 from pipeline.output.plan import missing_units
+from pipeline.output.purges.record import newest_purge, unfinished_purge
+from pipeline.output.purges.unit_purge import settle_units
 from pipeline.output.schema import ROW_ORDER
 from pipeline.output.unit_metadata import (
     in_source_order,
@@ -43,15 +45,53 @@ def complete_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
         if store.size(unit_metadata_path(unit.name)) is None:
             raise StoreError(f"unit {unit.name} is not committed; run the same command again")
     index = newest_index(store)
-    return index if index is not None and index.covers(plan) else build_index(store, plan, row_format)
+    if index is not None and index.covers(plan):
+        return index
+    covered = 0 if index is None else index.plan_generations
+    settle_units(store, {unit.name for unit in plan.units if unit.generation >= covered})
+    return build_index(store, plan, row_format)
 
 
 def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
-    """Compact the metadata of all units of the plan; the index that covers the plan.
+    """Compact the metadata of all units of the plan, unless an index covers as much; the index that covers the plan."""
+    number = next_index_number(store)
+    index = newest_index(store)
+    return index if index is not None and index.covers(plan) else compact_index(store, plan, row_format, number)
+
+
+def compact_index(store: Store, plan: Plan, row_format: RowFormat, number: int) -> Index:
+    """Compact the metadata of all units of the plan, and record the index under the next free number; what is recorded.
+
+    ``number``: the next free number before any unit metadata was read. A purge takes a number after it has replaced unit
+    metadata, so no index that names what the purge deletes can get a later number than the purge has. If another job has
+    recorded an index that covers as much under the number, that one is returned. Raises IntegrityError if a committed
+    shard is missing or has another size than its unit's metadata says.
+    """
+    while True:
+        index = dataclasses.replace(_compact(store, plan, row_format), generation=number)
+        if store.put_new(index.path, index.to_json()):
+            failpoint(Failpoint.INDEX_RECORDED)
+            return index
+        recorded = read_index_entry(store, number)
+        if isinstance(recorded, Index) and recorded.plan_generations >= index.plan_generations:
+            is_other = recorded.plan_generations == index.plan_generations and recorded != index
+            if is_other and newest_purge(store) is None:
+                raise IntegrityError(f"{store.url}/{index.path} does not agree with the metadata of the units")
+            return recorded
+        number = max(number + 1, next_index_number(store))
+
+
+def next_index_number(store: Store) -> int:
+    """The number after the highest one that is taken, as far as a listing shows."""
+    last = last_index_number(store)
+    return 0 if last is None else last + 1
+
+
+def _compact(store: Store, plan: Plan, row_format: RowFormat) -> Index:
+    """Write the parts of an index of all units of the plan; the index, whose number is still open.
 
     Unit metadata is read once, in source order, with few rows in memory at a time. The parts stay on local disk until all
-    are complete, since the hash of their content names their folder: equal metadata always gives equal files. Raises
-    IntegrityError if a committed shard is missing or has another size than its unit's metadata says.
+    are complete, since the hash of their content names their folder: equal metadata always gives equal files.
     """
     with contextlib.ExitStack() as stack:
         shards: dict[str, int] = {}
@@ -61,12 +101,9 @@ def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
         _check_shards(store, shards)
         names = "".join(f"{shard}\n" for shard in sorted(shards))
         files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
-        folder = f"index/{_digest(files)}"
-        for name, content in files.items():
-            store.put_new(f"{folder}/{name}", content)
-            failpoint(Failpoint.INDEX_PART_WRITTEN)
+        folder = put_parts(store, files)
     paths = {outcome: [f"{folder}/{name}" for name in files if name.startswith(f"{outcome}-")] for outcome in OUTCOMES}
-    index = Index(
+    return Index(
         generation=0,
         plan_generations=len(plan.columns),
         samples=paths["samples"],
@@ -78,44 +115,38 @@ def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
         num_skips=counts["skips"],
         totals=totals,
     )
-    return _record(store, index)
 
 
-def _record(store: Store, index: Index) -> Index:
-    """Create the index under the next free number; the index that is recorded.
-
-    Each index covers more generations of the plan than the one before: a number is only taken after the index before it
-    was read and found to cover less. If another job has recorded an index that covers as much, that one is returned.
-    Listings may lag behind, so the number of the newest index that they show is only where the search begins.
-    """
-    newest = newest_index(store)
-    number = 0 if newest is None else newest.generation
-    while True:
-        index = dataclasses.replace(index, generation=number)
-        if store.put_new(index.path, index.to_json()):
-            break
-        recorded = read_index(store, number)
-        if recorded.plan_generations >= index.plan_generations:
-            if recorded.plan_generations == index.plan_generations and recorded != index:
-                raise IntegrityError(f"{store.url}/{index.path} does not agree with the metadata of the units")
-            return recorded
-        number += 1
-    failpoint(Failpoint.INDEX_RECORDED)
-    return index
+def put_parts(store: Store, files: dict[str, Path | bytes]) -> str:
+    """Upload the files of an index by name; their folder, whose name is a hash of their content."""
+    folder = f"index/{_digest(files)}"
+    for name, content in files.items():
+        store.put_new(f"{folder}/{name}", content)
+        failpoint(Failpoint.INDEX_PART_WRITTEN)
+    return folder
 
 
 def remove_orphans(store: Store, units: set[str], index: Index) -> None:
-    """Delete tars of attempts that lost, which means that their own unit has committed another tar."""
+    """Delete tars of attempts that lost, which means that their own unit has committed another tar.
+
+    Nothing is deleted while a purge replaces tars: earlier indexes and tags name the old ones until it deletes them itself.
+    """
+    purge = newest_purge(store)
     committed = set(store.get(index.shards).decode().splitlines())
     candidates = [path for path in store.list_files("shards") if path not in committed and unit_of(path) in units]
     newest = newest_unit_metadata(store) if candidates else {}
+    orphans = []
     for path in candidates:
         unit = unit_of(path)
         # read the unit's own metadata, since the index may cover less than the plan
         metadata = read_parquet(store.get(newest.get(unit) or unit_metadata_path(unit)))
         if unit_metadata_facts(metadata).get("shard") != path:
-            store.delete(path)
-            failpoint(Failpoint.ORPHAN_REMOVED)
+            orphans.append(path)
+    if orphans and (unfinished_purge(store) is not None or newest_purge(store) != purge):
+        return
+    for path in orphans:
+        store.delete(path)
+        failpoint(Failpoint.ORPHAN_REMOVED)
 
 
 def write_parts(

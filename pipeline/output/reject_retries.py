@@ -15,6 +15,7 @@ from pipeline.errors import Reject
 from pipeline.output.edits.edits import Edits, newest_edits
 from pipeline.output.index import Index, newest_index
 from pipeline.output.plan import freeze_generation, read_plan
+from pipeline.output.purges.purged_rows import columns_to_look_at, is_purged
 from pipeline.output.schema import REJECT_COLUMNS, reject_names
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.units import Plan, Retry, Unit, unit_name
@@ -48,10 +49,11 @@ def plan_retries(store: Store, plan: Plan, name: str, say: Callable[[str], None]
 
 
 def _rejects(store: Store, index: Index, edits: Edits) -> list[dict[str, Any]]:
-    """The rejects of an index that are not removed."""
-    columns = list(dict.fromkeys(["source", "ordinal", "window", "group", *REJECT_COLUMNS, *edits.columns]))
-    tables = (edits.without_removed(read_parquet(store.get(path), columns)) for path in index.rejects)
-    return [row for table in tables for row in table.append_column("name", reject_names(table)).to_pylist()]
+    """The rejects of an index that are not removed. Those that a purge has left no longer say what they were named by."""
+    names = ["source", "ordinal", "window", "group", *REJECT_COLUMNS, *columns_to_look_at(edits)]
+    tables = (read_parquet(store.get(path), list(dict.fromkeys(names))) for path in index.rejects)
+    left = (edits.without_removed(table.filter(pc.invert(is_purged(table)))) for table in tables)
+    return [row for table in left for row in table.append_column("name", reject_names(table)).to_pylist()]
 
 
 def _items_without_other_rows(store: Store, index: Index, rejects: list[dict[str, Any]]) -> set[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """``metadata/<unit>.<revision>.parquet``: the rows of one unit. The appearance of revision 0 commits the unit.
 
-Readers use the highest revision. This version writes revision 0 only. Importing this module imports neither sources nor
+Readers use the highest revision. Only purges write revisions above 0. Importing this module imports neither sources nor
 video, since the loader uses it.
 """
 

@@ -165,11 +165,16 @@ def summarize(
     for table in _read_tables(store, index.rejects, ["key", "group", *REJECT_COLUMNS, "reject_message"]):
         summary.count_groups(table, "rejects")
         counts.rejects.update(value_counts(reject_names(table)))
-        rows = table.slice(0, MAX_EXAMPLES - len(summary.reject_examples)).to_pylist()
-        summary.reject_examples += [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]
+        summary.reject_examples += example_rejects(table, summary.reject_examples)
     if too_many_rejects(failed_windows(counts), counts.windows, run.max_rejects, final=True):
         summary.exit_code = 3
     return summary
+
+
+def example_rejects(rejects: pa.Table, examples: Sequence[str]) -> list[str]:
+    """Return further examples of rejects, as far as there is room beside the others."""
+    rows = rejects.select(["key", "reject_message"]).slice(0, MAX_EXAMPLES - len(examples)).to_pylist()
+    return [f"{row['key']}: {row['reject_message']}"[:MAX_EXAMPLE_CHARACTERS] for row in rows]
 
 
 def summarize_stopped(store: Store, *, recipe: Recipe, units: int, progress: Progress) -> Summary:

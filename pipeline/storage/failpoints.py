@@ -17,7 +17,10 @@ VARIABLE = "LATENTMILL_KILL_AT"
 
 
 class Failpoint(str, Enum):
-    """Steps in the order in which a job first reaches them. Each is named for what has just become durable."""
+    """Steps in the order in which a job, and after it a purge, first reaches them.
+
+    Each is named for what has just become durable.
+    """
 
     FILE_WRITTEN = "file-written"
     """A file is complete in the scratch folder, but not under its name yet (local outputs only)."""
@@ -46,6 +49,20 @@ class Failpoint(str, Enum):
     """A scratch file of a dead writer is gone."""
     SUMMARY_WRITTEN = "summary-written"
     REPORT_WRITTEN = "report-written"
+    PURGE_RECORDED = "purge-recorded"
+    UNIT_REWRITTEN = "unit-rewritten"
+    """A new revision of a unit's metadata names a tar without the purged samples."""
+    INDEX_NUMBER_TAKEN = "index-number-taken"
+    """No index with rows from before the purge can be recorded any more."""
+    INDEX_PURGED = "index-purged"
+    """An earlier index has no purged rows any more, or is gone."""
+    TEXTS_PURGED = "texts-purged"
+    """A file of a text layer has no texts of purged samples any more."""
+    CHANGES_RECORDED = "changes-recorded"
+    REVISION_REPLACED = "revision-replaced"
+    """An earlier revision of a unit's metadata has the content of the newest."""
+    FILE_DELETED = "file-deleted"
+    PURGE_PROVED = "purge-proved"
 
     def __str__(self) -> str:
         return self.value

@@ -47,6 +47,8 @@ FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
 TEXT_STEPS = (Failpoint.STRINGS_WRITTEN, Failpoint.MAP_WRITTEN)
 """Steps that only text jobs reach."""
+PURGE_STEPS = tuple(Failpoint)[list(Failpoint).index(Failpoint.PURGE_RECORDED) :]
+"""Steps that only purges reach."""
 LOCAL_STEPS = (Failpoint.FILE_WRITTEN, Failpoint.FILE_LINKED, Failpoint.SCRATCH_REMOVED)
 """Steps that only jobs with a local output reach."""
 
@@ -93,7 +95,7 @@ class Scene:
     @property
     def steps(self) -> list[Failpoint]:
         """The steps that jobs of this scene reach."""
-        left_out = (*self.other_steps, *(LOCAL_STEPS if self.outputs is not None else ()))
+        left_out = (*self.other_steps, *PURGE_STEPS, *(LOCAL_STEPS if self.outputs is not None else ()))
         return [step for step in Failpoint if step not in left_out]
 
     def video(self, number: int) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import IntegrityError
 from pipeline.loader.text.layer import TextLayer
 from pipeline.output.layers.text_card import TextArray
+from pipeline.output.purges.deleted_shards import read_shard
 from pipeline.storage.store import Store
 
 
@@ -55,7 +56,7 @@ def read_texts(store: Store, layer: TextLayer, rows: Sequence[int]) -> list[dict
         wanted = [(place, array) for place in places for array in layer.card.arrays]
         ranges = [_range(layer, array, rows[place]) for place, array in wanted]
         shard = layer.shards[code]
-        for (place, array), content in zip(wanted, store.read_ranges(shard, ranges), strict=True):
+        for (place, array), content in zip(wanted, read_shard(store, shard, ranges), strict=True):
             texts[place][array.name] = _array(layer, array, rows[place], content, f"{store.url}/{shard}")
     return texts
 

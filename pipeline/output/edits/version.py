@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.edits.edits import Edits, newest_edits, read_edits
-from pipeline.output.index import index_path, newest_index
+from pipeline.output.index import index_path, newest_index, read_index
 from pipeline.output.layout.own_files import TAG
 from pipeline.output.unit_metadata import newest_unit_metadata
 from pipeline.recipe import FORMAT_VERSION
@@ -64,6 +64,11 @@ class Tag:
     time: str
     """When it was made, in UTC."""
 
+    @property
+    def version(self) -> OutputVersion:
+        """The version that the tag names."""
+        return OutputVersion(index=self.index, edits=self.edits)
+
     def to_json(self) -> bytes:
         """The content of the tag's file."""
         values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
@@ -102,7 +107,7 @@ def find_version(store: Store, wanted: str | None) -> OutputVersion:
         index, edits = int(pinned[1]), None if pinned[2] is None else int(pinned[2])
         return OutputVersion(index=index, edits=edits)
     tag = read_tag(store, wanted)
-    return OutputVersion(index=tag.index, edits=tag.edits, tag=wanted)
+    return dataclasses.replace(tag.version, tag=wanted)
 
 
 def edits_of(store: Store, version: OutputVersion) -> Edits:
@@ -145,8 +150,10 @@ def read_tag(store: Store, name: str) -> Tag:
 def edits_of_tag(store: Store, name: str) -> Edits:
     """The edits of a tag. ConfigError if its index or its edits are gone."""
     version = find_version(store, name)
-    if store.size(index_path(version.index or 0)) is None:
-        raise ConfigError(f"{store.url} has no {index_path(version.index or 0)}, as the tag '{name}' needs")
+    try:
+        read_index(store, version.index or 0)
+    except FileNotFoundError:
+        raise ConfigError(f"{store.url} has no {index_path(version.index or 0)}, as the tag '{name}' needs") from None
     return edits_of(store, version)
 
 

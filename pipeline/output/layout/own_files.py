@@ -21,6 +21,8 @@ EDITS = re.compile(r"edits/(\d{4,})\.parquet")
 """Generation."""
 TAG = re.compile(r"tags/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\.json")
 """Name of the tag."""
+PURGE = re.compile(r"purges/(\d{4,})\.json")
+"""Number of the purge."""
 RUN_PART = re.compile(r"runs/([0-9A-Za-z]+)-\d+\.jsonl")
 """Job."""
 ATTEMPT = re.compile(rf"attempts/({UNIT})/([0-9A-Za-z]+-\d+\.json)")
@@ -34,6 +36,8 @@ OWN_FILES = (
     re.compile(r"index/[0-9a-f]{16}/(?:shards\.txt|(?:samples|rejects|skips)-\d{5,}\.parquet)"),
     EDITS,
     TAG,
+    PURGE,
+    re.compile(r"purges/\d{4,}\.(?:changes|proof)\.json"),
     RUN_PART,
     ATTEMPT,
     re.compile(rf"{re.escape(PARTIAL)}/.+-\d+-[0-9a-f]{{16}}"),
@@ -47,7 +51,10 @@ LAYER_FILES = (
 """Files of a layer, relative to its folder."""
 LAYER = re.compile(r"layers/([a-z0-9][a-z0-9_-]{0,63})(?:/(.*))?")
 """Name of the layer, and path in it."""
-FOLDERS = ("attempts", "edits", "index", "layers", "metadata", "plan", "previews", "runs", "shards", "tags", PARTIAL)
+FOLDERS = (
+    *("attempts", "edits", "index", "layers", "metadata", "plan", "previews", "purges", "runs", "shards", "tags"),
+    PARTIAL,
+)
 OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/[0-9a-f]{{16}}|previews/.*")
 LAYER_FOLDERS = re.compile(
     rf"{OWN_SUBFOLDERS.pattern}|maps(?:/[0-9a-f]{{16}})?|strings|{'|'.join(map(re.escape, FOLDERS))}"
@@ -62,14 +69,15 @@ def stray_files(store: Store) -> list[str]:
     if not store.lists_files:
         return []
     names = store.top_level()
-    strays = [name for name in names if name not in FOLDERS and not _is_own(name)]
+    strays = [name for name in names if name not in FOLDERS and not is_own(name)]
     for folder in sorted(names.intersection(FOLDERS)):
-        strays += [path for path in store.list_files(folder) if not _is_own(path)]
+        strays += [path for path in store.list_files(folder) if not is_own(path)]
         strays += [f"{path}/" for path in _subfolders(store, folder) if not _is_own_folder(path)]
     return sorted(set(strays))
 
 
-def _is_own(path: str) -> bool:
+def is_own(path: str) -> bool:
+    """Tell if a file has the name of one that this program writes."""
     layer = LAYER.fullmatch(path)
     patterns, path = (LAYER_FILES, layer[2] or "") if layer else (OWN_FILES, path)
     return any(pattern.fullmatch(path) for pattern in patterns)
