@@ -1,18 +1,21 @@
-"""Remove samples or items from an output, tag its versions, and print its history. Nothing is encoded or rewritten.
+"""Remove samples or items from an output, delete their data, tag versions, and print the history. Nothing is encoded.
 
     python jobs/edit_dataset.py s3://bucket/latents remove --where "meta_score < 2" --reason "too bad"
     python jobs/edit_dataset.py s3://bucket/latents remove --items takedown.jsonl --reason "ticket 12"
     python jobs/edit_dataset.py s3://bucket/latents undo last
+    python jobs/edit_dataset.py s3://bucket/latents purge --dry-run
     python jobs/edit_dataset.py s3://bucket/latents tag v1
     python jobs/edit_dataset.py s3://bucket/latents log
 
-All readers apply the newest edits when they open the output. The removed bytes stay where they are.
-Exit codes: 0 done, 1 failed (run it again) or something that was named is not there, 2 wrong arguments.
+All readers apply the newest edits when they open the output. The removed bytes stay where they are until a purge, which
+deletes them for good and writes a proof.
+Exit codes: 0 done, 1 failed (run it again) or something that was named is not there, 2 wrong arguments or a tag in the way.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +51,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     _add_remove(commands.add_parser("remove", help="remove samples or items from what readers see"))
     command = commands.add_parser("undo", help="take back what a generation of edits removed")
     command.add_argument("generation", metavar="GENERATION|last", help="number of the generation, as log prints it")
+    _add_purge(commands.add_parser("purge", help="delete the data of everything that is removed"))
     command = commands.add_parser("tag", help="give the newest index and edits a name that never changes")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--version", metavar="VERSION", help="tag another version: a tag, or index=3,edits=1")
@@ -66,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "log":
             terminal.say_lines(log_lines(Store(arguments.output)))
             return 0
+        if arguments.command == "purge":
+            return _purge(arguments, terminal)
         return _change(arguments, open_output(arguments.output, single_writer=arguments.single_writer), terminal)
     except USER_ERRORS as error:
         terminal.say_error(error)
@@ -90,6 +96,40 @@ def _add_remove(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --where or --ids: remove the items of the samples with all their windows, in all groups",
     )
+
+
+def _add_purge(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--despite-tags",
+        action="store_true",
+        help="delete what tags need, too, as the law may demand; the tags then say how many samples they have lost",
+    )
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    command.add_argument("--local", action="store_true", help="do all work in this process, without Ray")
+    command.add_argument(
+        "--ray-address",
+        default=os.environ.get("RAY_ADDRESS") or "local",
+        metavar="ADDRESS",
+        help="Ray cluster to join; local starts one on this machine (default: RAY_ADDRESS, or local)",
+    )
+
+
+def _purge(arguments: argparse.Namespace, terminal: Terminal) -> int:
+    from pipeline.edit.purge.purging import purge, survey
+    from pipeline.edit.purge.summary import PurgeProgress, result_lines, survey_lines
+    from pipeline.edit.purge.work import Place, execute_locally, execute_on_ray
+
+    place = Place(url=arguments.output, single_writer=arguments.single_writer)
+    execute = execute_locally if arguments.local else execute_on_ray(arguments.ray_address)
+    if arguments.dry_run:
+        store = Store(arguments.output)
+        terminal.say_lines(survey_lines(store, survey(store, place, execute)))
+        return 0
+    store = open_output(arguments.output, single_writer=arguments.single_writer)
+    show = PurgeProgress(terminal).show
+    results = purge(store, place, execute, show, despite_tags=arguments.despite_tags)
+    terminal.say_lines(result_lines(store, results))
+    return 0
 
 
 def _change(arguments: argparse.Namespace, store: Store, terminal: Terminal) -> int:

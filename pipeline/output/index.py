@@ -93,6 +93,11 @@ class Index:
         """Path of the JSON file that describes this index."""
         return index_path(self.generation)
 
+    @property
+    def files(self) -> list[str]:
+        """Paths of all files of this index beside its JSON file."""
+        return [*self.samples, *self.rejects, *self.skips, self.shards]
+
     def covers(self, plan: Plan) -> bool:
         """Tell if this index holds every unit of the plan."""
         return self.plan_generations >= len(plan.columns)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError, StoreError
-from pipeline.output.index import Index, OutputTotals, last_index_number, newest_index, read_index_entry
+from pipeline.output.index import Index, OutputTotals, PurgedIndex, last_index_number, newest_index, read_index_entry
 from pipeline.output.index_parts import OUTCOMES, PartWriter, RowFormat
 from pipeline.output.plan import missing_units
 from pipeline.output.purges.record import newest_purge, unfinished_purge
@@ -78,7 +78,18 @@ def compact_index(store: Store, plan: Plan, row_format: RowFormat, number: int) 
             if is_other and newest_purge(store) is None:
                 raise IntegrityError(f"{store.url}/{index.path} does not agree with the metadata of the units")
             return recorded
+        if isinstance(recorded, PurgedIndex):
+            _delete_parts(store, index)
         number = max(number + 1, next_index_number(store))
+
+
+def _delete_parts(store: Store, index: Index) -> None:
+    """Delete the files of an index that could not be recorded: they may have rows that a purge has just taken."""
+    newest = newest_index(store)
+    kept = set() if newest is None else set(newest.files)
+    for path in index.files:
+        if path not in kept:
+            store.delete(path)
 
 
 def next_index_number(store: Store) -> int:

@@ -20,7 +20,7 @@ ADVICE: dict[str, str] = {
     "timeout": f"the file, its storage or the machine is slow: raise --decode-timeout-s, {_RETRY}",
     "forbidden_url": "use a public URL, an object store or a path next to the manifest; "
     "--allow-host, in a new output, permits a private host",
-    "removed": f"edit_dataset.py removed it; to have it again, use its undo, {_RETRY}",
+    "removed": f"edit_dataset.py removed it; to have it again, unless a purge deleted it, use its undo, {_RETRY}",
     "no_path": "fill in the path column of this row in the manifest",
     "bad_range": "correct the start and end of this row, or remove the row, in a new manifest",
     "no_media": "the tar has no video or image under this key: check the program that wrote it",

@@ -17,9 +17,11 @@ from pipeline.encode.utilization import Activity, UnitActivity
 from pipeline.environment import cpu_model, gpu_model
 from pipeline.errors import ConfigError, Reject
 from pipeline.output.layers.text_layer import NULL_ROW_ID, PATH, TextLayer, read_text_layer, strings_path
+from pipeline.output.purges.text_purge import settle_text_unit
 from pipeline.sources.units import Unit
 from pipeline.storage.checkpoint import shown_vae
 from pipeline.storage.parquet import read_parquet
+from pipeline.storage.store import Store
 from pipeline.text.encoder import EmbeddedText, TextEncoder
 from pipeline.text.encoders.opening import load_text_encoder
 from pipeline.text.settings import TextSettings, describe_text_environment
@@ -64,7 +66,8 @@ class StringEncoder(UnitEncoder):
         """Embed the strings of a unit and commit the shard."""
         activities.enter(Activity.FETCH)
         strings = read_parquet(self.store.get(strings_path(unit.name)))
-        ids, texts = strings["text_id"].to_pylist(), [tuple(texts) for texts in strings["texts"].to_pylist()]
+        planned = strings["text_id"].to_pylist()
+        ids, texts = list(planned), [tuple(texts) for texts in strings["texts"].to_pylist()]
         with (
             self.store.scratch() as scratch,
             StringWriter(scratch, unit, self.layer) as shard,
@@ -92,6 +95,8 @@ class StringEncoder(UnitEncoder):
             pipeline.finish()
             activities.enter(Activity.COMMIT)
             outcome = shard.commit(self.store, self.notes)
+            if outcome == "committed":
+                settle_text_unit(Store(self.settings.run.output), self.store, unit.name, planned)
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
     def submit(self, batch: list[PlannedString], activities: UnitActivity) -> Future[dict[str, Embedded | None]]:

@@ -3,7 +3,7 @@
 Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
 a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
 and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store,
-``--text`` the jobs that write text layers, and ``--grown-text`` those that add to one.
+``--text`` the jobs that write text layers, ``--grown-text`` those that add to one, and ``--purge`` purges.
 """
 
 from __future__ import annotations
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--single-writer", action="store_true", help="as for jobs/encode_dataset.py")
     parser.add_argument("--text", action="store_true", help="text jobs, which write a layer")
     parser.add_argument("--grown-text", action="store_true", help="text jobs for an output that has grown")
+    parser.add_argument("--purge", action="store_true", help="purges of an output with tags and a text layer")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
@@ -271,6 +272,10 @@ def main() -> None:
             from tests.end_to_end import crash_text
 
             make_scene = crash_text.GrownTextScene if arguments.grown_text else crash_text.TextScene
+        if arguments.purge:
+            from tests.end_to_end import crash_purge
+
+            make_scene = crash_purge.PurgeScene
         scene = make_scene(Path(folder), arguments.output, arguments.single_writer)
         add_reference(scene)
         kills = 0

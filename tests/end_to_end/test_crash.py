@@ -29,5 +29,9 @@ def test_a_text_job_killed_at_any_step_is_finished_by_the_next_with_the_same_byt
     assert survived == [step for step in Failpoint if step not in (Failpoint.CARD_WRITTEN, *PURGE_STEPS)]
 
 
+def test_a_purge_killed_twice_is_finished_by_the_next_with_the_same_bytes() -> None:
+    assert "2/2 survived" in drill("--purge", "--runs", "2", "--kills", "2")
+
+
 def test_two_kills_in_a_row_at_random_steps_change_nothing_either() -> None:
     assert "3/3 survived" in drill("--runs", "3", "--kills", "2")

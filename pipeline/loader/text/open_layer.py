@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import ConfigError, IntegrityError, Purged
 from pipeline.loader.text.layer import NO_ROW, ArrayPlaces, CaptionForms, TextLayer
 from pipeline.loader.text.shared_layer import LayerFiles
 from pipeline.output.edits.version import OutputVersion, find_newest_version
@@ -18,6 +18,7 @@ from pipeline.output.layers.known_layers import FOLDER, layer_store
 from pipeline.output.layers.text_card import TextArray
 from pipeline.output.layers.text_layer import read_map_part, read_text_layer, read_text_map
 from pipeline.output.layout.own_files import PLAN
+from pipeline.output.purges.record import newest_purge
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 from pipeline.storage.urls import check_inside
@@ -36,14 +37,20 @@ def open_layer(store: Store, name: str, ids: pa.ChunkedArray) -> TextLayer:
             f"{store.url} has no text layer '{name}': make one with jobs/encode_text.py --layer {name}, or give the name of "
             "another"
         ) from None
-    version = find_newest_version(layer)
-    rows = _read_rows(layer, version)
+    try:
+        version = find_newest_version(layer)
+        rows, text_map = _read_rows(layer, version), _read_map(layer, version)
+    except FileNotFoundError as error:
+        purge = newest_purge(store)
+        if purge is None:
+            raise
+        raise Purged(f"{layer.url} was changed by {purge.name} while it was opened: open it again") from error
     text_ids = rows["text_id"].combine_chunks()
     return TextLayer(
         name=name,
         card=dataset.card,
         dtype=dataset.recipe.dtype,
-        captions=_read_captions(_read_map(layer, version), ids, text_ids),
+        captions=_read_captions(text_map, ids, text_ids),
         empty_row=_row_of(dataset.empty_id, text_ids, layer),
         null_row=NO_ROW if dataset.null_id is None else _row_of(dataset.null_id, text_ids, layer),
         places={array.name: _places(rows, array) for array in dataset.card.arrays},

@@ -27,6 +27,8 @@ PATH = "dataset.json"
 FIELDS = ("format_version", "kind", "recipe", "card", "environment", "empty_id", "null_id")
 NULL_ROW_ID = "0" * 20
 """Text id of a null that no string stands for (``Null.kind`` is ``row``)."""
+PURGED_STRINGS = "purged"
+"""Number of strings that purges have dropped from a file of strings, in the metadata of the file."""
 MAP_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

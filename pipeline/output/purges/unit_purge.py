@@ -37,17 +37,18 @@ def purge_unit(store: Store, path: str, edits: Edits, purge: Purge) -> str | Non
     if not pc.any(purged).as_py():
         return None
     arrays = array_prefixes_of(table.schema)
-    facts = {MADE_BY: str(purge.number), REPLACES: _describe_old(content, table.filter(purged), arrays)}
+    facts = {MADE_BY: str(purge.number), REPLACES: describe_old(content, table.filter(purged), arrays)}
     return rewrite_unit(store, path, without_data(table, purged), id="id", arrays=arrays, facts=facts)
 
 
-def _describe_old(content: bytes, purged: pa.Table, arrays: Sequence[str]) -> str:
+def describe_old(content: bytes, purged: pa.Table, arrays: Sequence[str], id: str = "id") -> str:
+    """The value of the fact ``REPLACES`` for unit metadata that loses the data of some rows. id: column that names a row."""
     facts = parquet_metadata(content)
     samples = purged.filter(purged["shard"].is_valid())
-    checksums = samples.select(["id", *(f"{prefix}{CHECKSUM}" for prefix in arrays)]).to_pylist()
+    checksums = samples.select([id, *(f"{prefix}{CHECKSUM}" for prefix in arrays)]).to_pylist()
     values: dict[str, Any] = {name: facts.get(name) for name in ("shard", "sha256", "size_bytes")}
     values |= {"metadata_sha256": hashlib.sha256(content).hexdigest(), "rows": len(purged)}
-    return json.dumps(values | {"samples": {row.pop("id"): list(row.values()) for row in checksums}}, sort_keys=True)
+    return json.dumps(values | {"samples": {row.pop(id): list(row.values()) for row in checksums}}, sort_keys=True)
 
 
 def settle_committed_unit(store: Store, unit: str, known: Edits) -> None:
