@@ -19,6 +19,7 @@ from pipeline.environment import check_device, describe_environment, item_memory
 from pipeline.errors import LatentmillError
 from pipeline.executor.all_units import encode_units
 from pipeline.executor.ray_cluster import device_model
+from pipeline.executor.ray_map import map_tasks_of
 from pipeline.executor.resources.automatic import describe_encoders, resolve_resources
 from pipeline.output.dataset import open_dataset, recorded_environment, resolve_compute_dtype
 from pipeline.output.index import Index
@@ -137,7 +138,7 @@ def _summarize(job: Job, progress: Progress) -> Summary:
     recipe, units = job.settings.recipe, len(job.plan.units)
     if progress.too_many_rejects():
         return summarize_stopped(job.store, recipe=recipe, units=units, progress=progress)
-    index = complete_index(job.store, job.plan, clip_rows(job.plan, job.settings.recipe))
+    index = complete_index(job.store, job.plan, clip_rows(job.plan, recipe), map_tasks_of(job.settings.run))
     problems = [*_describe(job, index), *clean_up(job.store, {unit.name for unit in job.plan.units}, index)]
     summary = summarize(job.store, index, job.settings.run, job.sources, recipe=recipe, units=units, progress=progress)
     summary.notes += [*sorted(job.store.notes), *problems]

@@ -15,6 +15,7 @@ from pipeline.encode.unit_encoder import EncoderMaker
 from pipeline.environment import cpu_model, describe_environment
 from pipeline.errors import LatentmillError
 from pipeline.executor.all_units import encode_units
+from pipeline.executor.ray_map import map_tasks_of
 from pipeline.executor.resources.automatic import resolve_resources
 from pipeline.imports.captions import read_captions
 from pipeline.imports.import_format import FileFormat
@@ -106,7 +107,7 @@ def _summarize(store: Store, settings: ImportSettings, plan: Plan, progress: Pro
     recipe, units = settings.recipe, len(plan.units)
     if progress.too_many_rejects():
         return summarize_stopped(store, recipe=recipe, units=units, progress=progress)
-    index = complete_index(store, plan, clip_rows(plan, recipe))
+    index = complete_index(store, plan, clip_rows(plan, recipe), map_tasks_of(settings.run))
     problems = [*_describe(store, settings, index), *clean_up(store, {unit.name for unit in plan.units}, index)]
     summary = summarize(store, index, settings.run, [], recipe=recipe, units=units, progress=progress)
     summary.notes += [*import_notes(store, index, settings), *sorted(store.notes), *problems]

@@ -20,6 +20,7 @@ from pipeline.environment import check_device
 from pipeline.errors import ConfigError
 from pipeline.executor.all_units import encode_units
 from pipeline.executor.ray_cluster import device_model
+from pipeline.executor.ray_map import map_tasks_of
 from pipeline.executor.resources.automatic import describe_encoders, resolve_resources
 from pipeline.output.dataset import require_listed_dataset
 from pipeline.output.index_builder import complete_index
@@ -35,6 +36,7 @@ from pipeline.progress.text_summary import TextSummary, summarize_text
 from pipeline.progress.work import STRINGS
 from pipeline.report.page import write_page
 from pipeline.sources.units import Plan
+from pipeline.storage.concurrency import MapTasks
 from pipeline.storage.probe import open_output
 from pipeline.storage.store import Store
 from pipeline.text.encoders.opening import open_renderer
@@ -90,7 +92,7 @@ def encode_text(
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    summary = _summarize(store, layer, captions, plan, progress)
+    summary = _summarize(store, layer, captions, plan, progress, map_tasks_of(settings.run))
     summary.save(store)
     write_page(output)
     return summary
@@ -165,7 +167,12 @@ def _layer(recipe: TextRecipe, source: CaptionSource, environment: dict[str, str
 
 
 def _summarize(
-    store: Store, layer: TextLayer, captions: tuple[str, ...], plan: Plan, progress: Progress
+    store: Store,
+    layer: TextLayer,
+    captions: tuple[str, ...],
+    plan: Plan,
+    progress: Progress,
+    map_tasks: MapTasks,
 ) -> TextSummary:
     """Finish the layer and summarize it, or summarize why the job has stopped."""
     summarized = partial(
@@ -178,7 +185,7 @@ def _summarize(
     )
     if progress.too_many_rejects():
         return summarized(statistics=None)
-    index = complete_index(store, plan, text_rows(layer.card))
+    index = complete_index(store, plan, text_rows(layer.card), map_tasks)
     problems = clean_up(store, {unit.name for unit in plan.units}, index)
     summary = summarized(statistics=collect_statistics(store, layer, index, plan.units))
     empty = [name for name in captions if name not in summary.statistics.captions]

@@ -8,7 +8,7 @@ from functools import partial
 from pipeline.encode.attempts import remove_attempts
 from pipeline.errors import LatentmillError
 from pipeline.output.index import Index
-from pipeline.output.index_builder import remove_orphans
+from pipeline.output.ranges.orphans import remove_orphan_parts, remove_orphans
 from pipeline.output.unit_metadata import unit_of
 from pipeline.storage.store import Store
 
@@ -20,6 +20,7 @@ def clean_up(store: Store, units: set[str], index: Index) -> list[str]:
     """
     steps: list[tuple[str, Callable[[], None]]] = [
         ("shards of attempts that lost were not removed", partial(remove_orphans, store, units, index)),
+        ("parts of unfinished indexes were not removed", partial(remove_orphan_parts, store)),
         (
             "unfinished uploads were not looked for, so let a rule of the bucket abort them",
             partial(store.abort_uploads, "shards", lambda path: unit_of(path) in units),

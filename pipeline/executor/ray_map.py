@@ -1,16 +1,29 @@
-"""Work on Ray that needs no encoder: a function over many items, such as the units of an export."""
+"""Work on Ray that needs no encoder: a function over many items, such as the units of an export or ranges of the index."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from pipeline.errors import USER_ERRORS
 from pipeline.executor.node_errors import NodeError, own_process
 from pipeline.executor.ray_connection import join_cluster
+from pipeline.recipe import Run
+from pipeline.storage.concurrency import MapTasks, map_in_process
 from pipeline.visible import make_foreign_text_visible
+
+
+def map_tasks_of(run: Run) -> MapTasks:
+    """How a run maps functions: on its Ray cluster, or in this process. One item is always handled in this process."""
+
+    def map_here_or_on_ray(work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterable[dict[str, Any]]:
+        if run.local or len(items) < 2:
+            return map_in_process(work, items)
+        return map_on_ray(run.ray_address, work, items)
+
+    return map_here_or_on_ray
 
 
 def map_on_ray(

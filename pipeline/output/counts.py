@@ -85,6 +85,12 @@ class Int8Errors:
         """Mean difference."""
         return self.total / self.num_values if self.num_values else 0.0
 
+    def merge(self, other: Int8Errors) -> None:
+        """Add the differences of other clips."""
+        self.largest = max(self.largest, other.largest)
+        self.total += other.total
+        self.num_values += other.num_values
+
     def add(self, rows: pa.Table) -> None:
         """Add rows of unit metadata or of an index. Rows without these errors count nothing."""
         if any(name not in rows.column_names for name in INT8_ERRORS):

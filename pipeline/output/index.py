@@ -29,7 +29,7 @@ UNKNOWN_DEVICE = "unknown"
 
 @dataclass(kw_only=True, slots=True)
 class OutputTotals:
-    """Sums over the facts of any number of units. Sums of floats are float64, added one unit after the other."""
+    """Sums over the facts of any number of units. Sums of floats are float64: of the units of a range, then of ranges."""
 
     num_samples: int = 0
     latent_count: int = 0
@@ -44,6 +44,17 @@ class OutputTotals:
     """Number of units that were made in another environment than that of the job that began the output."""
     samples_elsewhere: dict[str, int] = field(default_factory=dict)
     """Number of samples of these units by the device that their environment names."""
+
+    def merge(self, other: OutputTotals) -> None:
+        """Add the sums over other units."""
+        self.num_samples += other.num_samples
+        self.latent_count += other.latent_count
+        self.latent_sum = _added(self.latent_sum, other.latent_sum)
+        self.latent_sum_of_squares = _added(self.latent_sum_of_squares, other.latent_sum_of_squares)
+        self.size_bytes += other.size_bytes
+        self.other_environments += other.other_environments
+        for device, count in other.samples_elsewhere.items():
+            self.samples_elsewhere[device] = self.samples_elsewhere.get(device, 0) + count
 
     def add(self, facts: Mapping[str, str]) -> None:
         """Add the facts of one more unit, as ``unit_metadata_facts`` returns them."""
@@ -78,6 +89,8 @@ class Index:
     """Number of this index. The highest number is the newest index."""
     plan_generations: int
     """Number of generations of the plan whose units are in this index."""
+    ranges: dict[str, str]
+    """Folder of the parts of each range of units, by the digest of the range; empty for a range without rows."""
     samples: list[str]
     rejects: list[str]
     skips: list[str]
@@ -112,7 +125,15 @@ class Index:
         """The index that ``to_json`` wrote. IntegrityError, which begins with ``where``, if it cannot be understood."""
         values = parse_record(content, where, ["format_version", *(f.name for f in dataclasses.fields(cls))])
         del values["format_version"]
-        lists = [values["samples"], values["rejects"], values["skips"], [values["shards"]]]
+        if not isinstance(values["ranges"], dict):
+            raise damaged(where, "its ranges have no names")
+        lists = [
+            values["samples"],
+            values["rejects"],
+            values["skips"],
+            [values["shards"]],
+            [*values["ranges"].values()],
+        ]
         if not all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in lists):
             raise damaged(where, "its paths are not text")
         try:
@@ -199,4 +220,4 @@ def _is_purged(content: bytes) -> bool:
 
 
 def _added(total: list[float], more: list[float]) -> list[float]:
-    return [a + b for a, b in zip(total, more, strict=True)] if total else more
+    return [a + b for a, b in zip(total, more, strict=True)] if total and more else total or more

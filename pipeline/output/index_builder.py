@@ -1,45 +1,29 @@
-"""Compacts the metadata of all units into the index."""
+"""Compacts the metadata of all units into the index, range by range."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import io
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.output.index import Index, OutputTotals, PurgedIndex, last_index_number, newest_index, read_index_entry
-from pipeline.output.index_parts import OUTCOMES, PartWriter, RowFormat
+from pipeline.output.index_parts import RowFormat
 from pipeline.output.plan import missing_units
-from pipeline.output.purges.record import newest_purge, unfinished_purge
+from pipeline.output.purges.record import newest_purge
 from pipeline.output.purges.unit_purge import settle_units
-from pipeline.output.schema import ROW_ORDER
-from pipeline.output.unit_metadata import (
-    in_source_order,
-    newest_unit_metadata,
-    read_unit_metadata,
-    unit_metadata_facts,
-    unit_metadata_path,
-    unit_of,
-)
-from pipeline.sources.units import Plan, Unit
+from pipeline.output.ranges.build import build_range, put_parts
+from pipeline.output.ranges.cut import IndexRange, cut_into_ranges
+from pipeline.output.ranges.orphans import orphan_parts
+from pipeline.output.ranges.record import RangeRecord, read_records
+from pipeline.output.unit_metadata import newest_revisions, unit_metadata_path
+from pipeline.sources.units import Plan
+from pipeline.storage.concurrency import MapTasks, map_in_process
 from pipeline.storage.failpoints import Failpoint, failpoint
-from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
-from stvae.file_identity import sha256_digest
-
-ROWS_AT_ONCE = 16_384
-"""Number of rows of unit metadata that are sorted into parts together."""
 
 
-def complete_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
+def complete_index(store: Store, plan: Plan, row_format: RowFormat, map_tasks: MapTasks = map_in_process) -> Index:
     """Check that every unit is committed, and build the index if none covers the plan. StoreError if a unit is missing."""
     for unit in missing_units(store, plan):  # listings may lag, so these are looked up one by one
         if store.size(unit_metadata_path(unit.name)) is None:
@@ -49,17 +33,21 @@ def complete_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
         return index
     covered = 0 if index is None else index.plan_generations
     settle_units(store, {unit.name for unit in plan.units if unit.generation >= covered})
-    return build_index(store, plan, row_format)
+    return build_index(store, plan, row_format, map_tasks)
 
 
-def build_index(store: Store, plan: Plan, row_format: RowFormat) -> Index:
+def build_index(store: Store, plan: Plan, row_format: RowFormat, map_tasks: MapTasks = map_in_process) -> Index:
     """Compact the metadata of all units of the plan, unless an index covers as much; the index that covers the plan."""
     number = next_index_number(store)
     index = newest_index(store)
-    return index if index is not None and index.covers(plan) else compact_index(store, plan, row_format, number)
+    if index is not None and index.covers(plan):
+        return index
+    return compact_index(store, plan, row_format, number, map_tasks)
 
 
-def compact_index(store: Store, plan: Plan, row_format: RowFormat, number: int) -> Index:
+def compact_index(
+    store: Store, plan: Plan, row_format: RowFormat, number: int, map_tasks: MapTasks = map_in_process
+) -> Index:
     """Compact the metadata of all units of the plan, and record the index under the next free number; what is recorded.
 
     ``number``: the next free number before any unit metadata was read. A purge takes a number after it has replaced unit
@@ -67,8 +55,10 @@ def compact_index(store: Store, plan: Plan, row_format: RowFormat, number: int) 
     recorded an index that covers as much under the number, that one is returned. Raises IntegrityError if a committed
     shard is missing or has another size than its unit's metadata says.
     """
+    outdated: list[str] = []
     while True:
-        index = dataclasses.replace(_compact(store, plan, row_format), generation=number)
+        index = dataclasses.replace(_compact(store, plan, row_format, map_tasks), generation=number)
+        _delete_outdated(store, outdated, index)
         if store.put_new(index.path, index.to_json()):
             failpoint(Failpoint.INDEX_RECORDED)
             return index
@@ -78,17 +68,19 @@ def compact_index(store: Store, plan: Plan, row_format: RowFormat, number: int) 
             if is_other and newest_purge(store) is None:
                 raise IntegrityError(f"{store.url}/{index.path} does not agree with the metadata of the units")
             return recorded
-        if isinstance(recorded, PurgedIndex):
-            _delete_parts(store, index)
+        outdated = index.files if isinstance(recorded, PurgedIndex) else []
         number = max(number + 1, next_index_number(store))
 
 
-def _delete_parts(store: Store, index: Index) -> None:
-    """Delete the files of an index that could not be recorded: they may have rows that a purge has just taken."""
-    newest = newest_index(store)
-    kept = set() if newest is None else set(newest.files)
-    for path in index.files:
-        if path not in kept:
+def _delete_outdated(store: Store, paths: Sequence[str], index: Index) -> None:
+    """Delete files of an index that could not be recorded: they may have rows that a purge has just taken.
+
+    Those that are also files of the new ``index``, or of any other, stay. What goes is of revisions that the purge has
+    replaced, so no other job needs it for an index that it can still record.
+    """
+    wanted = set(paths) - set(index.files)
+    for path in orphan_parts(store) if wanted else ():
+        if path in wanted:
             store.delete(path)
 
 
@@ -98,121 +90,68 @@ def next_index_number(store: Store) -> int:
     return 0 if last is None else last + 1
 
 
-def _compact(store: Store, plan: Plan, row_format: RowFormat) -> Index:
+def _compact(store: Store, plan: Plan, row_format: RowFormat, map_tasks: MapTasks) -> Index:
     """Write the parts of an index of all units of the plan; the index, whose number is still open.
 
-    Unit metadata is read once, in source order, with few rows in memory at a time. The parts stay on local disk until all
-    are complete, since the hash of their content names their folder: equal metadata always gives equal files.
+    ``map_tasks`` makes the parts of the ranges that no earlier index has made; here only names are joined. The index is
+    the same bytes wherever the tasks run and in whichever order they end.
     """
-    with contextlib.ExitStack() as stack:
-        shards: dict[str, int] = {}
-        totals = OutputTotals()
-        units = _noted(read_unit_metadata(store, in_source_order(plan)), shards, totals)
-        counts, parts = write_parts(units, row_format, lambda: stack.enter_context(store.scratch()))
-        _check_shards(store, shards)
-        names = "".join(f"{shard}\n" for shard in sorted(shards))
-        files: dict[str, Path | bytes] = {**parts, "shards.txt": names.encode()}
-        folder = put_parts(store, files)
-    paths = {outcome: [f"{folder}/{name}" for name in files if name.startswith(f"{outcome}-")] for outcome in OUTCOMES}
+    ranges = cut_into_ranges(plan, newest_revisions(store))
+    records: dict[str, RangeRecord] = {}
+    shards: list[str] = []
+    listed = store.list_files("shards")
+    for record in _records(store, ranges, row_format, map_tasks):
+        _check_shards(store, record.shards, listed)
+        shards += record.shards
+        records[record.units] = dataclasses.replace(record, shards={})  # a million names are kept once
+    names = "".join(f"{shard}\n" for shard in sorted(shards))
+    folder = put_parts(store, {"shards.txt": names.encode()})
+    return _joined([records[each.digest] for each in ranges], len(plan.columns), f"{folder}/shards.txt")
+
+
+def _records(
+    store: Store, ranges: Sequence[IndexRange], row_format: RowFormat, map_tasks: MapTasks
+) -> Iterator[RangeRecord]:
+    """Yield the record of every range, those that exist first, and make the parts of the others."""
+    made = set()
+    for each, record in read_records(store, ranges, row_format):
+        made.add(each.digest)
+        yield record
+    missing = [each for each in ranges if each.digest not in made]
+    yield from map(RangeRecord.from_json, map_tasks(partial(build_range, store, row_format), missing))
+
+
+def _joined(records: Sequence[RangeRecord], plan_generations: int, shards: str) -> Index:
+    """The index of ranges, without its number. Parts of samples are sorted by group and bucket, then by range."""
+    totals = OutputTotals()
+    for record in records:
+        totals.merge(record.totals)
+    parts = [(*part[:3], path) for record in records for part, path in zip(record.parts, record.paths, strict=True)]
+    parts.sort(key=lambda part: part[:3])
+
+    def paths(outcome: str) -> list[str]:
+        return [path for found, _, _, path in parts if found == outcome]
+
+    def num_rows(outcome: str) -> int:
+        return sum(record.num_rows[outcome] for record in records)
+
     return Index(
         generation=0,
-        plan_generations=len(plan.columns),
-        samples=paths["samples"],
-        rejects=paths["rejects"],
-        skips=paths["skips"],
-        shards=f"{folder}/shards.txt",
-        num_samples=counts["samples"],
-        num_rejects=counts["rejects"],
-        num_skips=counts["skips"],
+        plan_generations=plan_generations,
+        ranges={record.units: record.folder for record in records},
+        samples=paths("samples"),
+        rejects=paths("rejects"),
+        skips=paths("skips"),
+        shards=shards,
+        num_samples=num_rows("samples"),
+        num_rejects=num_rows("rejects"),
+        num_skips=num_rows("skips"),
         totals=totals,
     )
 
 
-def put_parts(store: Store, files: dict[str, Path | bytes]) -> str:
-    """Upload the files of an index by name; their folder, whose name is a hash of their content."""
-    folder = f"index/{_digest(files)}"
-    for name, content in files.items():
-        store.put_new(f"{folder}/{name}", content)
-        failpoint(Failpoint.INDEX_PART_WRITTEN)
-    return folder
-
-
-def remove_orphans(store: Store, units: set[str], index: Index) -> None:
-    """Delete tars of attempts that lost, which means that their own unit has committed another tar.
-
-    Nothing is deleted while a purge replaces tars: earlier indexes and tags name the old ones until it deletes them itself.
-    """
-    purge = newest_purge(store)
-    committed = set(store.get(index.shards).decode().splitlines())
-    candidates = [path for path in store.list_files("shards") if path not in committed and unit_of(path) in units]
-    newest = newest_unit_metadata(store) if candidates else {}
-    orphans = []
-    for path in candidates:
-        unit = unit_of(path)
-        # read the unit's own metadata, since the index may cover less than the plan
-        metadata = read_parquet(store.get(newest.get(unit) or unit_metadata_path(unit)))
-        if unit_metadata_facts(metadata).get("shard") != path:
-            orphans.append(path)
-    if orphans and (unfinished_purge(store) is not None or newest_purge(store) != purge):
-        return
-    for path in orphans:
-        store.delete(path)
-        failpoint(Failpoint.ORPHAN_REMOVED)
-
-
-def write_parts(
-    units: Iterable[tuple[Unit, pa.Table]], row_format: RowFormat, new_path: Callable[[], Path]
-) -> tuple[Counter[str], dict[str, Path]]:
-    """Write the parts of an index to local files; the number of rows of each outcome, and the files by name.
-
-    ``units``: units with their metadata in source order, which are consumed one after the other.
-    """
-    writer = PartWriter(row_format, new_path)
-    portion: list[pa.Table] = []
-    for _, same_items in itertools.groupby(units, key=lambda pair: (pair[0].source, pair[0].start)):
-        portion.append(_merged(list(same_items)))
-        if sum(table.num_rows for table in portion) >= ROWS_AT_ONCE:
-            writer.add(_with_all_columns(portion, row_format.schema))
-            portion = []
-    writer.add(_with_all_columns(portion, row_format.schema))
-    return writer.counts, writer.close()
-
-
-def _noted(
-    units: Iterable[tuple[Unit, pa.Table]], shards: dict[str, int], totals: OutputTotals
-) -> Iterator[tuple[Unit, pa.Table]]:
-    """Pass the units on, after adding their facts to ``totals`` and the size in bytes of their shard to ``shards``."""
-    for unit, metadata in units:
-        facts = unit_metadata_facts(metadata)
-        totals.add(facts)
-        if "shard" in facts:
-            shards[facts["shard"]] = int(facts["size_bytes"])
-        yield unit, metadata
-
-
-def _merged(units: list[tuple[Unit, pa.Table]]) -> pa.Table:
-    """Join the rows of units over the same items, earliest unit first, without rejects that a later unit tried again."""
-    if len(units) == 1:
-        return units[0][1].replace_schema_metadata(None)
-    tried_again = pa.array([], pa.string())
-    kept: list[pa.Table] = []
-    for unit, metadata in reversed(units):
-        rows = metadata.replace_schema_metadata(None)
-        kept.append(rows.filter(pc.invert(pc.is_in(rows["id"], tried_again))))
-        if unit.retries:
-            tried_again = pa.concat_arrays([tried_again, rows["id"].combine_chunks()])
-    merged = pa.concat_tables(kept, promote_options="permissive")
-    return merged.sort_by([key for key in ROW_ORDER if key[0] in merged.column_names])
-
-
-def _with_all_columns(tables: list[pa.Table], full_schema: pa.Schema) -> pa.Table:
-    """Join tables; columns that only later generations of the plan have become null in the rows of earlier ones."""
-    return pa.concat_tables([full_schema.empty_table(), *tables], promote_options="permissive").combine_chunks()
-
-
-def _check_shards(store: Store, size_bytes: dict[str, int]) -> None:
-    """Raise IntegrityError unless every shard has the given size."""
-    listed = store.list_files("shards")
+def _check_shards(store: Store, size_bytes: Mapping[str, int], listed: Mapping[str, int]) -> None:
+    """Raise IntegrityError unless every shard has the given size. ``listed``: sizes as a listing shows them."""
     for shard, expected in size_bytes.items():
         found = listed.get(shard)
         if found is None:  # listings may lag behind
@@ -220,12 +159,3 @@ def _check_shards(store: Store, size_bytes: dict[str, int]) -> None:
         if found != expected:
             what = "it is missing" if found is None else f"found {found}"
             raise IntegrityError(f"{store.url}/{shard}: expected {expected} bytes, {what}")
-
-
-def _digest(files: dict[str, Path | bytes]) -> str:
-    """16 hex digits of a hash over the content of the files in the order of their names."""
-    digest = hashlib.sha256()
-    for _, content in sorted(files.items()):
-        with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-            digest.update(sha256_digest(file))
-    return digest.hexdigest()[:16]

@@ -34,6 +34,17 @@ class Portion(NamedTuple):
     rows: pa.Table
 
 
+class Part(NamedTuple):
+    """A complete part on local disk."""
+
+    outcome: str
+    group: str
+    bucket: str
+    name: str
+    """Name of its file in the index."""
+    path: Path
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowFormat:
     """The rows of an output: of clips, or of the strings of a text layer."""
@@ -85,14 +96,14 @@ class PartWriter:
         while sum(series.num_waiting for series in self._series.values()) > ROWS_WAITING:
             max(self._series.values(), key=lambda series: series.num_waiting).flush()
 
-    def close(self) -> dict[str, Path]:
-        """Complete the parts and return them by name, in order; parts of samples by group, then by bucket."""
-        files: dict[str, Path] = {}
+    def close(self) -> list[Part]:
+        """Complete the parts and return them in order; parts of samples by group, then by bucket."""
+        parts: list[Part] = []
         for outcome in OUTCOMES:
-            series = [self._series[key] for key in sorted(self._series) if key[0] == outcome]
-            paths = [path for one in series for path in one.close()]
-            files |= {f"{outcome}-{n:05d}.parquet": path for n, path in enumerate(paths)}
-        return files
+            series = [key for key in sorted(self._series) if key[0] == outcome]
+            paths = [(key, path) for key in series for path in self._series[key].close()]
+            parts += [Part(*key, f"{outcome}-{n:05d}.parquet", path) for n, (key, path) in enumerate(paths)]
+        return parts
 
     def _put(self, portion: Portion) -> None:
         if portion.rows.num_rows:

@@ -25,8 +25,8 @@ def unit_metadata_path(unit_name: str, revision: int = 0) -> str:
     return f"metadata/{unit_name}.{revision}.parquet"
 
 
-def newest_unit_metadata(store: Store) -> dict[str, str]:
-    """Path of the highest revision of each unit's metadata, by name of the unit, sorted; from one listing.
+def newest_revisions(store: Store) -> dict[str, int]:
+    """Highest revision of each unit's metadata, by name of the unit; from one listing.
 
     Listings may lag behind: a unit that is missing here may be committed.
     """
@@ -34,7 +34,12 @@ def newest_unit_metadata(store: Store) -> dict[str, str]:
     for path in store.list_files("metadata"):
         if match := UNIT_METADATA.fullmatch(path):
             revisions[match[1]] = max(revisions.get(match[1], 0), int(match[2]))
-    return {name: unit_metadata_path(name, revisions[name]) for name in sorted(revisions)}
+    return revisions
+
+
+def newest_unit_metadata(store: Store) -> dict[str, str]:
+    """Path of the highest revision of each unit's metadata, by name of the unit, sorted; see ``newest_revisions``."""
+    return {name: unit_metadata_path(name, revision) for name, revision in sorted(newest_revisions(store).items())}
 
 
 def unit_metadata_paths(store: Store, units: Iterable[Unit]) -> list[str]:

@@ -39,6 +39,16 @@ def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator
         pool.close()
 
 
+MapTasks = Callable[[Callable[[Any], dict[str, Any]], Sequence[Any]], Iterable[dict[str, Any]]]
+"""A function that yields ``work(item)`` for every item, in any order. ``work`` and the items can be pickled, the results
+fit into JSON, and ``work`` may be called again for an item, so that the tasks can run on a cluster."""
+
+
+def map_in_process(work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterable[dict[str, Any]]:
+    """Run tasks one after the other in this process, in order. See ``MapTasks``."""
+    return map(work, items)
+
+
 def run_at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
     """Make all calls at the same time, each in a thread of its own; their results in order."""
     barrier = Barrier(len(calls))

@@ -41,6 +41,8 @@ class Failpoint(str, Enum):
     UNIT_COMMITTED = "unit-committed"
     RUN_RECORDED = "run-recorded"
     INDEX_PART_WRITTEN = "index-part-written"
+    INDEX_RANGE_RECORDED = "index-range-recorded"
+    """The parts of a range of units are recorded, so that another index takes them over."""
     INDEX_RECORDED = "index-recorded"
     CARD_WRITTEN = "card-written"
     ORPHAN_REMOVED = "orphan-removed"

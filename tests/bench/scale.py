@@ -38,9 +38,10 @@ from pipeline.executor.ray_cluster import connect_to_ray
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
-from pipeline.output.index_builder import build_index, remove_orphans
+from pipeline.output.index_builder import build_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import freeze_generation, freeze_plan, missing_units, read_plan
+from pipeline.output.ranges.orphans import remove_orphans
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.output.unit_metadata import unit_metadata_path
 from pipeline.output.verify import verify

@@ -27,9 +27,9 @@ def test_every_step_that_fails_is_a_note_and_the_next_ones_run(
     store = Store(str(write_latents(tmp_path / "out", [Bucket(17, 32, 32)] * 2)))
     index = newest_index(store)
     assert index is not None and clean_up(store, {"unit"}, index) == []
-    for name in ("remove_orphans", "remove_attempts"):
+    for name in ("remove_orphans", "remove_orphan_parts", "remove_attempts"):
         monkeypatch.setattr(cleanup, name, fail)
     for name in ("abort_uploads", "sweep"):
         monkeypatch.setattr(Store, name, fail)
     notes = clean_up(store, {"unit"}, index)
-    assert len(notes) == 4 and all(note.endswith(str(error)) for note in notes)
+    assert len(notes) == 5 and all(note.endswith(str(error)) for note in notes)

@@ -150,11 +150,13 @@ class Scene:
             yield Path(copy)
 
     def litter(self, output: str) -> None:
-        """Files that earlier killed jobs may have left: a tar that lost, a record of an attempt, a half-written file."""
+        """Files that earlier killed jobs may have left: tar, attempt, parts of an index, a half-written file."""
         unit = next(name for name in self.reference if name.startswith("metadata/")).split("/")[1][: -len(".0.parquet")]
         output = f"{output}/{self.written}".rstrip("/")
         store = Store(output, single_writer=self.single_writer)
-        for path in (f"shards/{unit}-0badc0de.tar", f"attempts/{unit}/deadbeef-0.json"):
+        paths = [f"shards/{unit}-0badc0de.tar", f"attempts/{unit}/deadbeef-0.json"]
+        paths += ["index/0badc0de0badc0de/samples-00000.parquet", "index/ranges/0badc0de0badc0de-0badc0de.json"]
+        for path in paths:
             store.put_new(path, b"litter")
         if self.outputs is None:
             partial = Path(output, ".partial", f"{socket.gethostname()}-999999999-{secrets.token_hex(8)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -14,12 +15,12 @@ import pytest
 
 from pipeline.bucket import Bucket
 from pipeline.errors import ConfigError
-from pipeline.output import index_builder
 from pipeline.output import index_parts as parts
 from pipeline.output.index import Index
 from pipeline.output.index_builder import build_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import read_plan
+from pipeline.output.ranges import build
 from pipeline.output.verify import verify
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
@@ -45,7 +46,7 @@ POOLS: list[pa.MemoryPool] = []
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits so low that a few rows exceed them."""
     monkeypatch.setattr(parallel, "REQUESTS", 2)
-    monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2 * ITEMS)
+    monkeypatch.setattr(build, "ROWS_AT_ONCE", 2 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_WAITING", 5 * ITEMS)
     monkeypatch.setattr(parts, "ROWS_PER_PART", 50)
 
@@ -119,7 +120,7 @@ def test_an_index_is_the_same_bytes_however_unit_metadata_arrives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = indexed(tmp_path, 12)
-    (tmp_path / "index" / "0000.json").unlink()
+    shutil.rmtree(tmp_path / "index")
     monkeypatch.setattr(parallel, "REQUESTS", 1)
     assert index_of(Store(str(tmp_path))) == index
 

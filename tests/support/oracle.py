@@ -133,8 +133,12 @@ def _check_index(output: Path, rows: list[dict[str, Any]], shards: set[str]) -> 
         assert len(part) == index[f"num_{name}"]
         found += part
     assert len(found) == len(rows), "the index has a row twice, or lacks one"
-    for name, columns in (("samples", ("group", "bucket", *ORDER)), ("rejects", ORDER), ("skips", ORDER)):
-        part = [row for path in index[name] for row in pq.read_table(output / path).to_pylist()]
-        order = [tuple("" if row[column] is None else row[column] for column in columns) for row in part]
-        assert order == sorted(order), f"{name} are not in order"
+    for name in ("samples", "rejects", "skips"):
+        tables = [pq.read_table(output / path).to_pylist() for path in index[name]]
+        for part in tables:
+            order = [tuple("" if row[column] is None else row[column] for column in ORDER) for row in part]
+            assert order == sorted(order), f"{name} of a part are not in order"
+        if name == "samples":
+            series = [{(row["group"] or "", row["bucket"]) for row in part} for part in tables]
+            assert all(len(one) == 1 for one in series) and series == sorted(series, key=min)
     assert {row["id"]: row for row in found} == {row["id"]: row | dict.fromkeys(found[0], None) | row for row in rows}

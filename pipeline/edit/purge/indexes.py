@@ -27,11 +27,12 @@ from pipeline.output.index import (
     newest_index,
     read_index_entry,
 )
-from pipeline.output.index_builder import compact_index, next_index_number, put_parts
+from pipeline.output.index_builder import compact_index, next_index_number
 from pipeline.output.index_parts import OUTCOMES, clip_rows
 from pipeline.output.plan import read_plan
 from pipeline.output.purges.purged_rows import columns_to_look_at, has_purgeable_data
 from pipeline.output.purges.record import Purge
+from pipeline.output.ranges.build import put_parts
 from pipeline.output.unit_metadata import (
     in_source_order,
     read_unit_metadata,

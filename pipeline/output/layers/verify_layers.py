@@ -27,16 +27,19 @@ from pipeline.output.layers.text_rows import ID, text_rows
 from pipeline.output.plan import generation_facts, read_plan
 from pipeline.output.verify import Verdict, check_committed
 from pipeline.sources.units import Plan
+from pipeline.storage.concurrency import MapTasks, map_in_process
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
 
 Ids = npt.NDArray[np.bytes_]
 
 
-def verify_layers(output: Store, verdict: Verdict, say: Callable[[str], None]) -> None:
+def verify_layers(
+    output: Store, verdict: Verdict, say: Callable[[str], None], map_tasks: MapTasks = map_in_process
+) -> None:
     """Read everything that the layers of an output have committed, and add what was found to ``verdict``."""
     for name in layer_names(output):
-        found = verify_text_layer(layer_store(output, name), partial(_say_of_layer, say, name))
+        found = verify_text_layer(layer_store(output, name), partial(_say_of_layer, say, name), map_tasks)
         verdict.units += found.units
         verdict.shards += found.shards
         verdict.strings += found.samples
@@ -48,11 +51,11 @@ def _say_of_layer(say: Callable[[str], None], name: str, line: str) -> None:
     say(f"layer {name}: {line}")
 
 
-def verify_text_layer(store: Store, say: Callable[[str], None]) -> Verdict:
+def verify_text_layer(store: Store, say: Callable[[str], None], map_tasks: MapTasks = map_in_process) -> Verdict:
     """Read everything that a text layer has committed and compare it with what was recorded. ``store``: the layer's."""
     verdict = Verdict()
     layer, plan = read_text_layer(store), read_plan(store)
-    check_committed(store, plan, text_rows(layer.card), verdict, say)
+    check_committed(store, plan, text_rows(layer.card), verdict, say, map_tasks)
     _check_recipe(store, layer, verdict)
     planned = _check_strings(store, plan, verdict)
     for generation in range(len(plan.columns)):

@@ -17,7 +17,7 @@ INT8_NOTE = (
     "Latents are int8: multiply `latent.npy` by `latent_scale.npy` of the same sample. The loader does so itself."
 )
 MAX_BYTES = 4 << 20
-"""Size beyond which a file is not a card of ours. A path in a card has 50 bytes, and stands for a million rows."""
+"""Size beyond which a file is not a card of ours. A pattern in a card has 50 bytes, and stands for the parts of a range."""
 
 
 def write_card(store: Store, recipe: Recipe, index: Index) -> str | None:
@@ -47,7 +47,8 @@ def render_card(recipe: Recipe, index: Index) -> bytes:
     for name, (paths, _) in tables.items():
         if paths:
             lines += [f"- config_name: {name}", *(["  default: true"] if name == "samples" else [])]
-            lines += ["  data_files:", "  - split: train", "    path:", *(f'    - "{path}"' for path in paths)]
+            patterns = dict.fromkeys(f"{path.rpartition('/')[0]}/{name}-*.parquet" for path in paths)
+            lines += ["  data_files:", "  - split: train", "    path:", *(f'    - "{pattern}"' for pattern in patterns)]
     if not any(paths for paths, _ in tables.values()):
         lines[-1] = "configs: []"
     counts = ", ".join(f"{name} {count:,}" for name, (_, count) in tables.items())

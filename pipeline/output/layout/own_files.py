@@ -17,6 +17,9 @@ SHARD = re.compile(rf"shards/({UNIT})-[0-9a-f]{{8}}\.tar")
 """Unit."""
 INDEX = re.compile(r"index/(\d+)\.json")
 """Generation."""
+INDEX_PART = re.compile(r"index/[0-9a-f]{16}/(?:shards\.txt|(?:samples|rejects|skips)-\d{5,}\.parquet)")
+INDEX_RANGE = re.compile(r"index/ranges/([0-9a-f]{16})-[0-9a-f]{8}\.json")
+"""Digest of the units."""
 EDITS = re.compile(r"edits/(\d{4,})\.parquet")
 """Generation."""
 TAG = re.compile(r"tags/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\.json")
@@ -33,7 +36,8 @@ OWN_FILES = (
     UNIT_METADATA,
     SHARD,
     INDEX,
-    re.compile(r"index/[0-9a-f]{16}/(?:shards\.txt|(?:samples|rejects|skips)-\d{5,}\.parquet)"),
+    INDEX_PART,
+    INDEX_RANGE,
     EDITS,
     TAG,
     PURGE,
@@ -55,7 +59,7 @@ FOLDERS = (
     *("attempts", "edits", "index", "layers", "metadata", "plan", "previews", "purges", "runs", "shards", "tags"),
     PARTIAL,
 )
-OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/[0-9a-f]{{16}}|previews/.*")
+OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/(?:[0-9a-f]{{16}}|ranges)|previews/.*")
 LAYER_FOLDERS = re.compile(
     rf"{OWN_SUBFOLDERS.pattern}|maps(?:/[0-9a-f]{{16}})?|strings|{'|'.join(map(re.escape, FOLDERS))}"
 )

@@ -1,0 +1,76 @@
+"""Removes what no part of a finished output names any more: tars of attempts that lost, and parts of unfinished indexes."""
+
+from __future__ import annotations
+
+from pipeline.output.index import Index, newest_index, read_index_entry
+from pipeline.output.layout.own_files import INDEX, INDEX_PART, INDEX_RANGE
+from pipeline.output.plan import plan_path
+from pipeline.output.purges.record import newest_purge, unfinished_purge
+from pipeline.output.unit_metadata import (
+    newest_unit_metadata,
+    unit_metadata_facts,
+    unit_metadata_path,
+    unit_of,
+)
+from pipeline.storage.failpoints import Failpoint, failpoint
+from pipeline.storage.parquet import read_parquet
+from pipeline.storage.store import Store
+
+
+def remove_orphans(store: Store, units: set[str], index: Index) -> None:
+    """Delete tars of attempts that lost, which means that their own unit has committed another tar.
+
+    Nothing is deleted while a purge replaces tars: earlier indexes and tags name the old ones until it deletes them itself.
+    """
+    purge = newest_purge(store)
+    committed = set(store.get(index.shards).decode().splitlines())
+    candidates = [path for path in store.list_files("shards") if path not in committed and unit_of(path) in units]
+    newest = newest_unit_metadata(store) if candidates else {}
+    orphans = []
+    for path in candidates:
+        unit = unit_of(path)
+        # read the unit's own metadata, since the index may cover less than the plan
+        metadata = read_parquet(store.get(newest.get(unit) or unit_metadata_path(unit)))
+        if unit_metadata_facts(metadata).get("shard") != path:
+            orphans.append(path)
+    if orphans and (unfinished_purge(store) is not None or newest_purge(store) != purge):
+        return
+    for path in orphans:
+        store.delete(path)
+        failpoint(Failpoint.ORPHAN_REMOVED)
+
+
+def remove_orphan_parts(store: Store) -> None:
+    """Delete parts that killed jobs have made and that no index names.
+
+    Nothing is deleted while the newest index lacks a generation of the plan, or while a purge runs: the parts may then be
+    those of the next index. The order matters: files that are made after the listing are spared, and older ones belong to a
+    state of the output that the newest index has left behind.
+    """
+    purge = newest_purge(store)
+    orphans = orphan_parts(store)
+    newest = newest_index(store) if orphans else None
+    if newest is None or store.size(plan_path(newest.plan_generations)) is not None:
+        return
+    if unfinished_purge(store) is not None or newest_purge(store) != purge:
+        return
+    for path in orphans:
+        store.delete(path)
+        failpoint(Failpoint.ORPHAN_REMOVED)
+    store.remove_empty("index")
+
+
+def orphan_parts(store: Store) -> list[str]:
+    """Paths of parts of indexes, and of records of ranges, that no index of any number names; records come first.
+
+    A tag names an index by its number, so it keeps all that it needs.
+    """
+    listed = store.list_files("index")
+    live: set[str] = set()
+    for path in listed:
+        if match := INDEX.fullmatch(path):
+            entry = read_index_entry(store, int(match[1]))
+            if isinstance(entry, Index):
+                live |= {*entry.ranges, *entry.samples, *entry.rejects, *entry.skips, entry.shards}
+    records = [path for path in listed if (match := INDEX_RANGE.fullmatch(path)) and match[1] not in live]
+    return [*records, *(path for path in listed if INDEX_PART.fullmatch(path) and path not in live)]
