@@ -111,6 +111,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
         target=arguments.to,
         options=options,
         output=arguments.output or "",
+        version=data.version.name,
         single_writer=arguments.single_writer,
     )
     if arguments.dry_run:

@@ -2,6 +2,7 @@
 
     python jobs/verify_dataset.py s3://bucket/latents
     python jobs/verify_dataset.py s3://bucket/latents --sample 20 --vae /models/opensora-vae-v1.2
+    ray job submit --working-dir . -- python jobs/verify_dataset.py s3://bucket/latents   # on all machines of a cluster
 
 Exit codes: 0 intact, 1 problems (listed here and in verify.json in the output), 2 wrong arguments.
 """
@@ -9,6 +10,7 @@ Exit codes: 0 intact, 1 problems (listed here and in verify.json in the output),
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
+from pipeline.executor.ray_map import map_tasks_at
 from pipeline.output.dataset import require_listed_dataset
 from pipeline.output.edits.verify_edits import verify_edits
 from pipeline.output.layers.verify_layers import verify_layers
@@ -58,6 +61,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cpus", type=int, default=available_cpus(), help="threads and decoder processes (default: all)"
     )
+    parser.add_argument("--local", action="store_true", help="check in this process, even if RAY_ADDRESS is set")
+    parser.add_argument(
+        "--ray-address",
+        default=os.environ.get("RAY_ADDRESS") or None,
+        metavar="ADDRESS",
+        help="Ray cluster whose CPUs check shards and index; local starts one on this machine (default: RAY_ADDRESS, or "
+        "this process without Ray)",
+    )
     return parser.parse_args(argv)
 
 
@@ -70,9 +81,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError("--sample encodes samples again, which needs --vae")
         store = Store(arguments.output)
         require_listed_dataset(store)
-        verdict = verify(store, say=terminal.say)
+        map_tasks = map_tasks_at(None if arguments.local else arguments.ray_address)
+        verdict = verify(store, terminal.say, map_tasks)
         verify_edits(store, verdict)
-        verify_layers(store, verdict, say=terminal.say)
+        verify_layers(store, verdict, terminal.say, map_tasks)
         if arguments.sample:
             _compare_samples(arguments, verdict, terminal)
         verdict.save(store)

@@ -16,12 +16,17 @@ from pipeline.visible import make_foreign_text_visible
 
 
 def map_tasks_of(run: Run) -> MapTasks:
-    """How a run maps functions: on its Ray cluster, or in this process. One item is always handled in this process."""
+    """The function that runs tasks where the encoders of a run are."""
+    return map_tasks_at(None if run.local else run.ray_address)
+
+
+def map_tasks_at(address: str | None) -> MapTasks:
+    """The function that runs tasks on the Ray cluster at an address, or in this process (None). A single task stays here."""
 
     def map_here_or_on_ray(work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterable[dict[str, Any]]:
-        if run.local or len(items) < 2:
+        if address is None or len(items) < 2:
             return map_in_process(work, items)
-        return map_on_ray(run.ray_address, work, items)
+        return map_on_ray(address, work, items)
 
     return map_here_or_on_ray
 

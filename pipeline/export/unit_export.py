@@ -47,6 +47,8 @@ class ExportSettings:
     target: str
     options: ExportOptions
     output: str
+    version: str | None = None
+    """Version of the output that was opened first, which numbers the samples; None for an output without an index."""
     single_writer: bool = False
 
 
@@ -84,8 +86,10 @@ class UnitExporter:
     def of(cls, settings: ExportSettings, data: LatentDataset | None = None) -> UnitExporter:
         """Open the export, and the output unless ``data`` has it open already, since its index takes memory."""
         if data is None:
-            data = open_samples(settings.dataset, settings.options)
-        if data.samples.digest != settings.samples:
+            options = dataclasses.replace(settings.options, version=settings.version or settings.options.version)
+            data = open_samples(settings.dataset, options)
+        # an index may have other numbers for the same samples than the unit metadata before it
+        if data.samples.digest != settings.samples or data.version.name != settings.version:
             raise IntegrityError(
                 f"{settings.dataset} has grown since this export was begun; run the same command again"
             )

@@ -19,17 +19,18 @@ import pytest
 from jobs.edit_dataset import main as edit_dataset
 from jobs.export_dataset import main
 from pipeline.bucket import Bucket
-from pipeline.errors import ConfigError
-from pipeline.export.exporter import UNFINISHED, export_dataset, export_locally
+from pipeline.errors import ConfigError, IntegrityError
+from pipeline.export.exporter import UNFINISHED, export_dataset, export_locally, rows_by_unit
 from pipeline.export.options import ExportOptions
 from pipeline.export.sample import ExportedSample
 from pipeline.export.target import ExportTarget, Parts
 from pipeline.export.targets import registry
 from pipeline.export.targets.registry import find_target
-from pipeline.export.unit_export import ExportSettings
+from pipeline.export.unit_export import ExportSettings, UnitExporter
 from pipeline.loader import LatentDataset
 from pipeline.storage.failpoints import VARIABLE
 from pipeline.storage.store import Store
+from tests.support.captioned_set import Captions, add_unit, finish
 from tests.support.latent_set import write_latents
 from tests.support.paths import ROOT
 
@@ -115,6 +116,40 @@ def test_tasks_on_ray_write_the_same_files(output: str, whole: dict[str, bytes],
     assert files(tmp_path) == whole
 
 
+def settings_of(output: str, folder: Path) -> ExportSettings:
+    data = LatentDataset(output)
+    return ExportSettings(
+        dataset=output,
+        samples=data.samples.digest,
+        target="parquet",
+        options=ExportOptions(),
+        output=str(folder),
+        version=data.version.name,
+    )
+
+
+def test_tasks_that_begin_after_the_output_has_grown_export_the_version_before(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    add_unit(output, [Captions("one"), Captions("two")])
+    finish(output)
+    settings = settings_of(str(output), tmp_path / "export")
+    units = rows_by_unit(LatentDataset(str(output)))
+    add_unit(output, [Captions("three")])
+    finish(output)
+    assert [outcome.samples for outcome in export_locally(settings, units)] == [2]
+
+
+def test_an_index_that_appears_during_an_export_stops_it(tmp_path: Path) -> None:
+    """The index may have the same samples in another order than the metadata of the units."""
+    output = tmp_path / "out"
+    add_unit(output, [Captions("one"), Captions("two")])
+    settings = settings_of(str(output), tmp_path / "export")
+    assert UnitExporter.of(settings).data.version.name is None
+    finish(output)
+    with pytest.raises(IntegrityError, match="has grown since this export was begun"):
+        UnitExporter.of(settings)
+
+
 def test_another_export_in_the_same_place_is_refused(
     output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +185,12 @@ def test_a_target_is_added_as_the_page_says(output: str, tmp_path: Path, monkeyp
     monkeypatch.setitem(registry.TARGETS, NumpyTarget.name, NumpyTarget)
     data = LatentDataset(output)
     settings = ExportSettings(
-        dataset=output, samples=data.samples.digest, target="npz", options=ExportOptions(), output=str(tmp_path)
+        dataset=output,
+        samples=data.samples.digest,
+        target="npz",
+        options=ExportOptions(),
+        output=str(tmp_path),
+        version=data.version.name,
     )
     store = Store(str(tmp_path))
     summary = export_dataset(data, find_target("npz"), settings, store, export_locally, lambda summary, units: None)

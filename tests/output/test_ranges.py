@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.verify_dataset import main as verify_dataset
 from pipeline.executor.ray_map import map_on_ray
 from pipeline.loader import LatentDataset
 from pipeline.output.index import Index, newest_index
@@ -273,6 +274,25 @@ def test_parts_that_no_index_names_are_removed(output: Path) -> None:
     remove_orphan_parts(store)
     assert orphan_parts(store) == [] and before.items() < tree(output).items(), "earlier indexes keep their parts"
     assert not (output / left[0]).parent.exists()
+
+
+def test_tasks_on_ray_find_the_same_damage(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = index_of(output)
+    monkeypatch.setattr("pipeline.output.verify.UNITS_PER_TASK", 2)
+    shards = sorted((output / "shards").iterdir())
+    for shard in (shards[1], shards[5]):
+        shard.write_bytes(shard.read_bytes()[:-1])
+    (output / index.samples[2]).unlink()
+    found = []
+    for flags in (["--local"], ["--ray-address", "local"]):
+        assert verify_dataset([str(output), *flags]) == 1
+        found.append((output / "verify.json").read_bytes())
+    assert found[0] == found[1]
+    assert "7 units, 7 shards, 21 samples" in capsys.readouterr().out
+    problems = [path for path, _ in json.loads(found[0])["problems"]]
+    assert problems[:2] == [f"shards/{shards[1].name}"] * 2 and index.samples[2] in problems
 
 
 def test_an_index_that_lags_behind_the_plan_is_a_problem(output: Path) -> None:
