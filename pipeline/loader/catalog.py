@@ -29,6 +29,7 @@ from pipeline.output.edits.edits import Edits
 from pipeline.output.edits.version import OutputVersion, edits_of, read_tag
 from pipeline.output.index import read_index
 from pipeline.output.purges.record import newest_purge
+from pipeline.storage.concurrency import LARGE_REQUESTS, map_concurrently
 from pipeline.storage.local.cache import make_once, warn_of_cache
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.store import Store
@@ -161,7 +162,8 @@ def _open(store: Store, version: OutputVersion, cache: Path | None) -> Catalog:
 
 
 def _in_memory(store: Store, paths: list[str]) -> Catalog:
-    tables = [read_parquet(store.get(path)).replace_schema_metadata(None) for path in paths]
+    contents = map_concurrently(store.get, paths, LARGE_REQUESTS)
+    tables = [read_parquet(content).replace_schema_metadata(None) for content in contents]
     table = pa.concat_tables(tables, promote_options="default")
     table = table.filter(pc.field("shard").is_valid())
     _check_shards(table["shard"], store)
@@ -182,8 +184,8 @@ def _write(folder: Path, store: Store, parts: list[str]) -> None:
     """Write the cache's folder: an Arrow file per column, and ``catalog.json``."""
     part_folder = folder / "parts"
     part_folder.mkdir(parents=True)
-    for n, part in enumerate(parts):
-        (part_folder / f"{n:05d}.parquet").write_bytes(store.get(part))
+    for n, content in enumerate(map_concurrently(store.get, parts, LARGE_REQUESTS)):
+        (part_folder / f"{n:06d}.parquet").write_bytes(content)
     files = [
         pq.ParquetFile(str(path), memory_map=True, page_checksum_verification=True)
         for path in sorted(part_folder.iterdir())

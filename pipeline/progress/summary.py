@@ -26,6 +26,7 @@ from pipeline.progress.progress import Progress
 from pipeline.progress.reject_limit import failed_windows, too_many_rejects
 from pipeline.recipe import Recipe, Run
 from pipeline.sources.units import Source
+from pipeline.storage.concurrency import LARGE_REQUESTS, map_concurrently
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, value_counts
 from pipeline.storage.store import Store
@@ -217,4 +218,4 @@ def _some_metadata(store: Store, index: Index) -> list[dict[str, Any]]:
 
 
 def _read_tables(store: Store, parts: list[str], names: list[str]) -> Iterator[pa.Table]:
-    return (read_parquet(store.get(part), names) for part in parts)
+    return (read_parquet(content, names) for content in map_concurrently(store.get, parts, LARGE_REQUESTS))

@@ -17,21 +17,26 @@ from pipeline.storage.retry import abandoned_when
 REQUESTS = 32
 """Number of requests at a time. A store that takes 30 ms for one then answers a thousand a second."""
 
+LARGE_REQUESTS = 4
+"""Number of requests at a time for files of some megabytes, such as parts of an index."""
+
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-def map_concurrently(call: Callable[[A], T], arguments: Iterable[A]) -> Iterator[T]:
+def map_concurrently(call: Callable[[A], T], arguments: Iterable[A], at_once: int | None = None) -> Iterator[T]:
     """Yield the results of ``call`` in the order of the arguments. An error is raised when its result is due.
 
-    Holds at most ``2 * REQUESTS`` results, and takes arguments as it needs them.
+    Makes ``at_once`` calls at a time, by default ``REQUESTS``. Holds at most twice as many results, and takes arguments as
+    it needs them.
     """
-    pool = DaemonPool(REQUESTS)
+    at_once = at_once or REQUESTS
+    pool = DaemonPool(at_once)
     ahead: deque[Future[T]] = deque()
     try:
         for argument in arguments:
             ahead.append(pool.submit(partial(call, argument)))
-            if len(ahead) > 2 * REQUESTS:
+            if len(ahead) > 2 * at_once:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.errors import IntegrityError, Reject
 from pipeline.output.layout.own_files import EDITS
 from pipeline.recipe import FORMAT_VERSION
+from pipeline.storage.concurrency import LARGE_REQUESTS, map_concurrently
 from pipeline.storage.named_files import newest_numbered
 from pipeline.storage.parquet import parquet_batches, parquet_metadata, read_parquet
 from pipeline.storage.store import Store
@@ -174,7 +175,8 @@ def count_removed(store: Store, parts: Sequence[str], edits: Edits) -> int:
     """Number of rows in parts of an index that are removed."""
     if not len(edits.rows):
         return 0
-    tables = (rows for path in parts for rows in parquet_batches(store.get(path), edits.columns, ROWS_AT_ONCE))
+    contents = map_concurrently(store.get, parts, LARGE_REQUESTS)
+    tables = (rows for content in contents for rows in parquet_batches(content, edits.columns, ROWS_AT_ONCE))
     return sum(pc.sum(edits.is_removed(rows)).as_py() or 0 for rows in tables)
 
 
