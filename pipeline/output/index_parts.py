@@ -52,6 +52,8 @@ class RowFormat:
     schema: pa.Schema
     split: Callable[[pa.Table], Iterator[Portion]]
     """Sorts rows by outcome, group and bucket. Every row is in one portion; empty ones may be left out."""
+    split_by: tuple[str, ...] = ("shard",)
+    """Columns that ``split`` looks at."""
     id: str = "id"
     """Column that identifies a row."""
     key: str = "key"
@@ -63,7 +65,12 @@ class RowFormat:
 def clip_rows(plan: Plan, recipe: Recipe) -> RowFormat:
     """The rows of clips, with the user columns of every generation of the plan."""
     columns = pa.unify_schemas([pa.schema([]), *plan.columns], promote_options="permissive")
-    return RowFormat(schema=schema(recipe, columns), split=_split_clips, arrays=array_prefixes(recipe))
+    return RowFormat(
+        schema=schema(recipe, columns),
+        split=_split_clips,
+        split_by=("shard", "skip_reason", "group", "bucket"),
+        arrays=array_prefixes(recipe),
+    )
 
 
 def _split_clips(rows: pa.Table) -> Iterator[Portion]:

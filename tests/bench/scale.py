@@ -3,7 +3,8 @@
 Outputs are made up: unit metadata, plan and tars are written by the product's own code, but every unit is a copy of the
 first under names, ids and captions of its own, and no video is ever opened. Each phase runs in a process of its own, so
 that its peak of resident memory is its own; figures are printed for each size, so that what grows faster than the size
-shows.
+shows. Phases on Ray have a cluster of one or two CPUs on this machine. Their seconds begin when it runs, and their memory
+and processor seconds are those of the driver alone.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from pipeline.encode.unit_report import Heartbeats, UnitReport
 from pipeline.errors import Reject
 from pipeline.executor import ray_data as ray_module
 from pipeline.executor.ray_cluster import connect_to_ray
+from pipeline.executor.ray_map import map_on_ray
 from pipeline.executor.tasks import in_order, unpack
 from pipeline.output.dataset import open_dataset
 from pipeline.output.index import newest_index
-from pipeline.output.index_builder import build_index
+from pipeline.output.index_builder import complete_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.plan import freeze_generation, freeze_plan, missing_units, read_plan
 from pipeline.output.ranges.orphans import remove_orphans
@@ -53,6 +55,7 @@ from pipeline.sources import folder as folder_module
 from pipeline.sources.discovery import find_sources
 from pipeline.sources.item import Item
 from pipeline.sources.units import Unit, unit_name
+from pipeline.storage.concurrency import MapTasks, map_in_process
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
 from pipeline.video.outcomes import RejectedWindow
@@ -89,18 +92,35 @@ def run_of(folder: Path, **changes: Any) -> Run:
     return Run(output=str(folder), vae=str(TINY), sources=(), max_rejects=1.0, **changes)
 
 
-def unit_of(number: int, unit_items: int) -> Unit:
+def unit_of(number: int, unit_items: int, generation: int = 0) -> Unit:
     start = number * unit_items
     return Unit(
-        name=unit_name("clips", SOURCE, start, start + unit_items, 0),
+        name=unit_name("clips", SOURCE, start, start + unit_items, generation),
         source=SOURCE,
         format="manifest",
-        generation=0,
+        generation=generation,
         start=start,
         stop=start + unit_items,
         size=10**9,
         etag="0123456789abcdef0123456789abcdef",
     )
+
+
+def grow_output(folder: Path, items: int, units: int) -> None:
+    """Add a tenth of the units in a generation of their own, unless that was done before."""
+    store, unit_items = Store(str(folder)), items // units
+    if len(read_plan(store).columns) > 1:
+        return
+    numbers = range(units, units + units // 10)
+    freeze_generation(store, [unit_of(n, unit_items, 1) for n in numbers], COLUMNS, 1)
+    with ProcessPoolExecutor() as pool:
+        parts = [range(start, min(start + 1000, numbers.stop)) for start in range(numbers.start, numbers.stop, 1000)]
+        list(pool.map(partial(_copy_unit, folder, unit_items, generation=1), parts))
+
+
+def remove_index(folder: Path, items: int, units: int) -> None:
+    """Let the next phase make the whole index."""
+    shutil.rmtree(folder / "index", ignore_errors=True)
 
 
 def make_output(folder: Path, items: int, units: int) -> None:
@@ -129,7 +149,7 @@ def make_output(folder: Path, items: int, units: int) -> None:
         list(pool.map(partial(_copy_unit, folder, unit_items), parts))
 
 
-def _copy_unit(folder: Path, unit_items: int, numbers: range) -> None:
+def _copy_unit(folder: Path, unit_items: int, numbers: range, generation: int = 0) -> None:
     store = Store(str(folder))
     first = unit_of(0, unit_items).name
     table = read_parquet(store.get(unit_metadata_path(first)))
@@ -143,7 +163,7 @@ def _copy_unit(folder: Path, unit_items: int, numbers: range) -> None:
     for number in numbers:
         if number == 0:
             continue
-        unit = unit_of(number, unit_items)
+        unit = unit_of(number, unit_items, generation)
         generator = random.Random(number)
         shard = f"shards/{unit.name}{suffix}"
         ordinals = range(unit.start, unit.start + unit_items)
@@ -201,12 +221,12 @@ def resume(folder: Path, items: int, units: int) -> None:
     assert not missing_units(store, read_plan(store))
 
 
-def finish(folder: Path, items: int, units: int) -> None:
+def finish(folder: Path, items: int, units: int, map_tasks: MapTasks = map_in_process) -> None:
     store = Store(str(folder))
     plan = read_plan(store)
-    index = build_index(store, plan, clip_rows(plan, recipe_of(items // units)))
+    index = complete_index(store, plan, clip_rows(plan, recipe_of(items // units)), map_tasks)
     remove_orphans(store, {unit.name for unit in plan.units}, index)
-    assert index.num_samples + index.num_skips + index.num_rejects == items
+    assert index.num_samples + index.num_skips + index.num_rejects == len(plan.units) * (items // units)
 
 
 def summary(folder: Path, items: int, units: int) -> None:
@@ -222,9 +242,28 @@ def summary(folder: Path, items: int, units: int) -> None:
     )
 
 
-def verification(folder: Path, items: int, units: int) -> None:
-    verdict = verify(Store(str(folder)), lambda line: None)
+def verification(folder: Path, items: int, units: int, map_tasks: MapTasks = map_in_process) -> None:
+    verdict = verify(Store(str(folder)), lambda line: None, map_tasks)
     assert not verdict.problems, verdict.problems[:3]
+
+
+def on_ray(phase: Callable[..., None], folder: Path, items: int, units: int, workers: int) -> dict[str, float]:
+    """Run a phase with a cluster of some CPUs, each of which has a worker."""
+    import ray
+
+    ray.init(address="local", num_cpus=workers, include_dashboard=False)
+    list(map_on_ray("local", _nothing, range(2 * workers)))  # starts the workers, and imports what the driver needs
+    memory_kib, started_s, cpu_s = _status_kib("VmRSS"), time.perf_counter(), time.process_time()
+    phase(folder, items, units, partial(map_on_ray, "local"))
+    return {
+        "seconds": time.perf_counter() - started_s,
+        "cpu_s": time.process_time() - cpu_s,
+        "MB": (_status_kib("VmHWM") - memory_kib) / 1024,
+    }
+
+
+def _nothing(item: int) -> dict[str, Any]:
+    return {}
 
 
 def hand_over(folder: Path, items: int, units: int) -> dict[str, float]:
@@ -265,9 +304,22 @@ PHASES: dict[str, Callable[..., Any]] = {
     "hand over to Ray": hand_over,
     "resume": resume,
     "finish": finish,
+    "finish, 1 worker on Ray": partial(on_ray, finish, workers=1),
+    "finish, 2 workers on Ray": partial(on_ray, finish, workers=2),
     "summarize": summary,
     "verify": verification,
+    "verify, 1 worker on Ray": partial(on_ray, verification, workers=1),
+    "verify, 2 workers on Ray": partial(on_ray, verification, workers=2),
+    "finish, grown by a tenth": finish,
 }
+
+PREPARATIONS: dict[str, Callable[[Path, int, int], None]] = {
+    "finish": remove_index,
+    "finish, 1 worker on Ray": remove_index,
+    "finish, 2 workers on Ray": remove_index,
+    "finish, grown by a tenth": grow_output,
+}
+"""Work before a phase that is not measured."""
 
 
 def make_sources(folder: Path, items: int, units: int) -> None:
@@ -322,6 +374,7 @@ def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
         print(f"made in {time.perf_counter() - started_s:.0f} s")
     print(f"\n{items} items in {units} units: seconds, of processors, these per million items, MB at the peak")
     for phase in phases:
+        PREPARATIONS.get(phase, lambda *_: None)(folder, items, units)
         command = [sys.executable, "-m", "tests.bench.scale", "--phase", phase, "--folder", str(folder)]
         sizes = ["--items", str(items), "--units", str(units)]
         done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False)

@@ -72,7 +72,7 @@ def _check_unit(store: Store, row_format: RowFormat, path: str, metadata: pa.Tab
     result.int8_errors.add(metadata)
     facts = unit_metadata_facts(metadata)
     counts: Counter[str] = Counter()
-    for portion in row_format.split(metadata):
+    for portion in row_format.split(metadata.select([n for n in row_format.split_by if n in metadata.column_names])):
         counts[f"num_{portion.outcome}"] += portion.rows.num_rows
     for name in ("num_samples", "num_skips", "num_rejects"):
         if int(facts[name]) != counts[name]:
@@ -97,11 +97,11 @@ class _Tensor:
 
 def _stored_tensors(metadata: pa.Table, row_format: RowFormat) -> list[_Tensor]:
     """Every tensor of a unit's rows, those of one array after the other."""
-    stored = metadata.filter(metadata["shard"].is_valid())
+    is_stored = metadata["shard"].is_valid()
     tensors: list[_Tensor] = []
     for prefix in row_format.arrays:
         place = [f"{prefix}{name}" for name in ("tensor_offset", "tensor_nbytes", CHECKSUM)]
-        columns = (stored[name].to_pylist() for name in (row_format.id, row_format.key, *place))
+        columns = (metadata[name].filter(is_stored).to_pylist() for name in (row_format.id, row_format.key, *place))
         tensors += [_Tensor(*values) for values in zip(*columns, strict=True)]
     return tensors
 
