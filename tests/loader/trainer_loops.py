@@ -1,7 +1,8 @@
 """Training loops of other libraries over our batches, one process per rank. Each rank records what it trained on.
 
-``python -m torch.distributed.run --nproc-per-node 2 -m tests.loader.trainer_loops lightning LATENTS RECORDS`` writes
-``RECORDS/<name>-<rank>.json``: a list with the epoch, the ids and the shape of the latents of each step.
+``python -m torch.distributed.run --nproc-per-node 2 -m tests.loader.trainer_loops FOLDER lightning ddp`` runs these loops
+one after the other over ``FOLDER/out``, and writes ``FOLDER/<loop>/<name>-<rank>.json``: a list with the epoch, the ids and
+the shape of the latents of each step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader
@@ -40,10 +42,8 @@ class Records:
 
 
 def train_bare_ddp(data: LatentDataset, records: Path) -> None:
-    """Step a model under DistributedDataParallel, in a process group of its own."""
-    torch.distributed.init_process_group("gloo")
+    """Step a model under DistributedDataParallel."""
     step_under_ddp(data, records)
-    torch.distributed.destroy_process_group()
 
 
 def step_under_ddp(data: LatentDataset | MixedDataset, records: Path) -> None:
@@ -156,13 +156,12 @@ def mix(data: LatentDataset, weight: Weight = 1.0) -> MixedDataset:
 
 def train_on_several_sets(data: LatentDataset, records: Path) -> None:
     """Step a model under DistributedDataParallel, then with Lightning, then with other weights on one rank."""
-    torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     step_under_ddp(mix(data), records)
     resume_with_lightning(lambda: mix(data).batches(BATCH_SIZE, rank=rank, world_size=RANKS), records)
-    agreement.WAIT_S = 1.0
     try:
-        next(iter(mix(data, weight=1.0 + rank).batches(BATCH_SIZE)))
+        with mock.patch.object(agreement, "WAIT_S", 1.0):
+            next(iter(mix(data, weight=1.0 + rank).batches(BATCH_SIZE)))
     except ConfigError as error:
         (records / f"refused-{rank}.txt").write_text(str(error))
     torch.distributed.barrier()
@@ -170,9 +169,8 @@ def train_on_several_sets(data: LatentDataset, records: Path) -> None:
 
 def train_from_a_growing_output(data: LatentDataset, records: Path) -> None:
     """Open an output on rank 0, let it grow, then open it on rank 1: as it is, and with a filter of its own."""
-    torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    growing, moved = Path(data.store.folder or ""), Path(f"{data.store.folder}-later")
+    growing, moved = records / "growing", records / "later"
     if rank == 0:
         opened = LatentDataset(str(growing))
         (moved / "unit.parquet").rename(growing / "metadata" / (moved / "name").read_text())
@@ -185,27 +183,30 @@ def train_from_a_growing_output(data: LatentDataset, records: Path) -> None:
         seen.add(0, batch)
     filtered = LatentDataset(str(growing), "meta_score > 2" if rank else None)
     torch.distributed.barrier()
-    agreement.WAIT_S = 1.0
     try:
-        next(iter(filtered.batches(BATCH_SIZE)))
+        with mock.patch.object(agreement, "WAIT_S", 1.0):
+            next(iter(filtered.batches(BATCH_SIZE)))
     except ConfigError as error:
         (records / f"refused-{rank}.txt").write_text(str(error))
     torch.distributed.barrier()
 
 
 LOOPS = {
-    "growing": train_from_a_growing_output,
-    "ddp": train_bare_ddp,
-    "accelerate": train_with_accelerate,
     "lightning": train_with_lightning,
+    "accelerate": train_with_accelerate,
+    "ddp": train_bare_ddp,
     "mixed": train_on_several_sets,
+    "growing": train_from_a_growing_output,
 }
 
 
 def main() -> None:
-    """Run one loop."""
-    name, latents, records = sys.argv[1:]
-    LOOPS[name](LatentDataset(latents), Path(records))
+    """Run loops. The first trainer makes the process group, unless a bare loop comes first."""
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    for name in names:
+        if name in ("ddp", "mixed", "growing") and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        LOOPS[name](LatentDataset(folder / "out"), folder / name)
 
 
 if __name__ == "__main__":
