@@ -107,7 +107,7 @@ def unit_of(number: int, unit_items: int, generation: int = 0) -> Unit:
 
 
 def grow_output(folder: Path, items: int, units: int) -> None:
-    """Add a tenth of the units in a generation of their own, unless that was done before."""
+    """Add a tenth of the units in a generation of their own, unless a folder that was kept has grown before."""
     store, unit_items = Store(str(folder)), items // units
     if len(read_plan(store).columns) > 1:
         return
@@ -366,6 +366,9 @@ def _status_kib(name: str) -> int:
 def bench(folder: Path, items: int, units: int, phases: list[str]) -> None:
     """Print the cost of each phase at one size."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # 15 by default, with which other programs would slow only the tasks
     if not folder.exists():
         folder.mkdir(parents=True)
         started_s = time.perf_counter()
