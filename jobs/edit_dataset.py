@@ -117,17 +117,18 @@ def _add_purge(command: argparse.ArgumentParser) -> None:
 def _purge(arguments: argparse.Namespace, terminal: Terminal) -> int:
     from pipeline.edit.purge.purging import purge, survey
     from pipeline.edit.purge.summary import PurgeProgress, result_lines, survey_lines
-    from pipeline.edit.purge.work import Place, execute_locally, execute_on_ray
+    from pipeline.edit.purge.work import Place
+    from pipeline.executor.ray_map import map_tasks_at
 
     place = Place(url=arguments.output, single_writer=arguments.single_writer)
-    execute = execute_locally if arguments.local else execute_on_ray(arguments.ray_address)
+    map_tasks = map_tasks_at(None if arguments.local else arguments.ray_address)
     if arguments.dry_run:
         store = Store(arguments.output)
-        terminal.say_lines(survey_lines(store, survey(store, place, execute)))
+        terminal.say_lines(survey_lines(store, survey(store, place, map_tasks)))
         return 0
     store = open_output(arguments.output, single_writer=arguments.single_writer)
     show = PurgeProgress(terminal).show
-    results = purge(store, place, execute, show, despite_tags=arguments.despite_tags)
+    results = purge(store, place, map_tasks, show, despite_tags=arguments.despite_tags)
     terminal.say_lines(result_lines(store, results))
     return 0
 

@@ -40,6 +40,7 @@ from pipeline.output.unit_metadata import (
     unit_of,
 )
 from pipeline.sources.units import Plan
+from pipeline.storage.concurrency import MapTasks
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.store import Store
@@ -78,13 +79,14 @@ def live_indexes(store: Store) -> Iterator[Index]:
             yield entry
 
 
-def purge_indexes(store: Store, purge: Purge, units: ReplacedUnits) -> None:
+def purge_indexes(store: Store, purge: Purge, units: ReplacedUnits, map_tasks: MapTasks) -> None:
     """Make every index one without purged samples. Safe to call again."""
     number = take_number(store, purge)
     newest = newest_index(store)
     if newest is not None and units.are_in(store, newest):
         plan = plan_of(store, newest)
-        compact_index(store, plan, clip_rows(plan, read_dataset(store).recipe), next_index_number(store))
+        row_format = clip_rows(plan, read_dataset(store).recipe)
+        compact_index(store, plan, row_format, next_index_number(store), map_tasks)
     tagged = {read_tag(store, name).index for name in tag_names(store)}
     for index in live_indexes(store):
         if index.generation > number or not units.are_in(store, index):

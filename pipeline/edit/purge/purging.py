@@ -19,7 +19,7 @@ from pipeline.edit.purge.proof import Finding, check, record_proof
 from pipeline.edit.purge.side_files import rewrite_side_files
 from pipeline.edit.purge.tags_in_the_way import count_needed, refuse_for_tags
 from pipeline.edit.purge.texts import purge_layer
-from pipeline.edit.purge.work import Execute, Place, find_units, purge_units
+from pipeline.edit.purge.work import Place, find_units, purge_units
 from pipeline.edit.recording import time_now, user_name
 from pipeline.encode.attempts import remove_attempts
 from pipeline.errors import LatentmillError
@@ -30,6 +30,7 @@ from pipeline.output.purges.record import Purge, newest_purge, purge_path, unfin
 from pipeline.output.purges.unit_purge import settle_units
 from pipeline.output.unit_metadata import newest_unit_metadata, unit_of
 from pipeline.progress.formatting import number
+from pipeline.storage.concurrency import MapTasks
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
@@ -73,13 +74,13 @@ class PurgeResult:
     """What its check found; None if it had been finished before."""
 
 
-def survey(store: Store, place: Place, execute: Execute) -> Survey:
+def survey(store: Store, place: Place, map_tasks: MapTasks) -> Survey:
     """Find what the newest edits remove and still has data. Changes nothing."""
     edits = newest_edits(store)
     found = Survey(edits=edits)
     if edits.generation is not None and len(edits.rows):
         paths = list(newest_unit_metadata(store).values())
-        found.paths = find_units(place, edits.generation, paths, execute)
+        found.paths = find_units(place, edits.generation, paths, map_tasks)
         newest = newest_purge(store)
         if newest is None or newest.edits < edits.generation:
             found.units_in_flight = len(missing_units(store, read_plan(store)))
@@ -89,7 +90,7 @@ def survey(store: Store, place: Place, execute: Execute) -> Survey:
     return found
 
 
-def purge(store: Store, place: Place, execute: Execute, show: Show, *, despite_tags: bool) -> list[PurgeResult]:
+def purge(store: Store, place: Place, map_tasks: MapTasks, show: Show, *, despite_tags: bool) -> list[PurgeResult]:
     """Delete the data of everything that the newest edits remove; the purges that were carried out.
 
     A purge that was not finished comes first. ConfigError if tags need what was removed; PurgeUnfinished if something
@@ -99,8 +100,8 @@ def purge(store: Store, place: Place, execute: Execute, show: Show, *, despite_t
     while True:
         unfinished = unfinished_purge(store)
         if unfinished is not None:
-            results.append(carry_out(store, place, unfinished, execute, show))
-        found = survey(store, place, execute)
+            results.append(carry_out(store, place, unfinished, map_tasks, show))
+        found = survey(store, place, map_tasks)
         if not found.is_needed:
             return results
         if not despite_tags:
@@ -123,10 +124,10 @@ def begin(store: Store, edits: Edits, *, despite_tags: bool) -> None:
     failpoint(Failpoint.PURGE_RECORDED)
 
 
-def carry_out(store: Store, place: Place, purge: Purge, execute: Execute, show: Show) -> PurgeResult:
+def carry_out(store: Store, place: Place, purge: Purge, map_tasks: MapTasks, show: Show) -> PurgeResult:
     """Do what is left of a purge. Safe to call again, also by several processes at once."""
     edits = read_edits(store, purge.edits)
-    changes = read_changes(store, purge) or _replace(store, place, purge, edits, execute, show)
+    changes = read_changes(store, purge) or _replace(store, place, purge, edits, map_tasks, show)
     rewrite_side_files(store, {id for unit in changes["units"].values() for id in unit["samples"]})
     show(f"deleting {number(len(changes['deleted']), 'file')}")
     delete_old(store, purge, changes)
@@ -139,18 +140,18 @@ def carry_out(store: Store, place: Place, purge: Purge, execute: Execute, show: 
     return PurgeResult(purge=purge, proof=record_proof(store, purge, changes, finding), finding=finding)
 
 
-def _replace(store: Store, place: Place, purge: Purge, edits: Edits, execute: Execute, show: Show) -> Changes:
+def _replace(store: Store, place: Place, purge: Purge, edits: Edits, map_tasks: MapTasks, show: Show) -> Changes:
     """Write everything that takes the place of what will be deleted, and record both."""
     seen: set[str] = set()
     while paths := sorted(set(newest_unit_metadata(store).values()) - seen):  # units are committed meanwhile
         seen.update(paths)
-        found = find_units(place, purge.edits, paths, execute)
-        for done, result in enumerate(purge_units(place, purge.number, found, execute), 1):
+        found = find_units(place, purge.edits, paths, map_tasks)
+        for done, result in enumerate(purge_units(place, purge.number, found, map_tasks), 1):
             seen.update([result["path"]] if result["path"] else [])
             show(f"unit {done} of {len(found)} is written again without what was removed")
     show("building the index without what was removed")
     units = replaced_units(store, purge, edits)
-    purge_indexes(store, purge, units)
+    purge_indexes(store, purge, units, map_tasks)
     layers = layers_of(store, edits)
     for layer in layers:
         if layer.names_purged_samples:

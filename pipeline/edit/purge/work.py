@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.executor.ray_map import map_on_ray
 from pipeline.output.edits.edits import read_edits
 from pipeline.output.purges.record import read_purge
 from pipeline.output.purges.unit_purge import purge_unit, units_with_data
+from pipeline.storage.concurrency import MapTasks
 from pipeline.storage.store import Store
 
 UNITS_PER_LOOK = 200
@@ -29,30 +29,16 @@ class Place:
         return Store(self.url, single_writer=self.single_writer)
 
 
-Execute = Callable[[Callable[[Any], dict[str, Any]], Sequence[Any]], Iterator[dict[str, Any]]]
-"""Calls a function for each item, and yields its results in any order."""
-
-
-def execute_locally(work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Do the work in this process."""
-    return (work(item) for item in items)
-
-
-def execute_on_ray(address: str) -> Execute:
-    """Do the work as tasks on the cluster at an address."""
-    return lambda work, items: map_on_ray(address, work, items) if items else iter(())
-
-
-def find_units(place: Place, edits: int, paths: Sequence[str], execute: Execute) -> list[str]:
+def find_units(place: Place, edits: int, paths: Sequence[str], map_tasks: MapTasks) -> list[str]:
     """Paths, among those of unit metadata, of units with removed rows that still have data; sorted."""
     portions = [list(paths[start : start + UNITS_PER_LOOK]) for start in range(0, len(paths), UNITS_PER_LOOK)]
-    results = execute(partial(_look, place, edits), portions)
+    results = map_tasks(partial(_look, place, edits), portions)
     return sorted(path for result in results for path in result["paths"])
 
 
-def purge_units(place: Place, purge: int, paths: Sequence[str], execute: Execute) -> Iterator[dict[str, Any]]:
+def purge_units(place: Place, purge: int, paths: Sequence[str], map_tasks: MapTasks) -> Iterable[dict[str, Any]]:
     """Purge units, given by the paths of their newest metadata; the path of each new revision."""
-    return execute(partial(_purge, place, purge), paths)
+    return map_tasks(partial(_purge, place, purge), paths)
 
 
 def _look(place: Place, edits: int, paths: list[str]) -> dict[str, Any]:
