@@ -15,6 +15,7 @@ Exit codes: 0 done, 1 failed (run it again) or something that was named is not t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ from pipeline.edit.history import log_lines
 from pipeline.edit.recording import Change, remove, undo
 from pipeline.edit.request import Request, read_ids, read_items
 from pipeline.edit.tags import make_tag, remove_tag
-from pipeline.errors import USER_ERRORS, ConfigError, exit_code
-from pipeline.output.dataset import require_listed_dataset
+from pipeline.errors import USER_ERRORS, ConfigError, LatentmillError, exit_code
+from pipeline.output.dataset import read_dataset, require_listed_dataset
+from pipeline.output.index import newest_index
+from pipeline.output.layout.dataset_card import write_card
 from pipeline.progress.formatting import number
 from pipeline.progress.terminal import Terminal
 from pipeline.storage.probe import open_output
@@ -72,7 +75,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.command == "purge":
             return _purge(arguments, terminal)
-        return _change(arguments, open_output(arguments.output, single_writer=arguments.single_writer), terminal)
+        store = open_output(arguments.output, single_writer=arguments.single_writer)
+        code = _change(arguments, store, terminal)
+        with contextlib.suppress(LatentmillError, OSError):  # what an earlier command left is no part of the output
+            store.sweep()
+        return code
     except USER_ERRORS as error:
         terminal.say_error(error)
         return exit_code(error)
@@ -148,6 +155,9 @@ def _change(arguments: argparse.Namespace, store: Store, terminal: Terminal) -> 
     else:
         change = remove(store, _request(arguments))
     terminal.say_lines(_change_lines(store, change))
+    index = newest_index(store)
+    if index is not None and (note := write_card(store, read_dataset(store).recipe, index)):
+        terminal.say(f"  {note}")
     return 1 if change.missing else 0
 
 
@@ -178,6 +188,8 @@ def _change_lines(store: Store, change: Change) -> Iterator[str]:
     generation = change.edits.generation
     if not change.recorded:
         yield f"{store.url}: nothing to record; {'no edits' if generation is None else f'edits {generation} are the newest'}"
+        if change.note:
+            yield f"  {change.note}"
     else:
         facts = change.edits.facts
         rows = number(int(facts["count"]), "row")

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from pipeline.edit.request import Request
 from pipeline.edit.selection import Row, select
 from pipeline.errors import ConfigError
-from pipeline.output.edits.edits import MATCHED, SCHEMA, Edits, edits_path, newest_edits
+from pipeline.output.edits.edits import MATCHED, SCHEMA, Edits, edits_path, newest_edits, read_edits
 from pipeline.output.purges.record import newest_purge
 from pipeline.recipe import FORMAT_VERSION
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.store import Store
 
@@ -36,6 +37,8 @@ class Change:
     """Names that no committed row has, but that units which are not committed may have."""
     missing: list[str] = field(default_factory=list)
     """Names that are not there. They are not recorded."""
+    note: str = ""
+    """Why an undo had nothing to record."""
 
 
 def remove(store: Store, request: Request) -> Change:
@@ -66,20 +69,26 @@ def remove(store: Store, request: Request) -> Change:
 
 
 def undo(store: Store, generation: int | None) -> Change:
-    """Record a generation of edits without what an earlier one removed; None for the newest one that still counts.
+    """Record a generation of edits without what an earlier one removed; None for the newest one. Safe to call again.
 
-    ConfigError if nothing of that generation is removed any more, or if it was purged.
+    Nothing is recorded if that is taken back already, or if the newest generation is an undo itself. ConfigError if the
+    generation removed nothing, or was purged.
     """
-    numbers = newest_edits(store).rows["generation"]
+    edits = newest_edits(store)
+    removals = sorted(set(edits.rows["generation"].to_pylist()))
+    others = f"generations that can be taken back: {', '.join(map(str, removals)) or 'none'}"
     if generation is None:
-        generation = pc.max(numbers).as_py()
-        if generation is None:
+        if edits.generation is None:
             raise ConfigError(f"nothing is removed from {store.url}")
-    elif generation not in numbers.to_pylist():
-        known = ", ".join(map(str, sorted(set(numbers.to_pylist())))) or "none"
-        raise ConfigError(
-            f"generation {generation} removed nothing that is still removed; generations that did: {known}"
-        )
+        if edits.facts["action"] == "undo":
+            note = f"the newest edits are the undo of {edits.facts['selection']} already; {others}"
+            return Change(edits=edits, recorded=False, note=note)
+        generation = edits.generation
+    if generation not in removals:
+        if not _removed_something(store, generation):
+            raise ConfigError(f"generation {generation} removed nothing; {others}")
+        note = f"nothing of generation {generation} is removed any more; {others}"
+        return Change(edits=edits, recorded=False, note=note)
 
     purge = newest_purge(store)
     if purge is not None and generation <= purge.edits:
@@ -134,8 +143,16 @@ def _record(
         content = write_parquet(rows.combine_chunks().replace_schema_metadata(facts))
         created = store.put_new(edits_path(number), content)
         if created or store.get(edits_path(number)) == content:  # our own, if the store's answer was lost
+            failpoint(Failpoint.EDITS_RECORDED)
             return Edits(generation=number, rows=rows, facts=facts), True
         edits = newest_edits(store, edits)
+
+
+def _removed_something(store: Store, generation: int) -> bool:
+    try:
+        return read_edits(store, generation).facts["action"] == "remove"
+    except FileNotFoundError:
+        return False
 
 
 def _next(edits: Edits) -> int:

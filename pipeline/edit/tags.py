@@ -7,6 +7,7 @@ from pipeline.errors import ConfigError, Purged
 from pipeline.output.edits.edits import Edits, count_removed
 from pipeline.output.edits.version import Tag, edits_of, find_version, read_tag, tag_path
 from pipeline.output.index import Index, read_index
+from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
 
@@ -26,6 +27,7 @@ def make_tag(store: Store, name: str, version: str | None = None) -> Tag:
     samples = count_samples(store, index, edits_of(store, found))
     tag = Tag(index=found.index, edits=found.edits, samples=samples, by=user_name(), time=time_now())
     if store.put_new(path, tag.to_json()):
+        failpoint(Failpoint.TAG_RECORDED)
         try:
             read_index(store, found.index)
         except Purged:  # a purge that began before the tag was there
@@ -45,6 +47,7 @@ def remove_tag(store: Store, name: str) -> Tag:
     """Remove a tag. ConfigError if there is none."""
     tag = read_tag(store, name)
     store.delete(tag_path(name))
+    failpoint(Failpoint.TAG_REMOVED)
     return tag
 
 

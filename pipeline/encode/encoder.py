@@ -105,10 +105,16 @@ class ShardEncoder(UnitEncoder):
             )
             if attempt.fill(self.is_stopped):
                 activities.enter(Activity.COMMIT)
-                newer = newest_edits(self.store, edits)
-                if newer.changes(shard.rows(), edits):
+                newer = edits
+
+                def is_outdated() -> bool:
+                    nonlocal newer
+                    newer = newest_edits(self.store, newer)
+                    return newer.changes(shard.rows(), edits)
+
+                outcome = "outdated" if is_outdated() else shard.commit(self.store, self.notes, is_outdated)
+                if outcome == "outdated":
                     return newer
-                outcome = shard.commit(self.store, self.notes)
                 if outcome == "committed":
                     settle_committed_unit(self.store, unit.name, newer)
             else:

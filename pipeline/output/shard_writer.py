@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,10 +52,12 @@ class UnitWriter:
         self._rows: list[Row] = []
         self._batches: list[pa.RecordBatch] = []
 
-    def commit(self, store: Store, notes: dict[str, str]) -> str:
+    def commit(self, store: Store, notes: dict[str, str], is_outdated: Callable[[], bool] = lambda: False) -> str:
         """Upload the tar, then the unit metadata, which commits the unit.
 
-        Returns ``committed``, or ``lost`` if another attempt was first. ``notes`` go into the unit's facts.
+        Returns ``committed``, ``lost`` if another attempt was first, or ``outdated`` without a commit. ``notes`` go into the
+        unit's facts. ``is_outdated`` is asked when the tar is uploaded, since that may take long. The tar of an outdated
+        unit stays until the job ends, because another attempt may be about to commit the same bytes.
         """
         sha256, size_bytes = self._tar.close()
         failpoint(Failpoint.TAR_WRITTEN)
@@ -66,6 +68,8 @@ class UnitWriter:
             if shard:
                 store.put_new(shard, self._path)  # if it exists, it has the same bytes: its name is their hash
                 failpoint(Failpoint.TAR_UPLOADED)
+                if is_outdated():
+                    return "outdated"
             if store.put_new(path, metadata):
                 failpoint(Failpoint.UNIT_COMMITTED)
                 self.counts.size_bytes = size_bytes if shard else 0

@@ -62,7 +62,7 @@ class Summary:
     Rejects of items whose windows are not known have no group.
     """
     devices: dict[str, int] = field(default_factory=dict)
-    """Number of samples by the device that encoded them."""
+    """Number of samples by the device that encoded them, with those that are removed but not purged."""
     reject_examples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Sentences about captions and metadata that people should know."""
@@ -125,6 +125,8 @@ class Summary:
                 title = ""
         if len(self.devices) > 1:
             lines += [f"  device   {count:>8}  samples on {device}" for device, count in self.devices.items()]
+            if removed := sum(self.devices.values()) - counts.samples:
+                lines.append(f"  {removed} of these samples are removed")
         lines += [f"  {reason}: {skip_meaning(reason, self.remainder)}" for reason in sorted(counts.skips)]
         lines += [f"  {name}: {reject_advice(name)}" for name in sorted(counts.rejects)]
         if advice := idle_advice(self.encoder_s, self.idle_s):

@@ -139,6 +139,11 @@ class DatasetStats:
         return sum(reason.count for reason in self.rejects.values())
 
     @property
+    def num_removed(self) -> int:
+        """Number of samples that are removed but not purged. Only ``totals`` and ``latents`` count them."""
+        return self.totals.num_samples - self.total.clips
+
+    @property
     def num_windows(self) -> int:
         """Number of windows with an outcome."""
         return self.total.clips + self.num_skips + self.num_rejects

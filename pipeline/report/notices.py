@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.progress.captions import metadata_note
-from pipeline.progress.formatting import percent
+from pipeline.progress.formatting import number, percent
 from pipeline.report.dataset_stats import DatasetStats
 from pipeline.report.int8_loss import MAX_LOSS_DB, describe_loss, mean_loss_db
 from pipeline.report.pictures import Picture
@@ -57,6 +57,11 @@ def list_notices(stats: DatasetStats, pictures: Sequence[Picture] = ()) -> list[
         notices.append(
             f"{units:,} units were encoded with other versions, threads or devices than those that began the output, so "
             "the last bits of their latents may differ. The metadata of each unit names its environment."
+        )
+    if stats.num_removed:
+        notices.append(
+            f"Removed, but still in the shards until a purge: {number(stats.num_removed, 'clip')}. Latent statistics, the "
+            "size of shards and clips by device include them; all other numbers leave them out."
         )
     devices = stats.totals.samples_by_device(stats.dataset.environment)
     if len(devices) > 1:

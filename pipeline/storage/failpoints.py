@@ -17,7 +17,7 @@ VARIABLE = "LATENTMILL_KILL_AT"
 
 
 class Failpoint(str, Enum):
-    """Steps in the order in which a job, and after it a purge, first reaches them.
+    """Steps in the order in which a job, a command that edits, and then a purge first reach them.
 
     Each is named for what has just become durable.
     """
@@ -51,6 +51,10 @@ class Failpoint(str, Enum):
     """A scratch file of a dead writer is gone."""
     SUMMARY_WRITTEN = "summary-written"
     REPORT_WRITTEN = "report-written"
+    EDITS_RECORDED = "edits-recorded"
+    """A generation of edits is recorded."""
+    TAG_RECORDED = "tag-recorded"
+    TAG_REMOVED = "tag-removed"
     PURGE_RECORDED = "purge-recorded"
     UNIT_REWRITTEN = "unit-rewritten"
     """A new revision of a unit's metadata names a tar without the purged samples."""

@@ -236,7 +236,7 @@ class Store:
             self.notes.add(UNSYNCED_FOLDERS)
 
     def sweep(self) -> None:
-        """Remove the scratch files of writers on this machine that no longer run. Other files stay."""
+        """Remove the scratch files of writers on this machine that no longer run, and their empty folder."""
         folder = Path(self._root) / PARTIAL
         if not self._local or not folder.is_dir():
             return
@@ -245,6 +245,8 @@ class Store:
                 if is_left_by_dead_writer(path.name) and not path.is_dir():
                     path.unlink(missing_ok=True)
                     failpoint(Failpoint.SCRATCH_REMOVED)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty
 
     def remove_empty(self, folder: str) -> None:
         """Remove the empty folders at and below ``folder``. Does nothing on object stores, which have no folders."""

@@ -16,6 +16,7 @@ from pipeline.bucket import Bucket
 from pipeline.encode.shard_attempt import ShardAttempt
 from pipeline.errors import StoreError
 from pipeline.loader import LatentDataset
+from pipeline.output.index import read_index
 from pipeline.progress.summary import Summary
 from pipeline.recipe import Recipe, Run
 from pipeline.report.page import write_page
@@ -123,9 +124,47 @@ def test_an_edit_holds_for_units_that_are_not_committed_or_in_flight(
         run(disturbed)
     assert committed(disturbed) == committed(undisturbed)
     assert run(disturbed, retry_rejects="all").counts.samples == 5, "what is removed does not come back"
-    for _ in takedown:
-        assert edit([str(disturbed), "undo", "last"]) == 0
+    for generation in range(len(takedown)):
+        assert edit([str(disturbed), "undo", str(generation)]) == 0
     assert run(disturbed, retry_rejects="removed").counts.samples == 8
+
+
+@pytest.mark.parametrize("moment", ["when its tar is uploaded", "when nothing can stop its commit"])
+def test_an_edit_that_meets_a_commit_holds_either_way(
+    run: Encode, takedown: list[list[str]], tmp_path: Path, moment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    plan_only(run, undisturbed)
+    remove(undisturbed, takedown)
+    run(undisturbed)
+    put_new = Store.put_new
+    folder = "shards/" if moment == "when its tar is uploaded" else "metadata/"
+
+    def put_when_others_remove(store: Store, path: str, content: bytes | Path) -> bool:
+        if path.startswith(folder) and not (output / "edits").exists():
+            remove(output, takedown)
+        return put_new(store, path, content)
+
+    plan_only(run, output)
+    with mock.patch.object(Store, "put_new", put_when_others_remove):
+        summary = run(output)
+    if folder == "shards/":
+        assert committed(output) == committed(undisturbed)
+    else:  # as if the edit had come after the commit
+        assert summary.counts.rejects == {"read/removed": 3} and "3 of them removed" in verified(output, capsys)
+        index = read_index(Store(str(output)), 0)
+        assert (index.num_samples, index.num_rejects) == (8, 0)
+        write_page(Store(str(output)))
+        assert "caption 1" not in (output / "report.html").read_text()
+    assert summary.counts.samples == 5
+    ids = [LatentDataset(folder).columns["id"].to_pylist() for folder in (undisturbed, output)]
+    assert ids[0] == ids[1] and len(ids[0]) == 5
+
+
+def verified(output: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert verify([str(output)]) == 0
+    return capsys.readouterr().out
 
 
 def test_readers_of_a_finished_output_leave_out_what_is_removed(
@@ -141,9 +180,9 @@ def test_readers_of_a_finished_output_leave_out_what_is_removed(
     write_page(Store(str(output)))
     page = (output / "report.html").read_text()
     assert "read/removed" in page and "caption 1" not in page
-    capsys.readouterr()
-    assert verify([str(output)]) == 0
-    assert "8 samples, 3 of them removed" in capsys.readouterr().out
+    assert "Removed, but still in the shards until a purge: 3 clips" in page
+    assert "stored means of 8 clips, also of 3 that edits have removed" in page and "with 3 removed clips" in page
+    assert "8 samples, 3 of them removed" in verified(output, capsys)
     assert edit([str(output), "tag", "v1"]) == 0
     (output / "edits" / "0001.parquet").write_bytes(b"PAR1 damaged")
     assert verify([str(output)]) == 1

@@ -105,16 +105,26 @@ def test_a_source_and_whole_items_are_removed_with_what_is_yet_to_come(output: P
     assert keys(output) == []
 
 
-def test_undo_takes_one_generation_back(output: Path) -> None:
+def test_undo_takes_one_generation_back_and_only_once(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert edit([str(output), "undo", "last"]) == 2
     for n in range(3):
         assert remove(output, "--where", f"meta_score == {n}") == 0
-    assert edit([str(output), "undo", "1"]) == 0
+    for _ in range(2):
+        assert edit([str(output), "undo", "1"]) == 0
+        assert keys(output)[:2] == ["1", "3"]
+    capsys.readouterr()
+    assert edit([str(output), "undo", "last"]) == 0, "a killed command may be run again"
+    said = capsys.readouterr().out
+    assert "undo of generation 1 already; generations that can be taken back: 0, 2" in said
     assert keys(output)[:2] == ["1", "3"]
-    assert edit([str(output), "undo", "1"]) == 2, "it is undone already"
-    assert edit([str(output), "undo", "last"]) == 0
+    assert edit([str(output), "undo", "2"]) == 0
     assert keys(output)[:3] == ["1", "2", "3"]
-    assert newest_edits(Store(str(output))).generation == 4
+    for generation in ("3", "5"):
+        assert edit([str(output), "undo", generation]) == 2
+        assert f"generation {generation} removed nothing" in capsys.readouterr().out
+    assert remove(output, "--where", "meta_score == 1") == 0
+    assert edit([str(output), "undo", "last"]) == 0
+    assert newest_edits(Store(str(output))).generation == 6
 
 
 def test_two_removals_at_once_add_up(output: Path) -> None:

@@ -3,7 +3,7 @@
 Without ``--runs`` the job is killed at every step, the first time it reaches the step (``--all``: every time). In each case
 a job in a process of its own is killed by SIGKILL, the output is checked as readers would see it, a second job finishes it,
 and every promised file is compared with that of an undisturbed job. ``--output s3://bucket/folder`` drills a store,
-``--text`` the jobs that write text layers, ``--grown-text`` those that add to one, and ``--purge`` purges.
+``--text`` the jobs that write text layers; ``--help`` lists the other scenes.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pipeline.run import encode
 from pipeline.storage.failpoints import VARIABLE, Failpoint
 from pipeline.storage.store import Store
 from stvae import read_card
+from tests.end_to_end.crash_scenes import SCENES
 from tests.support.golden import TINY
 from tests.support.oracle import assert_never_torn, assert_sound, tree
 from tests.support.painted import SIZE, assert_together, painted
@@ -47,6 +48,8 @@ FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
 TEXT_STEPS = (Failpoint.STRINGS_WRITTEN, Failpoint.MAP_WRITTEN)
 """Steps that only text jobs reach."""
+EDIT_STEPS = (Failpoint.EDITS_RECORDED, Failpoint.TAG_RECORDED, Failpoint.TAG_REMOVED)
+"""Steps that only commands reach that edit an output."""
 PURGE_STEPS = tuple(Failpoint)[list(Failpoint).index(Failpoint.PURGE_RECORDED) :]
 """Steps that only purges reach."""
 LOCAL_STEPS = (Failpoint.FILE_WRITTEN, Failpoint.FILE_LINKED, Failpoint.SCRATCH_REMOVED)
@@ -62,7 +65,7 @@ class Scene:
     vae = str(TINY)
     bucket = Bucket(17, *SIZE)
     num_frames = 20
-    other_steps: tuple[Failpoint, ...] = TEXT_STEPS
+    other_steps: tuple[Failpoint, ...] = (*TEXT_STEPS, *EDIT_STEPS)
     """Steps that jobs of this scene do not reach."""
     written = ""
     """Folder that its jobs write, relative to the output."""
@@ -159,9 +162,13 @@ class Scene:
         for path in paths:
             store.put_new(path, b"litter")
         if self.outputs is None:
-            partial = Path(output, ".partial", f"{socket.gethostname()}-999999999-{secrets.token_hex(8)}")
-            partial.parent.mkdir(exist_ok=True)
-            partial.write_bytes(b"litter")
+            self.leave_scratch_file(output)
+
+    def leave_scratch_file(self, output: str) -> None:
+        """Leave a half-written file of a dead writer in a local output."""
+        partial = Path(output, ".partial", f"{socket.gethostname()}-999999999-{secrets.token_hex(8)}")
+        partial.parent.mkdir(exist_ok=True)
+        partial.write_bytes(b"litter")
 
     def check_never_torn(self, output: str) -> None:
         """Check that nothing that a reader could see is torn."""
@@ -172,12 +179,16 @@ class Scene:
         """Check that the finished output keeps every promise and has the bytes of an undisturbed job."""
         with self.files(output) as copy:
             self.check_content(copy)
-            found = tree(copy / self.written)
+            found = self.promised(copy / self.written)
             differing = {
                 path for path in found.keys() | self.reference.keys() if found.get(path) != self.reference.get(path)
             }
             assert not differing, f"not the bytes of an undisturbed job: {sorted(differing)}"
             assert not (copy / self.written / "attempts").exists()
+
+    def promised(self, output: Path) -> dict[str, str]:
+        """What is the same after any disturbance, by path."""
+        return tree(output)
 
     def check_content(self, output: Path) -> None:
         """Check that the output keeps every promise that it makes about itself."""
@@ -214,7 +225,7 @@ def add_reference(scene: Scene) -> None:
     output = str(scene.folder / "undisturbed")
     assert in_child(lambda: scene.prepare(output)) == 0
     assert in_child(lambda: scene.encode(output, single_writer=False)) == 0
-    scene.reference = tree(Path(output, scene.written))
+    scene.reference = scene.promised(Path(output, scene.written))
     assert in_child(lambda: scene.check(output)) == 0
 
 
@@ -242,9 +253,9 @@ def survive(scene: Scene, kills: list[tuple[Failpoint, int]]) -> list[bool]:
     return happened
 
 
-def every_step(scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]]:
+def every_step(steps: list[Failpoint], scene: Scene, exhaustive: bool) -> Iterator[tuple[Failpoint, int]]:
     """Kill jobs at each step, the first time or every time that it is reached. Yields each kill that was survived."""
-    for step in scene.steps:
+    for step in steps:
         assert survive(scene, [(step, 1)]) == [True], f"the job never reaches {step}"
         yield step, 1
         for nth in itertools.count(2) if exhaustive else ():
@@ -259,30 +270,25 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=2, help="number of kills in a row before the job may finish")
     parser.add_argument("--runs", type=int, default=0, help="number of runs with random kills, instead of every step")
     parser.add_argument("--all", action="store_true", help="kill at every step every time it is reached")
+    parser.add_argument("--only", metavar="STEP", help="kill at this step only, instead of every step")
     parser.add_argument("--output", help="URL below which outputs are made (default: a temporary folder)")
     parser.add_argument("--single-writer", action="store_true", help="as for jobs/encode_dataset.py")
-    parser.add_argument("--text", action="store_true", help="text jobs, which write a layer")
-    parser.add_argument("--grown-text", action="store_true", help="text jobs for an output that has grown")
-    parser.add_argument("--purge", action="store_true", help="purges of an output with tags and a text layer")
+    which = parser.add_mutually_exclusive_group()
+    for flag in ("--text", "--grown-text", "--edits", "--edited", "--edited-later", "--purge"):
+        which.add_argument(flag, dest="scene", action="store_const", const=SCENES[flag], help=SCENES[flag].text)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        make_scene: type[Scene] = Scene
-        if arguments.text or arguments.grown_text:
-            from tests.end_to_end import crash_text
-
-            make_scene = crash_text.GrownTextScene if arguments.grown_text else crash_text.TextScene
-        if arguments.purge:
-            from tests.end_to_end import crash_purge
-
-            make_scene = crash_purge.PurgeScene
-        scene = make_scene(Path(folder), arguments.output, arguments.single_writer)
+        scene = (Scene if arguments.scene is None else arguments.scene.scene_class())(
+            Path(folder), arguments.output, arguments.single_writer
+        )
         add_reference(scene)
         kills = 0
         if not arguments.runs:
-            for step, nth in every_step(scene, arguments.all):
+            steps = scene.steps if arguments.only is None else [Failpoint(arguments.only)]
+            for step, nth in every_step(steps, scene, arguments.all):
                 kills += 1
                 print(f"survived {step}:{nth}")
         for run in range(arguments.runs):

@@ -15,7 +15,7 @@ from jobs.verify_dataset import main as verify
 from pipeline.progress import run_log as records
 from pipeline.storage.failpoints import Failpoint
 from pipeline.storage.store import Store
-from tests.end_to_end.crash import Scene, in_child
+from tests.end_to_end.crash import EDIT_STEPS, Scene, in_child
 from tests.support.captioned_set import Captions, add_unit, finish
 from tests.support.oracle import tree
 
@@ -25,7 +25,7 @@ NUM_SAMPLES = 14
 class TextScene(Scene):
     """An output whose captions repeat, and the layer that an undisturbed text job makes of it."""
 
-    other_steps = (Failpoint.CARD_WRITTEN,)
+    other_steps = (Failpoint.CARD_WRITTEN, *EDIT_STEPS)
     written = "layers/t5"
 
     def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:

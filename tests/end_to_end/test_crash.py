@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from pipeline.storage.failpoints import Failpoint
-from tests.end_to_end.crash import PURGE_STEPS, TEXT_STEPS
+from tests.end_to_end.crash import EDIT_STEPS, PURGE_STEPS, TEXT_STEPS
 from tests.support.paths import ROOT
 
 
@@ -21,12 +21,12 @@ def drill(*arguments: str) -> str:
 
 def test_a_job_killed_at_any_step_is_finished_by_the_next_with_the_same_bytes() -> None:
     survived = re.findall(r"survived (\S+):1\n", drill())
-    assert survived == [step for step in Failpoint if step not in (*TEXT_STEPS, *PURGE_STEPS)]
+    assert survived == [step for step in Failpoint if step not in (*TEXT_STEPS, *EDIT_STEPS, *PURGE_STEPS)]
 
 
 def test_a_text_job_killed_at_any_step_is_finished_by_the_next_with_the_same_bytes() -> None:
     survived = re.findall(r"survived (\S+):1\n", drill("--text"))
-    assert survived == [step for step in Failpoint if step not in (Failpoint.CARD_WRITTEN, *PURGE_STEPS)]
+    assert survived == [step for step in Failpoint if step not in (Failpoint.CARD_WRITTEN, *EDIT_STEPS, *PURGE_STEPS)]
 
 
 def test_a_purge_killed_twice_is_finished_by_the_next_with_the_same_bytes() -> None:

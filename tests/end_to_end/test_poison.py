@@ -1,4 +1,7 @@
-"""Encoders on real Ray that crash: because of a clip, by a signal, or with the driver. No other clip is lost."""
+"""Encoders on real Ray that crash: because of a clip, by a signal, or with the driver. No other clip is lost.
+
+Others may edit the output meanwhile, too.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from jobs.edit_dataset import main as edit
 from tests.support.oracle import assert_sound, tree
-from tests.support.painted import VARIABLE, assert_together, command, undisturbed_tree, write_videos
+from tests.support.painted import HELD, VARIABLE, assert_together, command, undisturbed_tree, write_videos
 from tests.support.paths import ROOT
 from tests.support.processes import end, marked
 
@@ -32,7 +36,9 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @contextlib.contextmanager
-def job(videos: Path, output: Path, deeds: dict[int, str], *more: str) -> Iterator[subprocess.Popen[str]]:
+def job(
+    videos: Path, output: Path, deeds: Mapping[int | str, str | float], *more: str
+) -> Iterator[subprocess.Popen[str]]:
     """A job on Ray in a process of its own. The process is ended with the ``with`` block."""
     environment = os.environ | {VARIABLE: json.dumps(deeds), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     environment |= {"TEST_OUTPUT": str(output)}  # by which `encoders` finds this job's processes
@@ -86,7 +92,7 @@ def encoders(output: Path) -> set[int]:
     return {pid for pid, command in marked("TEST_OUTPUT", output).items() if "PaintedActor" in command}
 
 
-SLOW = dict.fromkeys(range(NUM_VIDEOS), "slow")
+SLOW: dict[int | str, str | float] = dict.fromkeys(range(NUM_VIDEOS), "slow")
 
 
 def test_killed_encoders_and_a_killed_driver_cost_nothing(
@@ -122,3 +128,32 @@ def test_an_error_in_an_encoder_is_shown_as_one_sentence(videos: Path, tmp_path:
     assert process.returncode == 1
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: ") and "/metadata" in last and "Traceback" not in said
+
+
+def test_an_edit_holds_for_units_that_an_encoder_on_ray_has_begun(
+    videos: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    """Two items are removed while no unit is committed. At least one of them is in a unit that is not begun."""
+    items, held, output = tmp_path / "items", tmp_path / "held", tmp_path / "out"
+    items.write_text("01.mp4\n10.mp4\n")
+    held.touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HELD, str(held))
+        with job(videos, output, SLOW | {"slow_s": 0}, "--actors", "1") as process:
+            deadline_s = time.monotonic() + 120
+            while not list(output.glob("attempts/*/*")):
+                assert process.poll() is None and time.monotonic() < deadline_s
+                time.sleep(0.05)
+            assert not list(output.glob("metadata/*"))
+            assert edit([str(output), "remove", "--items", str(items), "--reason", "ticket 12"]) == 0
+            held.unlink()
+            finish(process)
+    rows = assert_sound(output)
+    assert_together(rows, output)
+    assert {row["key"]: row["reject_reason"] for row in rows if not row["shard"]} == {
+        "01.mp4": "removed",
+        "10.mp4": "removed",
+    }
+    found = tree(output)
+    shards = {path for path in undisturbed if path.startswith("shards/")}
+    assert len([path for path in shards if path not in found]) == 2, "only the units of the two items differ"

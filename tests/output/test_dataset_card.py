@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.edit_dataset import main as edit
 from pipeline.bucket import Bucket
 from pipeline.output.index import newest_index
+from pipeline.output.layout import dataset_card
 from pipeline.output.layout.dataset_card import MARK
 from pipeline.output.layout.own_files import stray_files
 from pipeline.recipe import Recipe, Run
@@ -78,6 +81,23 @@ def test_a_job_writes_the_same_card_until_the_output_grows(folder: Path, tiny_ca
     run_job(folder, tiny_card)
     assert path.read_bytes() != first and len(loaded(folder)) == 3
     assert stray_files(Store(str(folder / "out"))) == []
+
+
+def test_removed_samples_are_left_out(folder: Path, tiny_card: Card, capsys: pytest.CaptureFixture[str]) -> None:
+    run_job(folder, tiny_card)
+    output, items = str(folder / "out"), folder / "items"
+    items.write_text("a.mp4\nbad.mp4\n")
+    assert edit([output, "remove", "--items", str(items), "--reason", "ticket 12"]) == 0
+    card = (folder / "out" / "README.md").read_text()
+    assert loaded(folder)["key"].to_pylist() == ["b.mp4"] and "samples 1," in card and "Removed since: 1." in card
+    assert card_notes(run_job(folder, tiny_card)) == [] and (folder / "out" / "README.md").read_text() == card
+    with mock.patch.object(dataset_card, "MAX_REMOVED", 0):
+        run_job(folder, tiny_card)
+    assert "still has their rows" in (folder / "out" / "README.md").read_text() and len(loaded(folder)) == 2
+    (folder / "out" / "README.md").write_text("# Mine")
+    capsys.readouterr()
+    assert edit([output, "undo", "last"]) == 0
+    assert "README.md was not updated" in capsys.readouterr().out
 
 
 def test_a_card_that_someone_edited_stays(folder: Path, tiny_card: Card) -> None:

@@ -8,7 +8,7 @@ video, since the loader uses it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,11 +173,25 @@ def parse_edits(store: Store, generation: int, content: bytes) -> Edits:
 
 def count_removed(store: Store, parts: Sequence[str], edits: Edits) -> int:
     """Number of rows in parts of an index that are removed."""
-    if not len(edits.rows):
-        return 0
-    contents = map_concurrently(store.get, parts, LARGE_REQUESTS)
-    tables = (rows for content in contents for rows in parquet_batches(content, edits.columns, ROWS_AT_ONCE))
-    return sum(pc.sum(edits.is_removed(rows)).as_py() or 0 for rows in tables)
+    return sum(len(ids) for ids in _removed_ids(store, parts, edits))
+
+
+def removed_ids(store: Store, parts: Sequence[str], edits: Edits, limit: int) -> list[str] | None:
+    """Ids of the rows in parts of an index that are removed, sorted; None if there are more than ``limit``."""
+    found: list[str] = []
+    for ids in _removed_ids(store, parts, edits):
+        if len(found) + len(ids) > limit:
+            return None
+        found += ids.to_pylist()
+    return sorted(found)
+
+
+def _removed_ids(store: Store, parts: Sequence[str], edits: Edits) -> Iterator[pa.ChunkedArray]:
+    """Yield the ids of some removed rows after the other, with few rows in memory at a time."""
+    if len(edits.rows):
+        for content in map_concurrently(store.get, parts, LARGE_REQUESTS):
+            for rows in parquet_batches(content, edits.columns, ROWS_AT_ONCE):
+                yield rows["id"].filter(edits.is_removed(rows))
 
 
 def _looks_like_parquet(content: bytes) -> bool:
