@@ -160,7 +160,7 @@ def _dead_files(layer: PurgedLayer) -> Iterator[str]:
 def _dead_among_unnamed(store: Store, is_about_purged: Callable[[str], bool]) -> Iterator[str]:
     """Yield files of indexes that no index names: those that a purged index had, and parts with rows that must go.
 
-    The list of shards beside such a part goes as well.
+    The list of shards beside such a part goes as well, and so do parts that cannot be read.
     """
     alive = {path for index in live_indexes(store) for path in index.files}
     last = last_index_number(store)
@@ -169,7 +169,14 @@ def _dead_among_unnamed(store: Store, is_about_purged: Callable[[str], bool]) ->
     unnamed = [
         path for path in store.list_files("index") if path.count("/") == 2 and is_own(path) and path not in alive
     ]
-    dead = {path for path in unnamed if path in gone or (path.endswith(".parquet") and is_about_purged(path))}
+
+    def is_dead(path: str) -> bool:
+        try:
+            return path in gone or (path.endswith(".parquet") and is_about_purged(path))
+        except pa.ArrowInvalid:  # damaged: it may hold data of a removed row
+            return True
+
+    dead = {path for path in unnamed if is_dead(path)}
     folders = {path.rpartition("/")[0] for path in dead}
     yield from dead
     yield from (path for path in unnamed if path.endswith(".txt") and path.rpartition("/")[0] in folders)
