@@ -112,12 +112,13 @@ def _add_purge(command: argparse.ArgumentParser) -> None:
         help="delete what tags need, too, as the law may demand; the tags then say how many samples they have lost",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
-    command.add_argument("--local", action="store_true", help="do all work in this process, without Ray")
+    command.add_argument("--local", action="store_true", help="do all work in this process, even if RAY_ADDRESS is set")
     command.add_argument(
         "--ray-address",
-        default=os.environ.get("RAY_ADDRESS") or "local",
+        default=os.environ.get("RAY_ADDRESS") or None,
         metavar="ADDRESS",
-        help="Ray cluster to join; local starts one on this machine (default: RAY_ADDRESS, or local)",
+        help="Ray cluster whose CPUs write tars and index again; local starts one on this machine (default: RAY_ADDRESS, or "
+        "this process without Ray)",
     )
 
 

@@ -35,7 +35,13 @@ class PurgeScene(Scene):
 
     own_steps = (
         *(Failpoint.FILE_WRITTEN, Failpoint.FILE_LINKED, Failpoint.TAR_UPLOADED, Failpoint.INDEX_PART_WRITTEN),
-        *(Failpoint.INDEX_RECORDED, Failpoint.CARD_WRITTEN, Failpoint.ATTEMPT_REMOVED, Failpoint.SCRATCH_REMOVED),
+        *(
+            Failpoint.INDEX_RANGE_RECORDED,
+            Failpoint.INDEX_RECORDED,
+            Failpoint.CARD_WRITTEN,
+            Failpoint.ATTEMPT_REMOVED,
+            Failpoint.SCRATCH_REMOVED,
+        ),
         *(Failpoint.REPORT_WRITTEN, *PURGE_STEPS),
     )
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.edit.purge.indexes import ReplacedUnits, has_data, live_indexes
+from pipeline.edit.purge.indexes import ReplacedUnits, has_data
 from pipeline.edit.purge.layers import PurgedLayer
 from pipeline.edit.purge.side_files import files_to_make_again
 from pipeline.edit.purge.texts import is_clean_table, maps_of
+from pipeline.errors import IntegrityError
 from pipeline.output.edits.edits import Edits
 from pipeline.output.index import PurgedIndex, last_index_number, read_index_entry
 from pipeline.output.layers.known_layers import FOLDER, layer_store
@@ -22,6 +23,8 @@ from pipeline.output.plan import read_plan
 from pipeline.output.purges.record import CHANGES, MADE_BY, Purge, purge_path
 from pipeline.output.purges.unit_purge import REPLACES
 from pipeline.output.purges.unit_rewriting import drop_old_revisions, shard_of
+from pipeline.output.ranges.orphans import orphan_parts
+from pipeline.output.ranges.record import read_record
 from pipeline.output.unit_metadata import newest_unit_metadata, unit_of
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.concurrency import map_concurrently
@@ -69,7 +72,7 @@ def record_changes(store: Store, purge: Purge, edits: Edits, layers: list[Purged
 
 
 def replacements(store: Store, purge: Purge) -> dict[str, Any]:
-    """What a purge has replaced by what, by the name of the unit. store: that of an output or of a layer."""
+    """The replacements that a purge has made, by the name of the unit. store: that of an output or of a layer."""
     return {facts["unit"]: _describe(content, facts) for content, facts in _rewritten(store, purge)}
 
 
@@ -121,7 +124,7 @@ def revision_of(path: str) -> int:
 
 
 def _describe(content: bytes, facts: dict[str, str]) -> dict[str, Any]:
-    """What a revision of unit metadata is, and what it has replaced."""
+    """Describe a revision of unit metadata and what it has replaced."""
     replaces = json.loads(facts[REPLACES])
     new = {name: facts.get(name) for name in ("shard", "sha256", "size_bytes")}
     new |= {"metadata_sha256": hashlib.sha256(content).hexdigest()}
@@ -160,23 +163,28 @@ def _dead_files(layer: PurgedLayer) -> Iterator[str]:
 def _dead_among_unnamed(store: Store, is_about_purged: Callable[[str], bool]) -> Iterator[str]:
     """Yield files of indexes that no index names: those that a purged index had, and parts with rows that must go.
 
-    The list of shards beside such a part goes as well, and so do parts that cannot be read.
+    Lists of shards beside such parts go as well, and records of ranges that name them.
     """
-    alive = {path for index in live_indexes(store) for path in index.files}
     last = last_index_number(store)
     entries = [read_index_entry(store, number) for number in range(0 if last is None else last + 1)]
     gone = {path for entry in entries if isinstance(entry, PurgedIndex) for path in entry.parts}
-    unnamed = [
-        path for path in store.list_files("index") if path.count("/") == 2 and is_own(path) and path not in alive
-    ]
-
-    def is_dead(path: str) -> bool:
-        try:
-            return path in gone or (path.endswith(".parquet") and is_about_purged(path))
-        except pa.ArrowInvalid:  # damaged: it may hold data of a removed row
-            return True
-
-    dead = {path for path in unnamed if is_dead(path)}
+    unnamed = orphan_parts(store)
+    dead = gone.intersection(unnamed)
+    dead.update(path for path in unnamed if path.endswith(".parquet") and _is_dead(path, is_about_purged))
     folders = {path.rpartition("/")[0] for path in dead}
     yield from dead
-    yield from (path for path in unnamed if path.endswith(".txt") and path.rpartition("/")[0] in folders)
+    for path in unnamed:
+        if path.endswith(".txt") and path.rpartition("/")[0] in folders:
+            yield path
+        if path.endswith(".json") and _is_dead(
+            path, lambda record: dead.intersection(read_record(store, record).paths)
+        ):
+            yield path
+
+
+def _is_dead(path: str, is_about_purged: Callable[[str], object]) -> bool:
+    """Tell if a file that nothing names must go. True if it cannot be read."""
+    try:
+        return bool(is_about_purged(path))
+    except (pa.ArrowException, OSError, IntegrityError):
+        return True

@@ -147,7 +147,7 @@ def _without_purged(store: Store, index: Index, units: ReplacedUnits) -> Index:
     changed: dict[str, Any] = {f"num_{outcome}": count for outcome, count in counts.items()}
     for outcome in OUTCOMES:
         changed[outcome] = [f"{folder}/{name}" if name in files else name for name in names.get(outcome, [])]
-    return dataclasses.replace(index, shards=f"{folder}/shards.txt", totals=totals, **changed)
+    return dataclasses.replace(index, ranges={}, shards=f"{folder}/shards.txt", totals=totals, **changed)
 
 
 def _drop_purged(table: pa.Table, edits: Edits) -> pa.Table:

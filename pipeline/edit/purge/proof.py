@@ -42,7 +42,7 @@ MAX_TWINS = 100
 
 @dataclass(kw_only=True)
 class Finding:
-    """What the check has found."""
+    """Findings of the check."""
 
     files: int = 0
     """Number of objects of the output that were checked."""
@@ -51,7 +51,7 @@ class Finding:
     shards: int = 0
     """Number of tars."""
     problems: list[str] = field(default_factory=list)
-    """What still has data of removed samples; none in a proof."""
+    """Places that still have data of removed samples; none in a proof."""
     twins: list[str] = field(default_factory=list)
     """Ids of other samples whose latent has the same bytes as that of a purged one."""
     not_searched: list[str] = field(default_factory=list)

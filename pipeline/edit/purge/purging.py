@@ -44,7 +44,7 @@ class PurgeUnfinished(LatentmillError):
 
 @dataclass(kw_only=True, slots=True)
 class Survey:
-    """What there is to purge."""
+    """Data that the newest edits remove and that is still there."""
 
     edits: Edits
     paths: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class PurgeResult:
     purge: Purge
     proof: dict[str, Any]
     finding: Finding | None
-    """What its check found; None if it had been finished before."""
+    """Findings of its check; None if it had been finished before."""
 
 
 def survey(store: Store, place: Place, map_tasks: MapTasks) -> Survey:

@@ -1,4 +1,4 @@
-"""What people see of a purge: its progress, its result, and what it would do."""
+"""Lines about a purge for people: its progress, its result, and what it would do."""
 
 from __future__ import annotations
 
