@@ -45,7 +45,6 @@ from tests.support.painted import SIZE, assert_together, painted
 
 FOLDER_VIDEOS, TAR_VIDEOS = 7, 3
 
-
 TEXT_STEPS = (Failpoint.STRINGS_WRITTEN, Failpoint.MAP_WRITTEN)
 """Steps that only text jobs reach."""
 EDIT_STEPS = (Failpoint.EDITS_RECORDED, Failpoint.TAG_RECORDED, Failpoint.TAG_REMOVED)
@@ -281,9 +280,8 @@ def main() -> None:
     generator = random.Random(arguments.seed)
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        scene = (Scene if arguments.scene is None else arguments.scene.scene_class())(
-            Path(folder), arguments.output, arguments.single_writer
-        )
+        make_scene = arguments.scene.scene_class() if arguments.scene else Scene
+        scene = make_scene(Path(folder), arguments.output, arguments.single_writer)
         add_reference(scene)
         kills = 0
         if not arguments.runs:
