@@ -19,10 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.bucket import Bucket
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader.agreement import adopt_version, announce_schedule
 from pipeline.loader.collation.batch import Batch
 from pipeline.loader.collation.collator import Collator
+from pipeline.loader.collation.damage import has_negative_scales
 from pipeline.loader.iterator import Batches
 from pipeline.loader.options import BatchOptions, Latent, OptionsAsKeywords, check_latent
 from pipeline.loader.range_cache import RangeCache
@@ -202,7 +203,8 @@ class LatentDataset:
     def read(self, rows: Indices, latent: Latent = "mean", member: str = LATENT.name) -> list[npt.NDArray[Any]]:
         """Read the raw latents [C,t,h,w] of some samples (``latent="mean"``), or their moments [2C,t,h,w] (``"sample"``).
 
-        They have the stored type; bfloat16 and int8 come as float32.
+        They have the stored type; bfloat16 and int8 come as float32. IntegrityError for scales of int8 that cannot be right;
+        nothing else is checked.
         rows: int64 [n], numbers of samples. member: for example ``first``, the first frame encoded alone.
         """
         check_latent(latent, self.recipe, self.card)
@@ -221,6 +223,7 @@ class LatentDataset:
         if self.recipe.dtype == "int8":
             scale_sizes = [(c, t, 1, 1) for c, t, *_ in sizes]
             scales = self._read_arrays(shards, self._offsets(rows, wanted.scale_column), "float32", scale_sizes)
+            self._check_scales(rows, scales)
             arrays = [dequantize(*pair) for pair in zip(arrays, scales, strict=True)]
         return [self._window(array, row) for array, row in zip(arrays, rows.tolist(), strict=True)]
 
@@ -243,6 +246,16 @@ class LatentDataset:
             parts = read_shard(self.store, shard, ranges)
             arrays |= {i: unpack_latent(part, dtype, sizes[i]) for i, part in zip(numbers, parts, strict=True)}
         return [arrays[i] for i in range(len(shards))]
+
+    def _check_scales(self, rows: Indices, scales: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Raise IntegrityError if a sample has scales that are not finite, or negative."""
+        for row, scales_Ct11 in zip(rows, scales, strict=True):
+            if not np.isfinite(scales_Ct11).all() or has_negative_scales(scales_Ct11):
+                found = self.samples.take(np.array([row]), ["shard", "id"])
+                raise IntegrityError(
+                    f"{found['shard'][0]}: the scales of {found['id'][0]} are damaged: some are negative or not finite; run "
+                    "jobs/verify_dataset.py to find all damaged samples"
+                )
 
     def _window(self, stored_Cthw: npt.NDArray[Any], sample: int) -> npt.NDArray[Any]:
         """Cut the latent frames of a sample's window out of its clip."""

@@ -19,6 +19,7 @@ from pipeline.output.serialization import dequantize, quantize
 from tests.bench.range_server import range_server
 from tests.support import latent_set
 from tests.support.latent_set import latent, write_latents
+from tests.support.paths import ROOT
 
 BUCKETS = [Bucket(34, 32, 32), Bucket(34, 32, 56), Bucket(34, 32, 32)] * 4
 
@@ -120,6 +121,7 @@ def damage(output: Path, folder: Path, column: str, content: bytes) -> str:
     [
         ("scale_tensor_offset", np.float32(np.nan).tobytes(), False, r"crc32c \d+, expected"),
         ("scale_tensor_offset", np.float32(0.5).tobytes(), False, r"crc32c \d+, expected"),
+        ("scale_tensor_offset", np.float32(0).tobytes(), False, r"crc32c \d+, expected"),
         ("first_scale_tensor_offset", np.float32(-1).tobytes(), False, r"crc32c \d+, expected"),
         ("tensor_offset", b"\x80", False, "some values are below -127"),
         ("tensor_offset", b"\x7f\x00\x7f", True, r"crc32c \d+, expected"),
@@ -143,10 +145,39 @@ def test_damage_is_found_and_replaced(
     assert [entry["damaged"] for entry in batches.replacements] == [name]
 
 
-def test_a_scale_that_is_not_finite_is_found_where_the_checksum_is_that_of_the_damage(
-    outputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("scale", "message"), [(np.inf, "not finite"), (np.nan, "not finite"), (-1, "negative")])
+def test_impossible_scales_are_found_where_the_checksum_is_that_of_the_damage(
+    outputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, message: str
 ) -> None:
-    damage(outputs[0], tmp_path / "out", "scale_tensor_offset", np.float32(np.inf).tobytes())
+    name = damage(outputs[0], tmp_path / "out", "scale_tensor_offset", np.float32(scale).tobytes())
     monkeypatch.setattr("pipeline.loader.collation.damage.checksum_problem", lambda pending, tensor: None)
-    with pytest.raises(IntegrityError, match="some scales are not finite"):
-        list(LatentDataset(tmp_path / "out").batches(2))
+    data = LatentDataset(tmp_path / "out")
+    with pytest.raises(IntegrityError, match=f"some scales are {message}"):
+        list(data.batches(2))
+    assert [entry["damaged"] for entry in consumed(data).replacements] == [name]
+    with pytest.raises(IntegrityError, match=f"the scales of {name} are damaged: some are negative or not finite"):
+        data.read(np.arange(len(data)))
+
+
+def consumed(data: LatentDataset) -> Any:
+    """Batches of a whole epoch with damaged samples replaced."""
+    batches = data.batches(2, on_damage="replace")
+    assert all(torch.isfinite(batch["latents"]).all() for batch in batches)
+    return batches
+
+
+def test_stock_webdataset_reads_a_shard_by_the_recipe_of_the_page(outputs: tuple[Path, Path]) -> None:
+    page = (ROOT / "pipeline" / "loader" / "README.md").read_text()
+    assert 'mean = sample["latent.npy"] * sample["latent_scale.npy"]' in page
+    webdataset = pytest.importorskip("webdataset")
+    urls = sorted(map(str, outputs[0].glob("shards/*.tar")))
+    only = ["latent.npy", "latent_scale.npy", "json"]
+    data = LatentDataset(outputs[1])
+    ids = data.columns["id"].to_pylist()
+    count = 0
+    for sample in webdataset.WebDataset(urls, shardshuffle=False).decode(only=only):
+        mean = sample["latent.npy"] * sample["latent_scale.npy"]
+        (exact,) = data.read(np.array([ids.index(sample["json"]["id"])]))
+        assert mean.dtype == np.float32 and np.array_equal(mean, exact)
+        count += 1
+    assert count == len(data)

@@ -33,6 +33,8 @@ def find_damage(pending: PendingBatch, tensor: PendingTensor) -> str | None:
         return _describe(
             pending, tensor, "some scales are not finite" if tensor.is_scales else "some values are not finite"
         )
+    elif tensor.is_scales and has_negative_scales(stored.view(np.float32)):
+        return _describe(pending, tensor, "some scales are negative")
     return None
 
 
@@ -54,6 +56,11 @@ def has_non_finite(stored: npt.NDArray[np.uint8], dtype: torch.dtype) -> bool:
         return False
     largest = np.maximum.reduce  # what the method max calls, at half the overhead
     return bool(largest(stored.view(signed)) >= plus_infinity or largest(stored.view(unsigned)) >= minus_infinity)
+
+
+def has_negative_scales(scales: npt.NDArray[np.float32]) -> bool:
+    """Return whether a scale is below zero, which none is that was written."""
+    return bool(len(scales) and np.minimum.reduce(scales, axis=None) < 0)
 
 
 def _describe(pending: PendingBatch, tensor: PendingTensor, problem: str) -> str:
