@@ -1,8 +1,10 @@
-"""This machine: package versions, device model and processors."""
+"""This machine: package versions, device model and processors, and who uses it."""
 
 from __future__ import annotations
 
+import getpass
 import platform
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -129,3 +131,12 @@ def gpu_model() -> str:
         except RuntimeError as error:
             problem = f"PyTorch {torch.__version__} cannot use the GPU: {str(error).splitlines()[0]}"
     raise ConfigError(f"--gpus needs a GPU, but {problem}; or encode on CPUs with --gpus 0")
+
+
+def user_name() -> str:
+    """The user and the machine of this process, as ``user@host``."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

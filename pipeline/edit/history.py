@@ -10,7 +10,7 @@ from pipeline.edit.tags import count_samples
 from pipeline.output.edits.edits import Edits, newest_edits, read_edits
 from pipeline.output.edits.version import edits_of, read_tag, tag_names
 from pipeline.output.index import Index, PurgedIndex, last_index_number, newest_index, read_index_entry
-from pipeline.output.plan import committed_units, read_plan
+from pipeline.output.plan import committed_units, plan_path, read_plan
 from pipeline.output.purges.record import is_finished, newest_purge, read_proof, read_purge
 from pipeline.progress.formatting import number
 from pipeline.report.history import read_history
@@ -35,17 +35,15 @@ def _plan_lines(store: Store) -> Iterator[str]:
     for generation in range(len(plan.columns)):
         retries = any(unit.retries for unit in plan.units if unit.generation == generation)
         what = "of rejects tried again, " if retries else ""
-        yield f"plan   {generation:>4}  {number(planned[generation], 'unit')} {what}{done[generation]} committed"
+        written = _time_of_file(store, plan_path(generation))
+        yield f"plan   {generation:>4}{written}  {number(planned[generation], 'unit')} {what}{done[generation]} committed"
 
 
 def _job_lines(store: Store) -> Iterator[str]:
     for job in read_history(store):
-        began = (
-            ""
-            if job.started_s is None
-            else datetime.fromtimestamp(job.started_s, timezone.utc).strftime("  %Y-%m-%dT%H:%M:%SZ")
-        )
-        yield f"job    {job.name}{began}  {number(job.units, 'unit')}, {number(job.samples, 'sample')}"
+        began = "" if job.started_s is None else _time(datetime.fromtimestamp(job.started_s, timezone.utc))
+        by = f"  {job.by}" if job.by else ""
+        yield f"job    {job.name}{began}{by}  {number(job.units, 'unit')}, {number(job.samples, 'sample')}"
 
 
 def _index_lines(store: Store, edits: Edits) -> Iterator[str]:
@@ -61,7 +59,8 @@ def _index_lines(store: Store, edits: Edits) -> Iterator[str]:
         left = ""
         if len(edits.rows) and index == newest:
             left = f"; {number(count_samples(store, index, edits), 'sample')} with the newest edits"
-        yield f"index  {generation:>4}  {counts}, {covers} of the plan{left}"
+        written = _time_of_file(store, index.path)
+        yield f"index  {generation:>4}{written}  {counts}, {covers} of the plan{left}"
 
 
 def _edit_lines(store: Store, edits: Edits) -> Iterator[str]:
@@ -93,3 +92,16 @@ def _tag_lines(store: Store) -> Iterator[str]:
         left = count_samples(store, entry, edits_of(store, tag.version)) if isinstance(entry, Index) else 0
         lost = f", {tag.samples - left} of them purged" if left < tag.samples else ""
         yield f"tag    {name}  {tag.time}  {tag.by}  index {tag.index}, {edits}, {number(tag.samples, 'sample')}{lost}"
+
+
+def _time_of_file(store: Store, path: str) -> str:
+    """When a file was written, after two spaces; empty if the store does not tell. A copy of an output has other times."""
+    files, root = store.client
+    try:
+        return _time(files.modified(f"{root.rstrip('/')}/{path}"))
+    except (OSError, NotImplementedError):
+        return ""
+
+
+def _time(time: datetime) -> str:
+    return time.astimezone(timezone.utc).strftime("  %Y-%m-%dT%H:%M:%SZ")

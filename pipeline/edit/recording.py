@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -13,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.edit.request import Request
 from pipeline.edit.selection import Row, select
+from pipeline.environment import user_name
 from pipeline.errors import ConfigError
 from pipeline.output.edits.edits import MATCHED, SCHEMA, Edits, edits_path, newest_edits, read_edits
 from pipeline.output.purges.record import newest_purge
@@ -107,15 +106,6 @@ def undo(store: Store, generation: int | None) -> Change:
 def time_now() -> str:
     """The time in UTC to the second."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def user_name() -> str:
-    """The user and the machine of this process, as ``user@host``."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _record(

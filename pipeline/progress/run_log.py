@@ -6,6 +6,7 @@ import json
 import time
 
 from pipeline.encode.unit_report import UnitReport
+from pipeline.environment import user_name
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.store import Store
 
@@ -24,13 +25,14 @@ class RunLog:
     def __init__(self, store: Store, job: str) -> None:
         self._store = store
         self._job = job
+        self._by = user_name()
         self._num_parts = 0
         self._lines: list[str] = []
         self._written_s = time.monotonic()
 
     def add(self, report: UnitReport) -> None:
         """Add a report, and write a part if one is due."""
-        self._lines.append(json.dumps(report.to_json()) + "\n")
+        self._lines.append(json.dumps(report.to_json() | {"by": self._by}) + "\n")
         if len(self._lines) >= REPORTS_PER_PART or time.monotonic() - self._written_s >= PART_INTERVAL_S:
             self.write()
 

@@ -28,6 +28,8 @@ class Job:
     """Work of one job. Times are Unix times. Reports of older versions lack end times and activities."""
 
     name: str
+    by: str = ""
+    """Who started it: user@host. Older reports lack it."""
     units: int = 0
     samples: int = 0
     units_with_activities: int = 0
@@ -103,6 +105,7 @@ def _add_report(job: Job, report: dict[str, Any]) -> None:
     """Add a unit; reports of older versions lack ``ended_s`` and ``activities``."""
     wall_s, ended_s, activities = report["wall_s"], report.get("ended_s"), report.get("activities")
     samples = report["samples"] if report["outcome"] == "committed" else 0
+    job.by = str(report.get("by", ""))
     job.units += 1
     job.samples += samples
     heapq.heappush(job.slowest, (wall_s, report["unit"], samples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jobs.edit_dataset import main as edit
 from jobs.verify_dataset import main as verify
 from pipeline.bucket import Bucket
 from pipeline.encode.shard_attempt import ShardAttempt
+from pipeline.environment import user_name
 from pipeline.errors import StoreError
 from pipeline.loader import LatentDataset
 from pipeline.output.index import read_index
@@ -175,6 +177,8 @@ def test_readers_of_a_finished_output_leave_out_what_is_removed(
     before = committed(output)
     remove(output, takedown)
     summary = run(output)
+    assert edit([str(output), "log"]) == 0
+    assert re.search(rf"job    \w+  20\S+Z  {re.escape(user_name())}  \d units?, 8 samples", capsys.readouterr().out)
     assert (summary.exit_code, summary.counts.samples, summary.counts.rejects) == (0, 5, {"read/removed": 3})
     assert summary.counts.captions == 5 and committed(output) == before
     write_page(Store(str(output)))

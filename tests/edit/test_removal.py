@@ -164,6 +164,8 @@ def test_tags_and_versions_pin_an_index_and_its_edits(output: Path, capsys: pyte
     capsys.readouterr()
     assert edit([str(output), "log"]) == 0
     log = capsys.readouterr().out
+    assert re.search(r"plan +0  20\d\d-\d\d-\d\dT\S+Z  1 unit", log)
+    assert re.search(r"index +1  20\d\d-\d\d-\d\dT\S+Z  11 samples", log)
     assert "remove --where meta_score > 5, 4 rows: ticket 12" in log and "tag    v0" in log and "11 samples" in log
     assert edit([str(output), "untag", "v1"]) == 0
     with pytest.raises(ConfigError, match="has no tag 'v1'; there are v0"):

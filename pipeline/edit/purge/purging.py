@@ -20,8 +20,9 @@ from pipeline.edit.purge.side_files import rewrite_side_files
 from pipeline.edit.purge.tags_in_the_way import count_needed, refuse_for_tags
 from pipeline.edit.purge.texts import purge_layer
 from pipeline.edit.purge.work import Place, find_units, purge_units
-from pipeline.edit.recording import time_now, user_name
+from pipeline.edit.recording import time_now
 from pipeline.encode.attempts import remove_attempts
+from pipeline.environment import user_name
 from pipeline.errors import LatentmillError
 from pipeline.output.edits.edits import Edits, newest_edits, read_edits
 from pipeline.output.layers.known_layers import layer_names, layer_store
