@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.arguments import Parser
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.output.dataset import require_listed_dataset
+from pipeline.output.purges.beside import beside_purges
 from pipeline.progress.terminal import Terminal
 from pipeline.recipe import Run
 from pipeline.report.page import PATH, write_page
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             _make_gallery(arguments, terminal)
         elif arguments.source:
             raise ConfigError("--source is used for the gallery only, which needs --vae")
-        write_page(store)
+        beside_purges(store, lambda: write_page(store))
     except USER_ERRORS as error:
         terminal.say_error(error)
         return exit_code(error)

@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def gpu_model() -> str:
         except RuntimeError as error:
             problem = f"PyTorch {torch.__version__} cannot use the GPU: {str(error).splitlines()[0]}"
     raise ConfigError(f"--gpus needs a GPU, but {problem}; or encode on CPUs with --gpus 0")
+
+
+def time_now() -> str:
+    """The time in UTC to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def user_name() -> str:

@@ -28,6 +28,7 @@ from pipeline.output.index_parts import clip_rows
 from pipeline.output.layout.dataset_card import write_card
 from pipeline.output.members import check_members
 from pipeline.output.plan import freeze_plan, missing_units
+from pipeline.output.purges.beside import beside_purges
 from pipeline.output.reject_retries import plan_retries
 from pipeline.progress.formatting import byte_size, number
 from pipeline.progress.progress import Progress
@@ -81,10 +82,14 @@ def encode(
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    summary = _summarize(job, progress)
-    summary.save(job.store)
-    write_page(job.store)
-    return summary
+
+    def finish() -> Summary:
+        summary = _summarize(job, progress)
+        summary.save(job.store)
+        write_page(job.store)
+        return summary
+
+    return beside_purges(job.store, finish)
 
 
 def _with_resources(job: Job, say: Callable[[str], None]) -> Job:

@@ -30,6 +30,7 @@ from pipeline.output.index_builder import complete_index
 from pipeline.output.index_parts import clip_rows
 from pipeline.output.layout.dataset_card import write_card
 from pipeline.output.plan import freeze_generation, missing_units, read_plan
+from pipeline.output.purges.beside import beside_purges
 from pipeline.progress.formatting import number
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
@@ -81,11 +82,15 @@ def import_latents(
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    summary = _summarize(store, settings, plan, progress)
-    summary.notes += source_notes
-    summary.save(store)
-    write_page(store)
-    return summary
+
+    def finish() -> Summary:
+        summary = _summarize(store, settings, plan, progress)
+        summary.notes += source_notes
+        summary.save(store)
+        write_page(store)
+        return summary
+
+    return beside_purges(store, finish)
 
 
 def _freeze_plan(store: Store, source: Source, settings: ImportSettings) -> Plan:

@@ -29,6 +29,7 @@ from pipeline.output.layers.text_layer import TextLayer, open_text_layer, read_t
 from pipeline.output.layers.text_recipe import TextRecipe
 from pipeline.output.layers.text_rows import text_rows
 from pipeline.output.plan import missing_units
+from pipeline.output.purges.beside import beside_purges
 from pipeline.progress.formatting import number
 from pipeline.progress.progress import Progress
 from pipeline.progress.run_log import RunLog
@@ -92,10 +93,14 @@ def encode_text(
             progress.add(report)
             if progress.too_many_rejects():
                 break
-    summary = _summarize(store, layer, captions, plan, progress, map_tasks_of(settings.run))
-    summary.save(store)
-    write_page(output)
-    return summary
+
+    def finish() -> TextSummary:
+        summary = _summarize(store, layer, captions, plan, progress, map_tasks_of(settings.run))
+        summary.save(store)
+        write_page(output)
+        return summary
+
+    return beside_purges(output, finish)
 
 
 def preview_text(settings: TextSettings, captions: tuple[str, ...], joins: tuple[str, ...]) -> PlanPreview:

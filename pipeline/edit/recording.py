@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.edit.request import Request
 from pipeline.edit.selection import Row, select
-from pipeline.environment import user_name
+from pipeline.environment import time_now, user_name
 from pipeline.errors import ConfigError
 from pipeline.output.edits.edits import MATCHED, SCHEMA, Edits, edits_path, newest_edits, read_edits
 from pipeline.output.purges.record import newest_purge
@@ -101,11 +100,6 @@ def undo(store: Store, generation: int | None) -> Change:
 
     edits, recorded = _record(store, take_back, "undo", f"generation {generation}", "", time_now())
     return Change(edits=edits, recorded=recorded)
-
-
-def time_now() -> str:
-    """The time in UTC to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _record(

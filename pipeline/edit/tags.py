@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.edit.recording import time_now
-from pipeline.environment import user_name
+from pipeline.environment import time_now, user_name
 from pipeline.errors import ConfigError, Purged
 from pipeline.output.edits.edits import Edits, count_removed
 from pipeline.output.edits.version import Tag, edits_of, find_version, read_tag, tag_path

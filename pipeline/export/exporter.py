@@ -33,6 +33,7 @@ from pipeline.export.unit_export import (
     read_part,
 )
 from pipeline.loader import LatentDataset
+from pipeline.output.layout.export_records import record_export
 from pipeline.output.unit_metadata import unit_of
 from pipeline.storage.store import Store
 
@@ -59,6 +60,7 @@ def export_dataset(
     ConfigError if the target cannot hold the dataset or ``store`` holds another export.
     """
     _begin(store, settings)
+    record_export(data.store, store.url, target.name, data.version.name, len(data))
     units = rows_by_unit(data)
     summary = ExportSummary(url=store.url, target=target.name, units=len(units), left_out={})
     for done, outcome in enumerate(execute(settings, units), 1):

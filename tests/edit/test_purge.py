@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.edit_dataset import main as edit
+from jobs.export_dataset import main as export
 from jobs.verify_dataset import main as verify
 from pipeline.bucket import Bucket
 from pipeline.errors import IntegrityError, Purged
@@ -289,3 +290,25 @@ def test_unknown_files_among_purges_are_refused_by_name(output: Path) -> None:
     (output / "purges" / "0000.arrow").write_bytes(b"")
     with pytest.raises(IntegrityError, match=r"purges/0000.arrow, which this program"):
         LatentDataset(output)
+
+
+def test_exports_are_listed_and_stay(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = tmp_path / "exported"
+    assert export([str(output), "--to", "parquet", "--output", str(exported), "--local"]) == 0
+    before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    remove(output)
+    capsys.readouterr()
+    for arguments, words in ((["--dry-run"], "stays as it is"), ([], "not touched")):
+        assert purge(output, *arguments) == 0
+        shown = capsys.readouterr().out
+        assert words in shown and f"{exported.as_uri()} (parquet, 10 samples, 20" in shown
+    assert {path: path.read_bytes() for path in before} == before
+    assert verify([str(output)]) == 0
+
+
+def test_damaged_metadata_is_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remove(output)
+    path = output / "metadata" / "u000006.0.parquet"
+    path.write_bytes(b"PAR1 damaged PAR1")
+    assert purge(output) == 1
+    assert "metadata/u000006.0.parquet is damaged" in capsys.readouterr().out and not (output / "purges").exists()

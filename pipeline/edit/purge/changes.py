@@ -29,7 +29,7 @@ from pipeline.output.unit_metadata import newest_unit_metadata, unit_of
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.concurrency import map_concurrently
 from pipeline.storage.failpoints import Failpoint, failpoint
-from pipeline.storage.parquet import parquet_metadata, read_parquet
+from pipeline.storage.parquet import parquet_metadata
 from pipeline.storage.store import Store
 
 LAYER_FOLDERS = ("index", "maps", "strings")
@@ -96,15 +96,9 @@ def delete_old(store: Store, purge: Purge, changes: Changes) -> None:
 
 def replaced_units(store: Store, purge: Purge, edits: Edits) -> ReplacedUnits:
     """The units that a purge has rewritten so far."""
-    shards: dict[str, str | None] = {}
-    rows: list[pa.Table] = []
-    for content, facts in _rewritten(store, purge):
-        shards[facts["unit"]] = facts.get("shard")
-        if "shard" in facts:
-            table = read_parquet(content).replace_schema_metadata(None)
-            rows.append(table.filter(table["shard"].is_valid()))
-    joined = pa.concat_tables(rows, promote_options="permissive").combine_chunks() if rows else None
-    return ReplacedUnits(edits=edits, shards=shards, rows=joined)
+    shards = {facts["unit"]: facts.get("shard") for _, facts in _rewritten(store, purge)}
+    newest = newest_unit_metadata(store)
+    return ReplacedUnits(edits=edits, shards=shards, metadata=[newest[unit] for unit in sorted(shards)])
 
 
 def _rewritten(store: Store, purge: Purge) -> Iterator[tuple[bytes, dict[str, str]]]:

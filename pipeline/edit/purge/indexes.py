@@ -7,7 +7,7 @@ again under its number; any other is replaced by a record of the purge.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,14 @@ class ReplacedUnits:
     edits: Edits
     shards: Mapping[str, str | None]
     """The tar of each of these units by its name; None for a unit without samples."""
-    rows: pa.Table | None
-    """Their samples, with all columns and new places; None without any."""
+    metadata: Sequence[str]
+    """Paths of their metadata."""
+
+    def read_rows(self, store: Store) -> pa.Table | None:
+        """Their samples, with all columns and new places; None without any."""
+        tables = [read_parquet(store.get(path)).replace_schema_metadata(None) for path in self.metadata]
+        samples = [table.filter(table["shard"].is_valid()) for table in tables]
+        return pa.concat_tables(samples, promote_options="permissive").combine_chunks() if samples else None
 
     def are_in(self, store: Store, index: Index) -> bool:
         """Tell if an index names data that the purge takes: a tar that was replaced, or a row that was removed."""
@@ -126,6 +132,7 @@ def take_number(store: Store, purge: Purge) -> int:
 
 def _without_purged(store: Store, index: Index, units: ReplacedUnits) -> Index:
     """The index with new parts where samples were purged or have moved: the same samples in the same order otherwise."""
+    moved = units.read_rows(store)
     new_parts: dict[str, bytes] = {}
     names: dict[str, list[str]] = {}
     counts = dict.fromkeys(OUTCOMES, 0)
@@ -133,7 +140,7 @@ def _without_purged(store: Store, index: Index, units: ReplacedUnits) -> Index:
         for number, path in enumerate(getattr(index, outcome)):
             content = store.get(path)
             table = read_parquet(content)
-            left = _with_new_places(_drop_purged(table, units.edits), units)
+            left = _with_new_places(_drop_purged(table, units.edits), moved)
             counts[outcome] += len(left)
             name = path
             if not left.equals(table):
@@ -154,11 +161,11 @@ def _drop_purged(table: pa.Table, edits: Edits) -> pa.Table:
     return table.filter(pc.invert(has_purgeable_data(table, edits)))
 
 
-def _with_new_places(table: pa.Table, units: ReplacedUnits) -> pa.Table:
+def _with_new_places(table: pa.Table, replaced: pa.Table | None) -> pa.Table:
     """The rows of an index with those of rewritten units in place of their former selves."""
-    if units.rows is None or not len(table):
+    if replaced is None or not len(table):
         return table
-    new = units.rows.select([name for name in table.schema.names if name in units.rows.column_names])
+    new = replaced.select([name for name in table.schema.names if name in replaced.column_names])
     both = pa.concat_tables([table, new], promote_options="permissive").cast(table.schema)
     moved = pc.index_in(table["id"], value_set=new["id"].combine_chunks()).combine_chunks()
     in_place = pa.array(np.arange(len(table)), pa.int64())

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 from pipeline.edit.purge.changes import Changes
 from pipeline.edit.purge.indexes import has_data, live_indexes
 from pipeline.edit.purge.layers import layers_of
-from pipeline.edit.recording import time_now
+from pipeline.environment import time_now
 from pipeline.output.edits.edits import MATCHED, Edits
 from pipeline.output.layers.known_layers import FOLDER
+from pipeline.output.layout.export_records import describe_exports
 from pipeline.output.layout.own_files import SHARD, UNIT_METADATA, is_own, stray_files
 from pipeline.output.members import CHECKSUM
 from pipeline.output.purges.purged_rows import has_purgeable_data
@@ -91,6 +92,7 @@ def record_proof(store: Store, purge: Purge, changes: Changes, finding: Finding)
         "units": len(changes["units"]),
         "deleted": len(changes["deleted"]),
         "checked": {"files": finding.files, "rows": finding.rows, "shards": finding.shards},
+        "exports": describe_exports(store),
         "same_bytes": finding.twins,
         "not_searched": finding.not_searched,
     }

@@ -20,9 +20,8 @@ from pipeline.edit.purge.side_files import rewrite_side_files
 from pipeline.edit.purge.tags_in_the_way import count_needed, refuse_for_tags
 from pipeline.edit.purge.texts import purge_layer
 from pipeline.edit.purge.work import Place, find_units, purge_units
-from pipeline.edit.recording import time_now
 from pipeline.encode.attempts import remove_attempts
-from pipeline.environment import user_name
+from pipeline.environment import time_now, user_name
 from pipeline.errors import LatentmillError
 from pipeline.output.edits.edits import Edits, newest_edits, read_edits
 from pipeline.output.layers.known_layers import layer_names, layer_store
@@ -101,7 +100,12 @@ def purge(store: Store, place: Place, map_tasks: MapTasks, show: Show, *, despit
     while True:
         unfinished = unfinished_purge(store)
         if unfinished is not None:
-            results.append(carry_out(store, place, unfinished, map_tasks, show))
+            try:
+                results.append(carry_out(store, place, unfinished, map_tasks, show))
+            except FileNotFoundError as error:
+                raise PurgeUnfinished(
+                    f"{error} is gone: is {unfinished.name} also run elsewhere? Run it again"
+                ) from error
         found = survey(store, place, map_tasks)
         if not found.is_needed:
             return results
@@ -129,10 +133,12 @@ def carry_out(store: Store, place: Place, purge: Purge, map_tasks: MapTasks, sho
     """Do what is left of a purge. Safe to call again, also by several processes at once."""
     edits = read_edits(store, purge.edits)
     changes = read_changes(store, purge) or _replace(store, place, purge, edits, map_tasks, show)
-    rewrite_side_files(store, {id for unit in changes["units"].values() for id in unit["samples"]})
+    ids = {id for unit in changes["units"].values() for id in unit["samples"]}
+    rewrite_side_files(store, ids)
     show(f"deleting {number(len(changes['deleted']), 'file')}")
     delete_old(store, purge, changes)
     _remove_traces(store)
+    rewrite_side_files(store, ids)  # again, since a job that read the output before may have ended meanwhile
     show("checking every object of the output")
     settle_units(store, set(newest_unit_metadata(store)))
     finding = check(store, edits, changes)

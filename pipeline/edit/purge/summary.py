@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pipeline.edit.purge.purging import PurgeResult, Survey
+from pipeline.output.layout.export_records import describe_exports
 from pipeline.output.purges.purged_rows import columns_to_look_at, has_purgeable_data
 from pipeline.output.purges.record import CHANGES, PROOF, purge_path, unfinished_purge
 from pipeline.output.unit_metadata import unit_metadata_facts
@@ -63,6 +64,8 @@ def survey_lines(store: Store, survey: Survey) -> Iterator[str]:
         f"{store.url}: would purge {number(samples, 'sample')} and {number(rows - samples, 'other row')} of edits "
         f"{survey.edits.generation} in {number(len(survey.paths), 'unit')}; {byte_size(size_bytes)} of tars to write again"
     )
+    for export in describe_exports(store):
+        yield f"  the export {export} stays as it is"
     for name in survey.layers:
         yield f"  the text layer {name} would lose the strings that no other sample uses"
     for name, count in survey.tags.items():
@@ -92,4 +95,6 @@ def result_lines(store: Store, results: Sequence[PurgeResult]) -> Iterator[str]:
             yield from (f"  {name}: {what}" for name in names[:MAX_LISTED])
             if len(names) > MAX_LISTED:
                 yield f"  ... and {len(names) - MAX_LISTED} more"
-        yield "  not touched: exports, caches of loaders, joined tables, and old versions or backups that a store keeps"
+        for export in describe_exports(store):
+            yield f"  not touched: the export {export}"
+        yield "  not touched: other exports, caches of loaders, joined tables, old versions and backups of a store"

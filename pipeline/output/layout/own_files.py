@@ -24,6 +24,7 @@ EDITS = re.compile(r"edits/(\d{4,})\.parquet")
 """Generation."""
 TAG = re.compile(r"tags/([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\.json")
 """Name of the tag."""
+EXPORT = re.compile(r"exports/[0-9a-f]{16}\.json")
 PURGE = re.compile(r"purges/(\d{4,})\.json")
 """Number of the purge."""
 RUN_PART = re.compile(r"runs/([0-9A-Za-z]+)-\d+\.jsonl")
@@ -40,6 +41,7 @@ OWN_FILES = (
     INDEX_RANGE,
     EDITS,
     TAG,
+    EXPORT,
     PURGE,
     re.compile(r"purges/\d{4,}\.(?:changes|proof)\.json"),
     RUN_PART,
@@ -56,7 +58,20 @@ LAYER_FILES = (
 LAYER = re.compile(r"layers/([a-z0-9][a-z0-9_-]{0,63})(?:/(.*))?")
 """Name of the layer, and path in it."""
 FOLDERS = (
-    *("attempts", "edits", "index", "layers", "metadata", "plan", "previews", "purges", "runs", "shards", "tags"),
+    *(
+        "attempts",
+        "edits",
+        "exports",
+        "index",
+        "layers",
+        "metadata",
+        "plan",
+        "previews",
+        "purges",
+        "runs",
+        "shards",
+        "tags",
+    ),
     PARTIAL,
 )
 OWN_SUBFOLDERS = re.compile(rf"attempts/{UNIT}|index/(?:[0-9a-f]{{16}}|ranges)|previews/.*")

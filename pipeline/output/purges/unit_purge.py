@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import IntegrityError
 from pipeline.output.edits.edits import Edits, read_edits
 from pipeline.output.members import CHECKSUM
 from pipeline.output.purges.purged_rows import columns_to_look_at, has_purgeable_data, without_data
@@ -32,7 +33,7 @@ def purge_unit(store: Store, path: str, edits: Edits, purge: Purge) -> str | Non
     path: the newest revision. What it replaces stays. Safe to call again.
     """
     content = store.get(path)
-    table = read_parquet(content)
+    table = _parse(store, path, content)
     purged = has_purgeable_data(table, edits)
     if not pc.any(purged).as_py():
         return None
@@ -86,8 +87,19 @@ def array_prefixes_of(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def _has_data(store: Store, edits: Edits, path: str) -> tuple[str, bool]:
-    table = read_parquet(store.get(path), columns_to_look_at(edits))
+    table = _parse(store, path, store.get(path), columns_to_look_at(edits))
     return path, bool(pc.any(has_purgeable_data(table, edits)).as_py())
+
+
+def _parse(store: Store, path: str, content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Parse unit metadata. IntegrityError if it is damaged."""
+    try:
+        return read_parquet(content, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(
+            f"{store.url}/{path} is damaged ({str(error).splitlines()[0]}), so it cannot be searched for removed items: "
+            "restore it from a copy"
+        ) from error
 
 
 def _settle(store: Store, path: str, edits: Edits, purge: Purge) -> None:
