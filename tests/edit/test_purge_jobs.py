@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -43,9 +44,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(videos: Path, tmp_path: Path, tiny_card: Card) -> Encode:
-    recipe = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=4)
+    plain = Recipe(vae=tiny_card.sha256, buckets=(Bucket(17, *SIZE),), micro_batch=(2,), unit_clips=4)
 
-    def encode_into(output: Path, source: Path = videos, **changes: Any) -> Summary:
+    def encode_into(
+        output: Path, source: Path = videos, settings: dict[str, Any] | None = None, **changes: Any
+    ) -> Summary:
+        recipe = dataclasses.replace(plain, **settings or {})
         values = {"output": str(output), "vae": str(TINY), "sources": (f"v={source}",), "local": True, "cpus": 1}
         with painted():
             return encode(recipe, Run(**values | changes), tiny_card, say=lambda line: None)
@@ -94,15 +98,26 @@ def once(action: Callable[..., object], work: Callable[..., Any]) -> Callable[..
     return act_and_work
 
 
-def test_a_purge_leaves_the_tars_that_encoding_with_the_edits_would_have_made(run: Encode, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"store": "mean", "dtype": "int8", "conditioning": "first-last"},
+        {"dtype": "float32", "conditioning": "first"},
+    ],
+    ids=["float16", "int8", "float32"],
+)
+def test_a_purge_leaves_the_tars_that_encoding_with_the_edits_would_have_made(
+    run: Encode, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     purged, planned = tmp_path / "purged", tmp_path / "planned"
-    run(purged)
+    run(purged, settings=settings)
     remove(purged, tmp_path, 2, 3, 8)
     assert purge(purged) == 0
     with mock.patch("pipeline.run.encode_units", return_value=iter([])), pytest.raises(StoreError):
-        run(planned)
+        run(planned, settings=settings)
     remove(planned, tmp_path, 2, 3, 8)
-    run(planned)
+    run(planned, settings=settings)
     tars = [{path.name: path.read_bytes() for path in (output / "shards").iterdir()} for output in (purged, planned)]
     assert tars[0] == tars[1]
     facts = []
@@ -114,7 +129,37 @@ def test_a_purge_leaves_the_tars_that_encoding_with_the_edits_would_have_made(ru
             for unit, found in facts[-1].items()
         }
     assert facts[0] == facts[1], "counts and sums too"
-    assert_gone(purged, 2, 3, 8)
+    assert verify([str(purged)]) == 0
+    if not settings:
+        assert_gone(purged, 2, 3, 8)
+
+
+def test_items_go_from_all_groups_of_buckets(run: Encode, tmp_path: Path) -> None:
+    output, buckets = tmp_path / "out", (Bucket(17, *SIZE, "small"), Bucket(17, 16, 24, "tiny"))
+    run(output, settings={"dtype": "bfloat16", "buckets": buckets, "micro_batch": (2, 2)})
+    remove(output, tmp_path, 12, 13)
+    ids = LatentDataset(output).columns["id"].to_pylist()
+    assert purge(output) == 0
+    assert find_traces(output, [], ["number 12", "number 13"]) == []
+    after = LatentDataset(output)
+    assert after.columns["id"].to_pylist() == ids and len(after) == 2 * (NUM_VIDEOS - 2)
+    assert sum(len(batch["id"]) for batch in after.batches(1)) == len(after), "every checksum is right"
+    assert verify([str(output)]) == 0
+
+
+def test_rejects_that_were_tried_again_go_from_both_units(run: Encode, tmp_path: Path) -> None:
+    output, source = tmp_path / "out", write_videos(tmp_path / "v", 6)
+    (source / "03.mp4").write_text("no video")
+    run(output, source, max_rejects=1.0)
+    run(output, source, max_rejects=1.0, retry_rejects="all")
+    assert len(list((output / "plan").iterdir())) == 2
+    remove(output, tmp_path, 3)
+    assert purge(output) == 0
+    traces = find_traces(output, [], ["03.mp4", "number 3"])
+    assert [trace for trace in traces if not trace.startswith(("plan/", "edits/"))] == []
+    assert verify([str(output)]) == 0
+    run(output, source, max_rejects=1.0, retry_rejects="all")
+    assert len(list((output / "plan").iterdir())) == 2, "what was purged is not tried again"
 
 
 def takedown_of_unit(output: Path, tmp_path: Path, removed: list[int]) -> Callable[..., str]:

@@ -1,6 +1,6 @@
 """Writes a unit again without some of its samples: a new tar, and a new revision of its metadata.
 
-What is left is copied, so that the new tar has the bytes that it would have had without these samples.
+What is left is copied in its order, byte for byte.
 """
 
 from __future__ import annotations
