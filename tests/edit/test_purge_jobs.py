@@ -27,6 +27,7 @@ from pipeline.output.shard_writer import ShardWriter
 from pipeline.progress.summary import Summary
 from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
+from pipeline.storage.store import Store
 from stvae import Card
 from tests.support.golden import TINY
 from tests.support.painted import SIZE, VARIABLE, command, painted, write_video, write_videos
@@ -212,6 +213,34 @@ def test_an_index_of_old_units_cannot_come_after_a_purge(run: Encode, tmp_path: 
     assert_gone(output, 1, 4)
     run(output, source, retry_rejects="all")
     assert_gone(output, 1, 4)
+
+
+def test_a_tar_of_a_unit_that_is_not_committed_keeps_a_purge_from_its_end(
+    run: Encode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, removed = tmp_path / "out", (1, 5, 9, 13)  # one of each unit
+    with (
+        mock.patch.object(Store, "put_new", _all_but_metadata(Store.put_new)),
+        pytest.raises(StoreError, match="killed"),
+    ):
+        run(output)
+    assert find_traces(output / "shards", moments_of(*removed), []), "tars of attempts that did not end"
+    remove(output, tmp_path, *removed)
+    assert purge(output) == 1
+    assert "holds removed samples of a unit that is not committed" in capsys.readouterr().out
+    assert verify([str(output)]) == 1
+    run(output)
+    assert purge(output) == 0
+    assert_gone(output, *removed)
+
+
+def _all_but_metadata(put_new: Callable[..., bool]) -> Callable[..., bool]:
+    def put(store: Store, path: str, content: bytes | Path) -> bool:
+        if path.startswith("metadata/"):
+            raise StoreError("killed")
+        return put_new(store, path, content)
+
+    return put
 
 
 def test_orphans_are_left_alone_while_a_purge_is_not_finished(run: Encode, tmp_path: Path) -> None:

@@ -55,20 +55,20 @@ def record_changes(store: Store, purge: Purge, edits: Edits, layers: list[Purged
         "units": units,
         "samples": sum(len(unit["samples"]) for unit in units.values()),
         "layers": {layer.name: replacements(layer.store, purge) for layer in layers},
-        "deleted": sorted(
-            {
-                *dead_shards(store),
-                *dead_parts(store, edits),
-                *files_to_make_again(store),
-                *(f"{FOLDER}/{layer.name}/{path}" for layer in layers for path in _dead_files(layer)),
-            }
-        ),
+        "deleted": sorted({*dead_files(store, edits, layers), *files_to_make_again(store)}),
     }
     store.put_new(purge_path(purge.number, CHANGES), json.dumps(changes, indent=1, sort_keys=True).encode())
     failpoint(Failpoint.CHANGES_RECORDED)
     recorded = read_changes(store, purge)
     assert recorded is not None
     return recorded
+
+
+def dead_files(store: Store, edits: Edits, layers: list[PurgedLayer]) -> Iterator[str]:
+    """Yield the files that nothing names any more and that may have data of removed samples."""
+    yield from dead_shards(store)
+    yield from dead_parts(store, edits)
+    yield from (f"{FOLDER}/{layer.name}/{path}" for layer in layers for path in _dead_files(layer))
 
 
 def replacements(store: Store, purge: Purge) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +81,8 @@ def check(store: Store, edits: Edits, changes: Changes) -> Finding:
     return finding
 
 
-def record_proof(store: Store, purge: Purge, changes: Changes, finding: Finding) -> dict[str, Any]:
-    """Record that the purge is done; what is recorded."""
+def record_proof(store: Store, purge: Purge, changes: Changes, finding: Finding, late: Sequence[str]) -> dict[str, Any]:
+    """Record that the purge is done; what is recorded. late: further paths that were deleted."""
     proof = {
         "format_version": FORMAT_VERSION,
         "edits": purge.edits,
@@ -90,7 +90,8 @@ def record_proof(store: Store, purge: Purge, changes: Changes, finding: Finding)
         "finished": time_now(),
         "samples": changes["samples"],
         "units": len(changes["units"]),
-        "deleted": len(changes["deleted"]),
+        "deleted": len(changes["deleted"]) + len(late),
+        "deleted_late": list(late),
         "checked": {"files": finding.files, "rows": finding.rows, "shards": finding.shards},
         "exports": describe_exports(store),
         "same_bytes": finding.twins,

@@ -12,7 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.edit.purge.changes import Changes, dead_parts, delete_old, read_changes, record_changes, replaced_units
+from pipeline.edit.purge.changes import (
+    Changes,
+    dead_files,
+    dead_parts,
+    delete_old,
+    read_changes,
+    record_changes,
+    replaced_units,
+)
 from pipeline.edit.purge.indexes import purge_indexes
 from pipeline.edit.purge.layers import layers_of
 from pipeline.edit.purge.proof import Finding, check, record_proof
@@ -137,6 +145,11 @@ def carry_out(store: Store, place: Place, purge: Purge, map_tasks: MapTasks, sho
     rewrite_side_files(store, ids)
     show(f"deleting {number(len(changes['deleted']), 'file')}")
     delete_old(store, purge, changes)
+    late = sorted(
+        dead_files(store, edits, layers_of(store, edits))
+    )  # what jobs have left since the changes were recorded
+    for path in late:
+        store.delete(path)
     _remove_traces(store)
     rewrite_side_files(store, ids)  # again, since a job that read the output before may have ended meanwhile
     show("checking every object of the output")
@@ -144,7 +157,7 @@ def carry_out(store: Store, place: Place, purge: Purge, map_tasks: MapTasks, sho
     finding = check(store, edits, changes)
     if finding.problems:
         raise PurgeUnfinished(f"{purge.name} is not finished; run it again:", finding.problems)
-    return PurgeResult(purge=purge, proof=record_proof(store, purge, changes, finding), finding=finding)
+    return PurgeResult(purge=purge, proof=record_proof(store, purge, changes, finding, late), finding=finding)
 
 
 def _replace(store: Store, place: Place, purge: Purge, edits: Edits, map_tasks: MapTasks, show: Show) -> Changes:
