@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from pipeline.errors import USER_ERRORS
@@ -13,6 +13,11 @@ from pipeline.executor.ray_connection import join_cluster
 from pipeline.recipe import Run
 from pipeline.storage.concurrency import MapTasks, map_in_process
 from pipeline.visible import make_foreign_text_visible
+
+TASKS_AHEAD = 256
+"""Number of tasks that wait for a CPU. An item of a task has up to 100 kB."""
+MAX_RETRIES = 20
+"""Number of times that Ray repeats a task whose process or node is lost."""
 
 
 def map_tasks_of(run: Run) -> MapTasks:
@@ -34,7 +39,7 @@ def map_tasks_at(address: str | None) -> MapTasks:
 def map_on_ray(
     address: str, work: Callable[[Any], dict[str, Any]], items: Sequence[Any], *, num_cpus: float = 1.0
 ) -> Iterator[dict[str, Any]]:
-    """Yield ``work(item)`` of every item, in the order in which they end. Tasks of Ray Data run them, one CPU for each.
+    """Yield ``work(item)`` of every item, in the order in which they end. Tasks of Ray run them, one CPU for each.
 
     ``work`` and the items are pickled by Ray; results must fit into JSON. Raises LatentmillError with the message of the
     first error of a task. Ray repeats the tasks of a node that is lost, so ``work`` must be safe to repeat.
@@ -43,21 +48,28 @@ def map_on_ray(
 
     if not ray.is_initialized():
         join_cluster(address)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # byte, so that a result does not wait for others to fill a block
-    rows = ray.data.from_items([{"item": [item]} for item in items], override_num_blocks=max(1, len(items)))
-    for row in rows.map(partial(_call, work), num_cpus=num_cpus).iter_rows():
-        result: dict[str, Any] = json.loads(row["result"])
-        if "error" in result:
-            raise NodeError(**result).exception("")
-        yield result
+    task = ray.remote(num_cpus=num_cpus, max_retries=MAX_RETRIES)(_call)
+    shared, left = ray.put(work), iter(items)
+    # Ray Data would wait up to 0.2 s between two tasks; these are started ahead, which also lets a cluster grow
+    limit = int(ray.cluster_resources().get("CPU", 0) / num_cpus) + TASKS_AHEAD
+    running = [task.remote(shared, item) for item in itertools.islice(left, limit)]
+    try:
+        while running:
+            ended, running = ray.wait(running, num_returns=1)
+            running += [task.remote(shared, item) for item in itertools.islice(left, 1)]
+            result: dict[str, Any] = json.loads(ray.get(ended[0]))
+            if "error" in result:
+                raise NodeError(**result).exception("")
+            yield result
+    finally:
+        for reference in running:
+            ray.cancel(reference)
 
 
-def _call(work: Callable[[Any], dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
+def _call(work: Callable[[Any], dict[str, Any]], item: Any) -> str:
     """Run in a task: the result as JSON, or the error in the place of one."""
     make_foreign_text_visible()
     try:
-        return {"result": json.dumps(work(row["item"][0]))}
+        return json.dumps(work(item))
     except (*USER_ERRORS, OSError) as error:
-        return {"result": NodeError.of(error, unit="", started=True, **own_process()).to_json()}
+        return NodeError.of(error, unit="", started=True, **own_process()).to_json()
