@@ -248,9 +248,10 @@ def verification(folder: Path, items: int, units: int, map_tasks: MapTasks = map
 
 
 def on_ray(phase: Callable[..., None], folder: Path, items: int, units: int, workers: int) -> dict[str, float]:
-    """Run a phase with a cluster of some CPUs, each of which has a worker."""
+    """Run a phase with a cluster that has one CPU for each worker. The driver and Ray's own processes use these CPUs too."""
     import ray
 
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])  # the threads of one worker could use all CPUs
     ray.init(address="local", num_cpus=workers, include_dashboard=False)
     list(map_on_ray("local", _nothing, range(2 * workers)))  # starts the workers, and imports what the driver needs
     memory_kib, started_s, cpu_s = _status_kib("VmRSS"), time.perf_counter(), time.process_time()
