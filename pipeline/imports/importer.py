@@ -16,6 +16,8 @@ from pipeline.imports.placing import bucket_of, raw_latent
 from pipeline.imports.settings import ImportSettings
 from pipeline.imports.source_files import COLUMNS, format_of, planned_captions, read_unit
 from pipeline.output.dataset import check_recipe
+from pipeline.output.edits.edits import Edits
+from pipeline.output.purges.unit_purge import settle_committed_unit
 from pipeline.output.rows import Row
 from pipeline.output.shard_writer import ShardWriter
 from pipeline.sources.item import Item
@@ -60,6 +62,8 @@ class UnitImporter(UnitEncoder):
                     self._add(shard, item, sample, text)
             activities.enter(Activity.COMMIT)
             outcome = shard.commit(self.store, {})
+            if outcome == "committed":
+                settle_committed_unit(self.store, unit.name, Edits())
         return UnitReport(unit=unit.name, outcome=outcome, counts=shard.counts)
 
     def _check_captions(self, unit: Unit) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.edit_dataset import main as edit
+from jobs.import_dataset import main as import_dataset
 from jobs.verify_dataset import main as verify
 from pipeline.bucket import Bucket
 from pipeline.encode import cleanup
@@ -29,6 +30,7 @@ from pipeline.recipe import Recipe, Run
 from pipeline.run import encode
 from pipeline.storage.store import Store
 from stvae import Card
+from tests.imports.test_import import write_cache
 from tests.support.golden import TINY
 from tests.support.painted import SIZE, VARIABLE, command, painted, write_video, write_videos
 from tests.support.paths import ROOT
@@ -281,3 +283,21 @@ def test_a_job_and_purges_beside_it_end_sound(videos: Path, tmp_path: Path) -> N
     assert job.returncode == 0 and len(removed) == 6
     assert purge(output) == 0
     assert_gone(output, *removed)
+
+
+def test_an_import_in_flight_does_not_bring_back_what_a_purge_deletes(tmp_path: Path) -> None:
+    output, removed = tmp_path / "out", list[int]()
+    write_cache(tmp_path / "v", range(10, 18))
+    words = [str(tmp_path / "v"), "--from", "automodel", "--vae", str(TINY), "--output", str(output), "--local"]
+
+    def takedown(writer: ShardWriter, *_: Any) -> None:
+        removed.append(writer._unit.start + 11)
+        items = tmp_path / "items"
+        items.write_text(json.dumps({"key": f"24x16/{removed[0]}"}) + "\n")
+        assert edit([str(output), "remove", "--items", str(items), "--reason", "ticket 12"]) == 0
+        assert purge(output) == 0
+
+    with mock.patch.object(ShardWriter, "commit", once(takedown, ShardWriter.commit)):
+        assert import_dataset([*words, "--unit-clips", "4"]) == 0
+    assert len(LatentDataset(output)) == 7 and verify([str(output)]) == 0
+    assert find_traces(output, [], [f"number {removed[0]}"]) == []
