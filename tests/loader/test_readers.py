@@ -219,13 +219,13 @@ def test_bit_rot_is_found_and_named(output: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", [LocalReader, MappedReader])
 def test_a_shard_that_was_cut_or_moved_is_named(output: Path, tmp_path: Path, reader: type) -> None:
     (tmp_path / "a.tar").write_bytes(b"x" * 10)
-    (whole,) = reader(str(tmp_path)).begin([[Span("a.tar", 2, memoryview(into := bytearray(8)))]])
+    (whole,) = reader(str(tmp_path), lambda shard: None).begin([[Span("a.tar", 2, memoryview(into := bytearray(8)))]])
     next(whole)
     assert into == b"x" * 8
     for span, message in ((Span("a.tar", 3, memoryview(bytearray(8))), "a.tar ends before byte 11"),):
-        (cut,) = reader(str(tmp_path)).begin([[span]])
+        (cut,) = reader(str(tmp_path), lambda shard: None).begin([[span]])
         with pytest.raises(StoreError, match=message):
             next(cut)
-    (gone,) = reader(str(tmp_path)).begin([[Span("b.tar", 0, memoryview(bytearray(8)))]])
+    (gone,) = reader(str(tmp_path), lambda shard: None).begin([[Span("b.tar", 0, memoryview(bytearray(8)))]])
     with pytest.raises(StoreError, match=r"b\.tar: No such file"):
         next(gone)

@@ -76,7 +76,8 @@ def test_any_web_server_will_do(site: Site, habit: str, client: str, monkeypatch
     assert seen == set(range(len(BUCKETS)))
     names = [path.rpartition("/")[2] for path in site.requests(habit)]
     assert names and all("." in name for name in names), "a folder was asked for"
-    assert len([name for name in names if name[:4].isdigit()]) <= 2 * 10
+    # indexes 0, 1, 3, 7, 15, 11, 13 and 12, index 11 twice more, and edits 0; some clients ask twice for each
+    assert len([name for name in names if name[:4].isdigit()]) <= 2 * 11
 
 
 def test_the_newest_index_is_found_among_any_number(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -13,6 +14,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
+from pipeline.output.layout.own_files import INDEX
 from pipeline.storage import connection
 from pipeline.storage import probe as probe_module
 from pipeline.storage.drivers.waits import WAITS
@@ -159,8 +161,13 @@ class FaultyBucket:
 
     def _check_removal(self, path: str) -> None:
         """Fail if a file is removed that a reader may rely on."""
-        assert path.startswith(("attempts/", "shards/", ".probe-")), f"{path} was removed"
+        assert path.startswith(("attempts/", "shards/", ".probe-")) or path.count("/") == 2, f"{path} was removed"
         for name, content in self.objects.items():
+            if INDEX.fullmatch(name.removeprefix(ROOT)):
+                named = re.findall(r'"([^"]+)"', content.decode())
+                is_record = path.startswith("index/ranges/")
+                key = path.rpartition("/")[2].removesuffix(".json") if is_record else path
+                assert key not in named, f"{path} was removed, which {name} names"
             if name.startswith(ROOT + "metadata/"):
                 metadata = pq.read_metadata(arrow_file(content)).metadata
                 assert metadata.get(b"shard", b"").decode() != path, f"{path} was removed, which {name} names"

@@ -44,14 +44,15 @@ def remove_orphan_parts(store: Store) -> None:
     """Delete parts that killed jobs have made and that no index names.
 
     Nothing is deleted while the newest index lacks a generation of the plan, or while a purge runs: the parts may then be
-    those of the next index. The order matters: files that are made after the listing are spared, and older ones belong to a
-    state of the output that the newest index has left behind.
+    those of the next index. The order matters: files that are made after the listing are spared. Older ones belong to a
+    state of the output that the newest index has left behind, unless an index names them, and those are read last.
     """
     purge = newest_purge(store)
-    orphans = orphan_parts(store)
-    newest = newest_index(store) if orphans else None
+    listed = list_parts(store)
+    newest = newest_index(store) if listed else None
     if newest is None or store.size(plan_path(newest.plan_generations)) is not None:
         return
+    orphans = find_unnamed(store, listed)
     if unfinished_purge(store) is not None or newest_purge(store) != purge:
         return
     for path in orphans:
@@ -61,16 +62,26 @@ def remove_orphan_parts(store: Store) -> None:
 
 
 def orphan_parts(store: Store) -> list[str]:
-    """Paths of parts of indexes, and of records of ranges, that no index of any number names; records come first.
+    """Paths of parts of indexes, and of records of ranges, that no index of any number names; records come first."""
+    return find_unnamed(store, list_parts(store))
 
-    A tag names an index by its number, so it keeps all that it needs.
+
+def list_parts(store: Store) -> list[str]:
+    """Paths of all parts of indexes and records of ranges."""
+    return [path for path in store.list_files("index") if INDEX_RANGE.fullmatch(path) or INDEX_PART.fullmatch(path)]
+
+
+def find_unnamed(store: Store, paths: list[str]) -> list[str]:
+    """The given parts and records that no index of any number names; records come first.
+
+    ``paths`` must have been listed before, so that an index that is recorded meanwhile is seen. A tag names an index by
+    its number, so it keeps all that it needs.
     """
-    listed = store.list_files("index")
     live: set[str] = set()
-    for path in listed:
+    for path in store.list_files("index") if paths else ():
         if match := INDEX.fullmatch(path):
             entry = read_index_entry(store, int(match[1]))
             if isinstance(entry, Index):
                 live |= {*entry.ranges, *entry.samples, *entry.rejects, *entry.skips, entry.shards}
-    records = [path for path in listed if (match := INDEX_RANGE.fullmatch(path)) and match[1] not in live]
-    return [*records, *(path for path in listed if INDEX_PART.fullmatch(path) and path not in live)]
+    records = [path for path in paths if (match := INDEX_RANGE.fullmatch(path)) and match[1] not in live]
+    return [*records, *(path for path in paths if INDEX_PART.fullmatch(path) and path not in live)]
