@@ -65,6 +65,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     captions = tuple(name.strip() for name in parsed.captions.split(","))
     if not all(captions) or len(set(captions)) < len(captions):
         raise ConfigError(f"--captions takes the names of columns, each one once, got '{parsed.captions}'")
+    for flag, values in (("--encoder", [parsed.encoder]), ("--layer", [parsed.layer]), ("--join", parsed.join)):
+        if not all(values):
+            raise ConfigError(f"{flag} is empty; give a value, or check the variable that it comes from")
     settings = TextSettings(
         recipe=TextRecipe(encoder="", **_fields(parsed, RECIPE_FLAGS)),
         run=Run(output=parsed.output, vae="", sources=(), **_fields(parsed, RUN_FLAGS)),

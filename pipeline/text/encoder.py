@@ -52,6 +52,11 @@ class TextHandling(Protocol):
         """Columns of the samples that ``variants`` reads, beside the caption."""
         ...
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Those of the columns that hold numbers."""
+        ...
+
     def variants(self, caption: str, values: Mapping[str, Any]) -> Sequence[Variant]:
         """The forms of a caption, always in the same order. ``values``: the sample's values by name of the column."""
         ...

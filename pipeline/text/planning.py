@@ -31,6 +31,7 @@ from pipeline.sources.units import STRINGS, Plan, Unit
 from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import parquet_writer, read_parquet, write_parquet
 from pipeline.storage.store import Store
+from pipeline.text.captions.scores import NumberCheck
 from pipeline.text.encoder import TextHandling, TextRenderer
 from pipeline.text.id_set import IdSet
 from pipeline.text.sample_captions import check_caption_types, read_samples
@@ -199,11 +200,15 @@ class _Draft:
         """Write the parts of the map to the local disk, and plan the strings in it."""
         columns = list(dict.fromkeys((*source.captions, *source.handling.columns)))
         files: list[Path] = []
+        numbers = NumberCheck(source.handling.number_columns)
         with contextlib.ExitStack() as open_part:
             rows_left = 0
             for samples in read_samples(source.output, columns, source.joins, self.scratch):
                 check_caption_types(samples.schema, source.captions)
-                forms = [(row["id"], form) for row in samples.to_pylist() for form in caption_forms(row, source)]
+                rows = samples.to_pylist()
+                for row in rows:
+                    numbers.add(row)
+                forms = [(row["id"], form) for row in rows for form in caption_forms(row, source)]
                 self._add_strings([(form.text_id, form.texts) for _, form in forms])
                 self.num_strings += len(forms)
                 if rows_left < len(forms):
@@ -213,6 +218,7 @@ class _Draft:
                     rows_left = max(ROWS_PER_PART, len(forms))
                 rows_left -= len(forms)
                 writer.write_table(_map_rows(forms))
+        numbers.end()
         if not files:
             files.append(self.scratch())
             files[0].write_bytes(write_parquet(MAP_SCHEMA.empty_table()))

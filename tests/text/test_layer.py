@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load
 
-from jobs.encode_text import main
+from jobs.encode_text import main, parse_arguments
 from jobs.report import main as report
 from jobs.verify_dataset import main as verify
 from pipeline.bucket import Bucket
-from pipeline.errors import IntegrityError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.loader import LatentDataset
 from pipeline.output.dataset import read_dataset
 from pipeline.output.index import newest_index
@@ -353,3 +353,10 @@ def test_what_does_not_fit_the_memory_is_tried_in_parts_then_rejected(
     rows = rows_of(layer_of(output))
     assert {row["encode_path"] for row in rows.values() if row["shard"]} == {"part"}
     assert [row["reject_reason"] for row in rows.values() if not row["shard"]] == ["memory"]
+
+
+@pytest.mark.parametrize("flag", ["--encoder", "--layer", "--join"])
+def test_an_empty_value_is_named_with_its_flag(flag: str) -> None:
+    words = ["/out", "--encoder", "demo", "--layer", "t5", "--captions", "caption", f"{flag}="]
+    with pytest.raises(ConfigError, match=f"{flag} is empty"):
+        parse_arguments(words)

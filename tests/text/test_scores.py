@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text.captions.scores import CaptionHandling, Scores, append_scores, variants
+from pipeline.errors import ConfigError
+from pipeline.text.captions.scores import CaptionHandling, NumberCheck, Scores, append_scores, variants
 
 BOTH = Scores(aesthetic=5.5, motion=10)
 
@@ -61,6 +62,23 @@ def test_weights_add_up_and_texts_differ(caption: str, scores: Scores, drop_prob
     forms = variants(caption, scores, drop_probability=drop_probability)
     assert math.isclose(sum(weight for _, weight in forms), 1) and all(weight > 0 for _, weight in forms)
     assert len({text for text, _ in forms}) == len(forms) <= 4
+
+
+@pytest.mark.parametrize("values", [["good", "bad"], ["n/a", None], [None, "n/a", math.nan], ["", [4]]])
+def test_a_column_of_scores_without_one_number_is_an_error(values: list[object]) -> None:
+    check = NumberCheck(["flow", "aes"])
+    for value in values:
+        check.add({"aes": value, "flow": None})
+    with pytest.raises(ConfigError, match=r"the column 'aes' has no numbers, for example .*; scores are numbers"):
+        check.end()
+
+
+@pytest.mark.parametrize("values", [[], [None], [math.nan, None], ["n/a", "5.5"], [4, "bad"]])
+def test_a_column_of_scores_may_lack_some(values: list[object]) -> None:
+    check = NumberCheck(["aes"])
+    for value in values:
+        check.add({"aes": value})
+    check.end()
 
 
 def test_columns_of_samples_give_the_scores() -> None:

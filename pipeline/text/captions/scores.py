@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.text.captions.cleaning import CLEANINGS
 from pipeline.text.encoder import Variant
 
@@ -93,6 +94,11 @@ class CaptionHandling:
             column for column in (self.aesthetic_column, self.motion_column, self.camera_column) if column is not None
         )
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Those of the columns that hold scores."""
+        return tuple(column for column in (self.aesthetic_column, self.motion_column) if column is not None)
+
     def variants(self, caption: str, values: Mapping[str, Any]) -> Sequence[Variant]:
         """The forms of a caption, always in the same order. ``values``: the sample's values by name of the column."""
         scores = Scores(
@@ -101,6 +107,31 @@ class CaptionHandling:
             camera=_word(values, self.camera_column),
         )
         return variants(caption, scores, clean=self.clean, drop_probability=self.drop_probability)
+
+
+class NumberCheck:
+    """Finds score columns in which there are values but not one number."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._open = dict.fromkeys(columns)
+        """Columns without a number so far, with an example of their values."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Look at one more sample."""
+        for column in list(self._open):
+            value = row.get(column)
+            if value is None or value != value:  # NaN stands for no score
+                continue
+            if _number(row, column) is None:
+                self._open[column] = value
+            else:
+                del self._open[column]
+
+    def end(self) -> None:
+        """Raise ConfigError if a column had values and no number. One without any value only lacks scores."""
+        for column, example in self._open.items():
+            if example is not None:
+                raise ConfigError(f"the column '{column}' has no numbers, for example {example!r}; scores are numbers")
 
 
 def _number(values: Mapping[str, Any], column: str | None) -> float | None:
