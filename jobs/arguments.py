@@ -85,6 +85,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def add_task_flags(command: argparse.ArgumentParser, *, verb: str, tasks: str) -> None:
+    """Add the flags that say where tasks without an encoder run: in this process, or on the CPUs of a Ray cluster."""
+    command.add_argument("--local", action="store_true", help=f"{verb} in this process, even if RAY_ADDRESS is set")
+    command.add_argument(
+        "--ray-address",
+        default=os.environ.get("RAY_ADDRESS") or None,
+        metavar="ADDRESS",
+        help=f"Ray cluster whose CPUs {tasks}; local starts one on this machine (default: RAY_ADDRESS, or this process "
+        "without Ray)",
+    )
+
+
 def _build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser of all flags, whose values stay text; flags that are not given are absent from its result."""
     parser = Parser(

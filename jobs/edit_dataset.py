@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.arguments import Parser
+from jobs.arguments import Parser, add_task_flags
 from pipeline.edit.history import log_lines
 from pipeline.edit.recording import Change, remove, undo
 from pipeline.edit.request import Request, read_ids, read_items
@@ -112,14 +111,7 @@ def _add_purge(command: argparse.ArgumentParser) -> None:
         help="delete what tags need, too, as the law may demand; the tags then say how many samples they have lost",
     )
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
-    command.add_argument("--local", action="store_true", help="do all work in this process, even if RAY_ADDRESS is set")
-    command.add_argument(
-        "--ray-address",
-        default=os.environ.get("RAY_ADDRESS") or None,
-        metavar="ADDRESS",
-        help="Ray cluster whose CPUs write tars and index again; local starts one on this machine (default: RAY_ADDRESS, or "
-        "this process without Ray)",
-    )
+    add_task_flags(command, verb="do all work", tasks="write tars and index again")
 
 
 def _purge(arguments: argparse.Namespace, terminal: Terminal) -> int:

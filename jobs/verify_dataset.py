@@ -10,14 +10,13 @@ Exit codes: 0 intact, 1 problems (listed here and in verify.json in the output),
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.arguments import Parser
+from jobs.arguments import Parser, add_task_flags
 from pipeline.errors import USER_ERRORS, ConfigError, exit_code
 from pipeline.executor.ray_map import map_tasks_at
 from pipeline.output.dataset import require_listed_dataset
@@ -61,14 +60,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cpus", type=int, default=available_cpus(), help="threads and decoder processes (default: all)"
     )
-    parser.add_argument("--local", action="store_true", help="check in this process, even if RAY_ADDRESS is set")
-    parser.add_argument(
-        "--ray-address",
-        default=os.environ.get("RAY_ADDRESS") or None,
-        metavar="ADDRESS",
-        help="Ray cluster whose CPUs check shards and index; local starts one on this machine (default: RAY_ADDRESS, or "
-        "this process without Ray)",
-    )
+    add_task_flags(parser, verb="check", tasks="check shards and index")
     return parser.parse_args(argv)
 
 

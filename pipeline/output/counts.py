@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.schema import INT8_ERRORS
+from pipeline.output.serialization import Array
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,6 +72,30 @@ class Counts:
             rejects=Counter(values["rejects"]),
             size_bytes=values["size_bytes"],
         )
+
+
+class LatentSums:
+    """Sums over the means of the stored latents of a unit, per channel: of the values, and of their squares."""
+
+    def __init__(self, channels: int) -> None:
+        self._sums = np.zeros((2, channels))
+        self._values_per_channel = 0
+
+    def add(self, stored_Cthw: Array) -> npt.NDArray[np.float64]:
+        """Add a latent, whose first channels are its mean. Return the mean. The order of latents decides the last bits."""
+        mean_Cthw = stored_Cthw[: self._sums.shape[1]].astype(np.float64)
+        self._sums += mean_Cthw.sum(axis=(1, 2, 3)), np.square(mean_Cthw).sum(axis=(1, 2, 3))
+        self._values_per_channel += int(np.prod(mean_Cthw.shape[1:]))
+        return mean_Cthw
+
+    def to_facts(self) -> dict[str, str]:
+        """The sums as facts in the metadata of a unit."""
+        sums, sums_of_squares = self._sums.tolist()
+        return {
+            "latent_count": str(self._values_per_channel),
+            "latent_sum": json.dumps(sums),
+            "latent_sum_of_squares": json.dumps(sums_of_squares),
+        }
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from pipeline.errors import Purged
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.layout.own_files import INDEX
 from pipeline.recipe import FORMAT_VERSION
-from pipeline.storage.named_files import newest_numbered
+from pipeline.storage.named_files import last_listed, newest_numbered
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def last_index_number(store: Store) -> int | None:
     if not store.lists_files:  # numbers have no gaps: a job takes one only after it has read the index before it
         found = newest_numbered(store, index_path, _looks_like_json)
         return None if found is None else found[0]
-    numbers = [int(match[1]) for path in store.list_files("index") if (match := INDEX.fullmatch(path))]
-    return max(numbers, default=None)
+    return last_listed(store, "index", INDEX)
 
 
 def _looks_like_json(content: bytes) -> bool:

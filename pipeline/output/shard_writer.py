@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.bucket import Bucket
 from pipeline.errors import Reject, Rejected
-from pipeline.output.counts import Counts
+from pipeline.output.counts import Counts, LatentSums
 from pipeline.output.members import CHECKSUM, SCALE, SPAN
 from pipeline.output.rows import Row, RowBuilder
 from pipeline.output.schema import INT8_ERRORS, ROW_ORDER
@@ -155,8 +154,7 @@ class ShardWriter(UnitWriter):
     def __init__(self, path: Path, unit: Unit, recipe: Recipe, card: Card, user_columns: pa.Schema) -> None:
         self._builder = RowBuilder(unit, recipe, card, user_columns)
         super().__init__(path, unit, self._builder.schema, ROW_ORDER, place="offset")
-        self._channel_sums = np.zeros((2, card.latent_channels))  # of the means, and of their squares
-        self._values_per_channel = 0
+        self._latent_sums = LatentSums(card.latent_channels)
 
     def add_sample(
         self, item: Item, facts: VideoFacts, clip: Clip, latents: dict[str, Array], encode_path: str
@@ -213,9 +211,7 @@ class ShardWriter(UnitWriter):
 
     def _add_statistics(self, stored_Cthw: Array) -> Row:
         """Add the mean of a stored latent to the sums of the unit; the columns with the sample's own statistics."""
-        mean = stored_Cthw[: self._channel_sums.shape[1]].astype(np.float64)
-        self._channel_sums += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
-        self._values_per_channel += int(np.prod(mean.shape[1:]))
+        mean = self._latent_sums.add(stored_Cthw)
         return {
             "latent_mean": float(mean.mean()),
             "latent_std": float(mean.std()),
@@ -223,9 +219,4 @@ class ShardWriter(UnitWriter):
         }
 
     def _facts(self) -> dict[str, str]:
-        sums, sums_of_squares = self._channel_sums.tolist()
-        return {
-            "latent_count": str(self._values_per_channel),
-            "latent_sum": json.dumps(sums),
-            "latent_sum_of_squares": json.dumps(sums_of_squares),
-        }
+        return self._latent_sums.to_facts()

@@ -1,7 +1,8 @@
-"""Files of web servers, which are found by their names because few web servers list folders."""
+"""Files with numbers in their names, and files of web servers, which are asked for by name: few web servers list folders."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from pipeline.errors import StoreError
@@ -31,6 +32,12 @@ def get_if_present(store: Store, path: str, is_genuine: Callable[[bytes], bool])
             return None
         raise
     return content if is_genuine(content) or _status_of_absent(store) is not None else None
+
+
+def last_listed(store: Store, folder: str, pattern: re.Pattern[str]) -> int | None:
+    """The highest number in the names of a folder's files, the first group of ``pattern``; None without any."""
+    numbers = (int(match[1]) for path in store.list_files(folder) if (match := pattern.fullmatch(path)))
+    return max(numbers, default=None)
 
 
 def newest_numbered(

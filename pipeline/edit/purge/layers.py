@@ -70,11 +70,16 @@ class PurgedLayer:
     def _is_clean_tar(self, path: str) -> bool:
         """Tell if a tar of a unit that is not committed has members of strings that are kept only."""
         try:
-            with tarfile.open(fileobj=io.BytesIO(self.store.get(path))) as tar:
-                ids = [member.name.partition(".")[0] for member in tar]
+            ids = member_ids(self.store.get(path))
         except tarfile.TarError:
             return True  # not a tar that this program wrote
         return pc.all(pc.is_in(pa.array(ids, pa.string()), value_set=self.kept)).as_py() is not False
+
+
+def member_ids(tar: bytes) -> list[str]:
+    """Ids that the members of a shard are named after. TarError if it is not a tar."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+        return [member.name.partition(".")[0] for member in members]
 
 
 def layers_of(output: Store, edits: Edits) -> list[PurgedLayer]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.edit.purge.changes import Changes
 from pipeline.edit.purge.indexes import has_data, live_indexes
-from pipeline.edit.purge.layers import layers_of
+from pipeline.edit.purge.layers import layers_of, member_ids
 from pipeline.environment import time_now
 from pipeline.output.edits.edits import MATCHED, Edits
 from pipeline.output.layers.known_layers import FOLDER
@@ -157,13 +157,8 @@ def _check_shards(
         if unit in changes["units"]:
             content = store.get(path)
             purged = changes["units"][unit]["samples"]
-            if hashlib.sha256(content).hexdigest() != sha256 or any(id in purged for id in _ids(content)):
+            if hashlib.sha256(content).hexdigest() != sha256 or any(id in purged for id in member_ids(content)):
                 finding.problems.append(f"{path} is damaged, or holds removed samples")
-
-
-def _ids(tar: bytes) -> Iterator[str]:
-    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
-        yield from (member.name.partition(".")[0] for member in members)
 
 
 def _holds_removed(tar: bytes, edits: Edits) -> bool:

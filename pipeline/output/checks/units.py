@@ -117,7 +117,7 @@ def _check_shard(store: Store, facts: dict[str, str], tensors: list[_Tensor], re
         return
     sums = dict.fromkeys(tensors, 0)
     digest = hashlib.sha256()
-    for start, block in _blocks(store, shard, size):
+    for start, block in read_blocks(store, shard, size):
         digest.update(block)
         for tensor in tensors:
             piece = block[max(tensor.offset - start, 0) : max(tensor.offset + tensor.nbytes - start, 0)]
@@ -133,6 +133,7 @@ def _check_shard(store: Store, facts: dict[str, str], tensors: list[_Tensor], re
     result.size_bytes += size
 
 
-def _blocks(store: Store, path: str, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+def read_blocks(store: Store, path: str, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield a shard in blocks, each with its offset, so that one block is in memory at a time."""
     for start in range(0, size_bytes, BLOCK_BYTES):
         yield start, store.read_ranges(path, [(start, min(BLOCK_BYTES, size_bytes - start))])[0]

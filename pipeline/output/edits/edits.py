@@ -20,7 +20,7 @@ from pipeline.errors import IntegrityError, Reject
 from pipeline.output.layout.own_files import EDITS
 from pipeline.recipe import FORMAT_VERSION
 from pipeline.storage.concurrency import LARGE_REQUESTS, map_concurrently
-from pipeline.storage.named_files import newest_numbered
+from pipeline.storage.named_files import last_listed, newest_numbered
 from pipeline.storage.parquet import parquet_batches, parquet_metadata, read_parquet
 from pipeline.storage.store import Store
 
@@ -141,8 +141,8 @@ def newest_edits(store: Store, known: Edits | None = None) -> Edits:
         return Edits() if newest is None else parse_edits(store, *newest)
     edits = Edits() if known is None else known
     if known is None:
-        generations = [int(match[1]) for path in store.list_files("edits") if (match := EDITS.fullmatch(path))]
-        edits = read_edits(store, max(generations)) if generations else edits
+        last = last_listed(store, "edits", EDITS)
+        edits = edits if last is None else read_edits(store, last)
     while True:  # listings may lag, so the next name is asked for
         try:
             edits = read_edits(store, 0 if edits.generation is None else edits.generation + 1)

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
+from pipeline.output.counts import LatentSums
 from pipeline.output.members import LATENT
 from pipeline.output.serialization import Array, dequantize, unpack_latent
 
-COUNT, SUM, SUM_OF_SQUARES = "latent_count", "latent_sum", "latent_sum_of_squares"
-"""Names of the facts."""
+SUM = "latent_sum"
+"""Name of a fact that only units with latents have."""
 
 
 def latent_sums(tar: Path, rows: pa.Table, old: Mapping[str, str]) -> dict[str, str]:
@@ -23,8 +23,7 @@ def latent_sums(tar: Path, rows: pa.Table, old: Mapping[str, str]) -> dict[str, 
     """
     if SUM not in old:
         return {}
-    sums = np.zeros((2, len(json.loads(old[SUM]))))
-    count = 0
+    sums = LatentSums(len(json.loads(old[SUM])))
     samples = rows.filter(rows["shard"].is_valid()).sort_by("offset")
     wanted = [name for name in samples.column_names if name.startswith(("latent_", "scale_", "tensor_"))]
     with tar.open("rb") as file:
@@ -40,7 +39,5 @@ def latent_sums(tar: Path, rows: pa.Table, old: Mapping[str, str]) -> dict[str, 
             if row["dtype"] == "int8":
                 scales = unpack_latent(read(row, LATENT.scale_prefix), "float32", (*size[:2], 1, 1))
                 stored = dequantize(stored, scales)
-            mean = stored[: sums.shape[1]].astype(np.float64)
-            sums += mean.sum(axis=(1, 2, 3)), np.square(mean).sum(axis=(1, 2, 3))
-            count += int(np.prod(mean.shape[1:]))
-    return {COUNT: str(count), SUM: json.dumps(sums[0].tolist()), SUM_OF_SQUARES: json.dumps(sums[1].tolist())}
+            sums.add(stored)
+    return sums.to_facts()

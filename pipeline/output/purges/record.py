@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.output.dataset import damaged, parse_record
 from pipeline.output.layout.own_files import PURGE
 from pipeline.recipe import FORMAT_VERSION
-from pipeline.storage.named_files import newest_numbered
+from pipeline.storage.named_files import last_listed, newest_numbered
 from pipeline.storage.store import Store
 
 CHANGES, PROOF = ".changes", ".proof"
@@ -63,15 +63,13 @@ def newest_purge(store: Store) -> Purge | None:
     if not store.lists_files:
         found = newest_numbered(store, purge_path, lambda content: content.lstrip().startswith(b"{"))
         return None if found is None else _parse(store, *found)
-    numbers = [int(match[1]) for path in store.list_files("purges") if (match := PURGE.fullmatch(path))]
-    number = max(numbers, default=-1)
-    newest = None if number < 0 else read_purge(store, number)
+    last = last_listed(store, "purges", PURGE)
+    newest = None if last is None else read_purge(store, last)
     while True:  # listings may lag, so the next name is asked for
         try:
-            newest = read_purge(store, number + 1)
+            newest = read_purge(store, 0 if newest is None else newest.number + 1)
         except FileNotFoundError:
             return newest
-        number += 1
 
 
 def is_finished(store: Store, purge: Purge) -> bool:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
+from pipeline.output.checks.units import read_blocks
 from pipeline.output.layout.own_files import UNIT_METADATA
 from pipeline.output.purges.latent_sums import latent_sums
 from pipeline.output.tar_writer import TarWriter
@@ -23,8 +24,6 @@ from pipeline.storage.failpoints import Failpoint, failpoint
 from pipeline.storage.parquet import parquet_metadata, write_parquet
 from pipeline.storage.store import Store
 
-BLOCK_BYTES = 64 << 20
-"""Bytes of a shard that are in memory at once."""
 OF_SHARD = ("shard", "sha256", "size_bytes", "environment")
 """Facts of a unit that only one with a shard has."""
 OUTCOMES = {"num_samples": "shard", "num_skips": "skip_reason", "num_rejects": "reject_reason"}
@@ -142,8 +141,7 @@ def _local_shard(store: Store, facts: Mapping[str, str]) -> Iterator[Path]:
         found = store.size(shard)
         if found == size_bytes:
             with scratch.open("wb") as file:
-                for start in range(0, size_bytes, BLOCK_BYTES):
-                    block = store.read_range(shard, start, min(BLOCK_BYTES, size_bytes - start))
+                for _, block in read_blocks(store, shard, size_bytes):
                     digest.update(block)
                     file.write(block)
         if found != size_bytes or digest.hexdigest() != facts["sha256"]:

@@ -82,6 +82,6 @@ def find_unnamed(store: Store, paths: list[str]) -> list[str]:
         if match := INDEX.fullmatch(path):
             entry = read_index_entry(store, int(match[1]))
             if isinstance(entry, Index):
-                live |= {*entry.ranges, *entry.samples, *entry.rejects, *entry.skips, entry.shards}
+                live |= {*entry.ranges, *entry.files}
     records = [path for path in paths if (match := INDEX_RANGE.fullmatch(path)) and match[1] not in live]
     return [*records, *(path for path in paths if INDEX_PART.fullmatch(path) and path not in live)]
