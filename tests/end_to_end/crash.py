@@ -70,29 +70,33 @@ class Scene:
     """Folder that its jobs write, relative to the output."""
 
     def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
-        """Write the sources below ``folder``. ``outputs``: the URL below which outputs are made, or ``folder`` itself."""
+        """Make what its jobs begin with below ``folder``. ``outputs``: the URL for outputs, or ``folder`` itself."""
         self.folder = folder
         self.outputs = outputs
         self.single_writer = single_writer
-        self.sources = str(folder)
+        self.reference: dict[str, str] = {}
+        self.make_sources()
+
+    def make_sources(self) -> None:
+        """Write the sources of every format."""
+        self.sources = str(self.folder)
         """Path or URL of the folder that holds the sources."""
         self.names = ("videos", "more.tar", "list.jsonl")
         """Names of the sources in that folder."""
-        videos = folder / "videos"
+        videos = self.folder / "videos"
         videos.mkdir()
         for number in range(FOLDER_VIDEOS):
             (videos / f"{number}.mp4").write_bytes(self.video(number))
             (videos / f"{number}.txt").write_text(f"number {number}")
         (videos / "bad.mp4").write_text("no video")
-        with tarfile.open(folder / "more.tar", "w") as tar:
+        with tarfile.open(self.folder / "more.tar", "w") as tar:
             for number in range(100, 100 + TAR_VIDEOS):
                 for suffix, data in (("mp4", self.video(number)), ("txt", f"number {number}".encode())):
                     info = tarfile.TarInfo(f"{number}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         rows = [{"path": "videos/1.mp4", "caption": "number 1"}, {"path": "gone.mp4", "caption": "number 2"}]
-        (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.reference: dict[str, str] = {}
+        (self.folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     @property
     def steps(self) -> list[Failpoint]:

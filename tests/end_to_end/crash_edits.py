@@ -40,15 +40,12 @@ class EditScene(TextScene):
 
     written = ""
 
-    def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
-        self.folder = folder
-        self.outputs = outputs
-        self.single_writer = single_writer
-        self.reference: dict[str, str] = {}
-        self.latents = folder / "latents"
+    def make_sources(self) -> None:
+        """Make an output of latents, and the commands."""
+        self.latents = self.folder / "latents"
         add_unit(self.latents, [Captions(f"number {n}", score=float(n)) for n in range(NUM_SAMPLES)])
         finish(self.latents)
-        items, ids = folder / "items", folder / "ids"
+        items, ids = self.folder / "items", self.folder / "ids"
         items.write_text(json.dumps({"source": "numbers", "ordinal": 5}))
         ids.write_text(LatentDataset(self.latents).columns["id"][4].as_py())
         self.commands: list[tuple[str, ...]] = [

@@ -45,12 +45,9 @@ class PurgeScene(Scene):
         *(Failpoint.REPORT_WRITTEN, *PURGE_STEPS),
     )
 
-    def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
-        self.folder = folder
-        self.outputs = outputs
-        self.single_writer = single_writer
-        self.reference: dict[str, str] = {}
-        self.latents = folder / "latents"
+    def make_sources(self) -> None:
+        """Make an output, and remember what is removed from it."""
+        self.latents = self.folder / "latents"
         self.contents: list[bytes] = []
         """Tensors of the removed samples."""
         self.texts: list[str] = []

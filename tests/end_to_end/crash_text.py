@@ -28,12 +28,9 @@ class TextScene(Scene):
     other_steps = (Failpoint.CARD_WRITTEN, *EDIT_STEPS)
     written = "layers/t5"
 
-    def __init__(self, folder: Path, outputs: str | None = None, single_writer: bool = False) -> None:
-        self.folder = folder
-        self.outputs = outputs
-        self.single_writer = single_writer
-        self.reference: dict[str, str] = {}
-        self.latents = folder / "latents"
+    def make_sources(self) -> None:
+        """Make an output of latents with captions."""
+        self.latents = self.folder / "latents"
         captions = [Captions(f"caption {n % 5}", long=f"a longer caption of number {n}") for n in range(NUM_SAMPLES)]
         add_unit(self.latents, captions)
         finish(self.latents)

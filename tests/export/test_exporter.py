@@ -116,12 +116,12 @@ def test_tasks_on_ray_write_the_same_files(output: str, whole: dict[str, bytes],
     assert files(tmp_path) == whole
 
 
-def settings_of(output: str, folder: Path) -> ExportSettings:
+def settings_of(output: str, folder: Path, target: str = "parquet") -> ExportSettings:
     data = LatentDataset(output)
     return ExportSettings(
         dataset=output,
         samples=data.samples.digest,
-        target="parquet",
+        target=target,
         options=ExportOptions(),
         output=str(folder),
         version=data.version.name,
@@ -184,14 +184,7 @@ class NumpyTarget(ExportTarget):
 def test_a_target_is_added_as_the_page_says(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.TARGETS, NumpyTarget.name, NumpyTarget)
     data = LatentDataset(output)
-    settings = ExportSettings(
-        dataset=output,
-        samples=data.samples.digest,
-        target="npz",
-        options=ExportOptions(),
-        output=str(tmp_path),
-        version=data.version.name,
-    )
+    settings = settings_of(output, tmp_path, "npz")
     store = Store(str(tmp_path))
     summary = export_dataset(data, find_target("npz"), settings, store, export_locally, lambda summary, units: None)
     read: dict[str, np.ndarray] = {}
